@@ -1,0 +1,1 @@
+"""What two or more stages share. The stages themselves are the scripts beside this folder."""

@@ -1,0 +1,313 @@
+"""One renderer: messages to token ids and a loss mask, the same for training, generation and judging.
+
+The chat template is the model's own (Jinja, sandboxed). Text of messages is never parsed for special tokens: a `</s>` that a
+person typed stays four ordinary characters. A conversation is encoded in runs, cut at the template's special tokens and at the
+start of each assistant turn, because that is where generation begins; so the ids of a training prompt are, to the byte, the ids
+that generation starts from. No torch, no transformers: this module loads in a fifth of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from aligner.errors import InputError
+
+Messages = tuple[tuple[str, str], ...]
+
+# For a model that brings no template (GPT-2, say).
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
+# Stand-ins for contents while the template is rendered: private-use characters, which no sane text holds.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+
+
+class Tokens(NamedTuple):
+    """`ids` of a conversation and, for each id, whether it is trained (assistant text and its end token)."""
+
+    ids: list[int]
+    trained: list[bool]
+
+    def add(self, ids: list[int], trained: bool) -> None:
+        self.ids.extend(ids)
+        self.trained.extend([trained] * len(ids))
+
+
+class Piece(NamedTuple):
+    """A part of the rendered text: the template's, or (with `message` set) the content of one message."""
+
+    text: str
+    message: int | None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer with its chat template. Build it with `Chat.load`."""
+
+    tokenizer_json: str
+    template: str
+    eos_token: str
+    bos_token: str
+    pad_token: str
+
+    @classmethod
+    def load(cls, folder: Path, template_file: str | None = None) -> Chat:
+        """Reads tokenizer.json, tokenizer_config.json and the template from a model's folder (Hugging Face layout)."""
+        config = json.loads(_read(folder / "tokenizer_config.json"))
+        eos = _token_text(config.get("eos_token")) or _eos_of_model(folder)
+        return cls(
+            tokenizer_json=_read(folder / "tokenizer.json"),
+            template=_template(folder, config, template_file),
+            eos_token=eos,
+            bos_token=_token_text(config.get("bos_token")) or "",
+            pad_token=_token_text(config.get("pad_token")) or eos,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that turns messages into ids; artefacts keep it, and the next stage compares."""
+        parts = [self.tokenizer_json, self.template, self.eos_token, self.bos_token, self.pad_token]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def tokenizer(self):
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @cached_property
+    def _content_tokenizer(self):
+        """The same tokenizer without its added tokens: to it, `</s>` is text."""
+        from tokenizers import Tokenizer
+
+        plain = json.loads(self.tokenizer_json)
+        plain["added_tokens"] = []
+        plain["post_processor"] = None
+        tokenizer = Tokenizer.from_str(json.dumps(plain))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text to id of the tokens that only the template may write, longest first."""
+        added = [token for token in json.loads(self.tokenizer_json)["added_tokens"] if token["special"]]
+        return {token["content"]: token["id"] for token in sorted(added, key=lambda token: -len(token["content"]))}
+
+    @cached_property
+    def pad_id(self) -> int:
+        return self._id_of(self.pad_token, "pad_token")
+
+    @cached_property
+    def end_token(self) -> str:
+        """What ends an assistant's turn: the first special token that the template writes behind one, else eos."""
+        after = self._skeleton(("user", "assistant"), generation_prompt=False)[-1].text
+        found = [(after.index(token), token) for token in self.special_tokens if token in after]
+        return min(found)[1] if found else self.eos_token
+
+    @cached_property
+    def end_id(self) -> int:
+        return self._id_of(self.end_token, "eos_token")
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """Ids from which the assistant's next turn is generated; `messages` ends with a user's."""
+        return self._encode(messages, self._pieces(messages, generation_prompt=True)).ids
+
+    def completion(self, messages: Messages, answer: str) -> list[int]:
+        """Ids of the assistant's `answer` to `messages`, end token included: what follows `prompt(messages)`."""
+        prompt, whole = self.prompt(messages), self.conversation((*messages, ("assistant", answer))).ids
+        if whole[: len(prompt)] != prompt:
+            raise InputError(
+                "the chat template renders a prompt alone otherwise than before an answer; training would differ from use"
+            )
+        return whole[len(prompt) :]
+
+    def conversation(self, messages: Messages) -> Tokens:
+        """Ids of a whole conversation that ends with an assistant's turn, and which of them are trained."""
+        return self._encode(messages, self._pieces(messages, generation_prompt=False)[:-1])
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens left out, as shown to people."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _encode(self, messages: Messages, pieces: list[Piece]) -> Tokens:
+        """Ids and mask of pieces: an answer is trained with its end token, all other text is context."""
+        tokens, run = Tokens([], []), ""
+        for piece in pieces:
+            if piece.message is not None and messages[piece.message][0] == "assistant":
+                tokens.add(self._text_ids(run), trained=False)
+                tokens.add([*self._continue(run, piece.text), self.end_id], trained=True)
+                run = ""
+            elif piece.message is not None:
+                run += piece.text
+            else:
+                for text, special in self._cut(piece.text):
+                    run += text
+                    if special is not None:
+                        tokens.add([*self._text_ids(run), special], trained=False)
+                        run = ""
+        tokens.add(self._text_ids(run), trained=False)
+        return tokens
+
+    def _pieces(self, messages: Messages, generation_prompt: bool) -> list[Piece]:
+        """The rendered text in pieces, without the end tokens that `_encode` adds behind each answer itself.
+
+        Raises InputError when the template does more with a content than insert it.
+        """
+        skeleton = self._skeleton(tuple(role for role, _ in messages), generation_prompt)
+        pieces = [piece if piece.message is None else Piece(messages[piece.message][1], piece.message) for piece in skeleton]
+        if "".join(piece.text for piece in pieces) != self._render(messages, generation_prompt):
+            raise InputError("the chat template changes the text of a message; give models.<name>.chat_template a plainer one")
+        for index, piece in enumerate(pieces[:-1]):
+            if piece.message is not None and messages[piece.message][0] == "assistant":
+                pieces[index + 1] = Piece(self._without_end(pieces[index + 1].text), None)
+        return pieces
+
+    def _without_end(self, text: str) -> str:
+        before, _, after = text.partition(self.end_token)
+        return after if not before.strip() else text
+
+    def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> list[Piece]:
+        """The template's pieces for a sequence of roles, contents left empty; rendered once per sequence."""
+        cache = self.__dict__.setdefault("_skeletons", {})
+        if (roles, generation_prompt) not in cache:
+            stand_ins = tuple((role, f"{_OPEN}{index}{_CLOSE}") for index, role in enumerate(roles))
+            cache[roles, generation_prompt] = _split(self._render(stand_ins, generation_prompt))
+        return cache[roles, generation_prompt]
+
+    def _render(self, messages: Messages, generation_prompt: bool) -> str:
+        import jinja2
+
+        try:
+            return self._compiled.render(
+                messages=[{"role": role, "content": content} for role, content in messages],
+                add_generation_prompt=generation_prompt,
+                eos_token=self.eos_token,
+                bos_token=self.bos_token,
+                pad_token=self.pad_token,
+            )
+        except jinja2.TemplateError as error:
+            raise InputError(f"the chat template refuses the roles {[role for role, _ in messages]}: {error}") from None
+
+    @cached_property
+    def _compiled(self):
+        """The template in Jinja's sandbox, with the settings and helpers that chat templates are written for."""
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
+        )
+        environment.globals["raise_exception"] = _raise_exception
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        return environment.from_string(self.template)
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Ids of plain text; raises InputError if the vocabulary gives a control token for it all the same."""
+        ids = self._content_tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        if not self._control_ids.isdisjoint(ids):
+            raise InputError(f"the tokenizer turns plain text into a control token: {text[:60]!r}")
+        return ids
+
+    @cached_property
+    def _control_ids(self) -> set[int]:
+        unknown = json.loads(self.tokenizer_json)["model"].get("unk_token")
+        return {id for token, id in self.special_tokens.items() if token != unknown}
+
+    def _continue(self, context: str, text: str) -> list[int]:
+        """Ids of `text` as the tokenizer writes it behind `context` (a word's first piece may depend on what is before it)."""
+        before = self._text_ids(context)
+        both = self._text_ids(context + text)
+        return both[len(before) :] if both[: len(before)] == before else self._text_ids(text)
+
+    def _cut(self, text: str) -> list[tuple[str, int | None]]:
+        """The template's own text, cut behind each special token: pairs (text before it, its id), the last one without id."""
+        if not self.special_tokens:
+            return [(text, None)]
+        parts = re.split("(" + "|".join(map(re.escape, self.special_tokens)) + ")", text)
+        pairs = zip(parts[::2], [*parts[1::2], None], strict=True)
+        return [(before, None if token is None else self.special_tokens[token]) for before, token in pairs]
+
+    def _id_of(self, token: str, role: str) -> int:
+        id = self.tokenizer.token_to_id(token) if token else None
+        if id is None:
+            raise InputError(f"the tokenizer has no {role} ({token!r} is not in its vocabulary); set it in tokenizer_config.json")
+        return id
+
+
+def _split(rendered: str) -> list[Piece]:
+    """Cuts a rendered skeleton at its stand-ins."""
+    first, *rest = rendered.split(_OPEN)
+    pieces = [Piece(first, None)]
+    for part in rest:
+        index, text = part.split(_CLOSE, 1)
+        pieces += [Piece("", int(index)), Piece(text, None)]
+    return pieces
+
+
+def _raise_exception(message: str) -> None:
+    import jinja2
+
+    raise jinja2.TemplateError(message)
+
+
+def _generation_tag():
+    """`{% generation %}…{% endgeneration %}` marks the trained part in some templates; here it is simply passed through."""
+    from jinja2.ext import Extension
+
+    class GenerationTag(Extension):
+        tags = {"generation"}
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return GenerationTag
+
+
+def _template(folder: Path, config: dict, template_file: str | None) -> str:
+    """The template that params name, else the model's own, else the plain one."""
+    if template_file:
+        return _read(Path(template_file))
+    if (folder / "chat_template.jinja").exists():
+        return _read(folder / "chat_template.jinja")
+    own = config.get("chat_template")
+    if isinstance(own, list):
+        own = next((entry["template"] for entry in own if entry["name"] == "default"), None)
+    return own or PLAIN_TEMPLATE
+
+
+def _token_text(token: str | dict | None) -> str | None:
+    """tokenizer_config.json spells a token as a string or as an object with its content."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _eos_of_model(folder: Path) -> str:
+    """The end token of a model whose tokenizer_config.json names none: by the id in config.json."""
+    from tokenizers import Tokenizer
+
+    id = json.loads(_read(folder / "config.json")).get("eos_token_id")
+    token = Tokenizer.from_file(str(folder / "tokenizer.json")).id_to_token(id) if isinstance(id, int) else None
+    if token is None:
+        raise InputError(f"{folder}: neither tokenizer_config.json nor config.json names an end token (eos_token)")
+    return token
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is missing; a model folder needs tokenizer.json, tokenizer_config.json and config.json"
+        ) from None

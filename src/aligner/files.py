@@ -1,0 +1,58 @@
+"""Small files in and out: JSON, JSON lines and CSV, written the same way on every machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from aligner.errors import InputError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON in the order given; NaN and infinities are refused, since no reader of ours could compare them."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(_existing(path).read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """One JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def read_jsonl(path: Path) -> Iterator[dict]:
+    """The rows of a file that a stage of ours wrote (people's files go through aligner.rows)."""
+    with _existing(path).open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_csv(path: Path, columns: list[str], rows: Iterable[Iterable]) -> None:
+    """A table for a plot; floats to six significant places, missing values empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path} is missing; the stage before writes it. Run: dvc repro (or, if it was shared: dvc pull)")
+    return path

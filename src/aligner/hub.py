@@ -1,0 +1,44 @@
+"""Where a model's files are: a folder as it stands, or a pinned revision of a Hugging Face repository."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from aligner.errors import InputError
+
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"]
+WEIGHT_FILES = ["*.safetensors", "model.safetensors.index.json", "generation_config.json"]
+
+
+def model_folder(path: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder that holds the files of a model, downloaded to the Hugging Face cache where they are not there yet.
+
+    Raises InputError with the command that mends it when the model cannot be had (no such folder, no network, no access).
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    if path.startswith((".", "/", "~", "models/", "data/")) or path.count("/") != 1:
+        raise InputError(f"model folder {path} is missing. If it is part of this repository: git checkout -- {path}")
+    if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise InputError(
+            f"{path} is a Hugging Face model and needs a pinned commit: set models.<name>.revision in params.yaml to its 40 hex "
+            f"digits (see https://huggingface.co/{path}/commits/main)"
+        )
+    return _snapshot(path, revision, patterns)
+
+
+def _snapshot(path: str, revision: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    command = f"hf download {path} --revision {revision}"
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except GatedRepoError:
+        raise InputError(f"{path} is gated: accept its terms on huggingface.co, then: hf auth login && {command}") from None
+    except LocalEntryNotFoundError:
+        raise InputError(f"{path} is not in the local cache and the hub cannot be reached. With a network: {command}") from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} at {revision} cannot be had ({reason}). Check name and revision: {command}") from None

@@ -1,0 +1,236 @@
+"""The schema of params.yaml: names, types and ranges, and no values. A stage gets exactly the parameters it declares.
+
+Values live in params.yaml alone; whatever is unknown, missing, of the wrong type or out of range is refused with all its
+fellows in one message, before a model loads. DVC does not do this: `-S dpo.beta=abc` is fine with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from aligner.errors import InputError
+
+PARAMS_FILE = Path("params.yaml")
+
+
+def _no_boolean(value: Any) -> Any:
+    """Python takes True for 1; a person who writes `beta: true` means something else."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Int = Annotated[int, Field(strict=True)]
+Float = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
+PositiveInt = Annotated[Int, Field(gt=0)]
+NonNegativeInt = Annotated[Int, Field(ge=0)]
+PositiveFloat = Annotated[Float, Field(gt=0)]
+NonNegativeFloat = Annotated[Float, Field(ge=0)]
+Share = Annotated[Float, Field(ge=0, le=1)]
+Flag = Annotated[bool, Field(strict=True)]
+Name = Annotated[str, Field(min_length=1)]
+LossType = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "nca_pair", "apo_zero", "apo_down", "discopop"]
+
+
+class Section(BaseModel):
+    """A frozen section that refuses keys it does not know; it states types and ranges, and no value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Optimisation(Section):
+    """The part of a training stage that depends on the model and the hardware (names as in transformers)."""
+
+    learning_rate: PositiveFloat
+    per_device_train_batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+
+
+class Decoding(Section):
+    """The part of generation that depends on the model and the hardware."""
+
+    batch_size: PositiveInt
+
+
+class ModelEntry(Section):
+    """One entry of `models`: where a model is and how it runs."""
+
+    path: Name
+    revision: Name | None
+    chat_template: Name | None
+    max_length: Annotated[Int, Field(ge=16)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    dtype: Literal["auto", "float32", "bfloat16"]
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
+    threads: NonNegativeInt
+    gradient_checkpointing: Flag
+    sft: Optimisation
+    dpo: Optimisation
+    generate: Decoding
+
+
+class Prepare(Section):
+    sft: Name
+    pairs: Name
+    eval: Name
+    validation_share: Annotated[Float, Field(gt=0, lt=1)]
+    on_bad_row: Literal["error", "drop"]
+    max_bad_share: Share
+
+
+class Lora(Section):
+    r: PositiveInt
+    lora_alpha: PositiveInt
+    lora_dropout: Annotated[Float, Field(ge=0, lt=1)]
+    target_modules: Name | list[Name]
+
+
+class Training(Section):
+    """What sft and dpo have in common (names as in transformers)."""
+
+    num_train_epochs: PositiveFloat
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_steps: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    logging_steps: PositiveInt
+    eval_steps: PositiveInt
+
+
+class Sft(Training):
+    train_sampling_strategy: Literal["random", "batch_rebalance"]
+
+
+class Dpo(Training):
+    beta: PositiveFloat
+    loss_type: LossType
+    label_smoothing: Annotated[Float, Field(ge=0, lt=0.5)]
+
+
+class Generate(Section):
+    max_new_tokens: PositiveInt
+    do_sample: Flag
+    temperature: PositiveFloat
+    top_p: Annotated[Float, Field(gt=0, le=1)]
+
+
+class Score(Section):
+    tie_threshold: NonNegativeFloat
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    model: Name
+    seed: Annotated[Int, Field(ge=0, lt=2**32)]
+    models: dict[Name, ModelEntry]
+    prepare: Prepare
+    lora: Lora
+    sft: Sft
+    dpo: Dpo
+    generate: Generate
+    score: Score
+
+
+def load(names: list[str], path: Path = PARAMS_FILE) -> SimpleNamespace:
+    """The values of `names` alone, spelled as in dvc.yaml ("seed", "dpo", "models.${model}.path"), as nested attributes.
+
+    The entry that `model` chooses stands under `models`: `params.models.path`. A parameter that a stage reads without
+    declaring it is an AttributeError, so that dvc.yaml, which holds the same names, cannot know less than the code.
+    Raises InputError with every problem of the file at once.
+    """
+    params = read(path)
+    selected = SimpleNamespace()
+    for name in names:
+        _select(params.model_dump(), name.replace("models.${model}", f"models.{params.model}").split("."), selected)
+    if "models" in vars(selected):
+        selected.models = getattr(selected.models, params.model)
+    return selected
+
+
+def read(path: Path = PARAMS_FILE) -> Params:
+    """The validated file; raises InputError with every problem at once."""
+    values = _parse(path)
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(path, values, problem) for problem in error.errors())) from None
+    if params.model not in params.models:
+        hint = _did_you_mean(params.model, list(params.models))
+        raise InputError(f"{path}: model is {params.model!r}, which is no key of models ({', '.join(params.models)}){hint}")
+    return params
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """YAML 1.2, as DVC reads it: PyYAML (1.1) would take the `5e-06` that `dvc exp run -S` writes for a string."""
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        values = YAML(typ="safe", pure=True).load(io.StringIO(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing. Run from the root of the repository, or: git checkout -- {path}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}. See: git diff {path}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a mapping of sections. Restore it: git checkout -- {path}")
+    return values
+
+
+def _select(values: dict[str, Any], keys: list[str], target: SimpleNamespace) -> None:
+    """Copies the value at `keys` into nested namespaces below `target`."""
+    head, *rest = keys
+    if not rest:
+        setattr(target, head, _namespace(values[head]))
+        return
+    if head not in vars(target):
+        setattr(target, head, SimpleNamespace())
+    _select(values[head], rest, getattr(target, head))
+
+
+def _namespace(value: Any) -> Any:
+    if isinstance(value, dict):
+        return SimpleNamespace(**{key: _namespace(item) for key, item in value.items()})
+    return value
+
+
+def _explain(path: Path, values: dict[str, Any], problem: ErrorDetails) -> str:
+    """One line per problem: where it is, what is wrong, and what was probably meant."""
+    location = tuple(str(part) for part in problem["loc"] if not str(part).startswith(("constrained-str", "list[", "str")))
+    name = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: {name} is not a parameter{_did_you_mean(location[-1], _keys(location), location[:-1])}"
+    if problem["type"] == "missing":
+        return f"{path}: {name} is missing. See: git diff {path}"
+    message = (
+        problem["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("greater than or equal to", ">=")
+    )
+    message = message.replace("less than or equal to", "<=").replace("greater than", ">").replace("less than", "<")
+    return f"{path}: {name} {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _keys(location: tuple[str, ...]) -> list[str]:
+    """The names that are known where `location` points."""
+    section: Any = Params
+    for part in location[:-1]:
+        section = ModelEntry if section is Params and part == "models" else _annotation(section, part)
+    return list(section.model_fields)
+
+
+def _annotation(section: Any, part: str) -> Any:
+    field = section.model_fields.get(part)
+    return field.annotation if field else section
+
+
+def _did_you_mean(word: str, known: list[str], parents: tuple[str, ...] = ()) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {'.'.join((*parents, close[0]))}?)" if close else ""

@@ -1,0 +1,616 @@
+"""Intervals, tests and models for comparing language models on the same prompts.
+
+Pure functions. An interval is a tuple (low, high); a p-value is a float and two-sided; what is undefined for the data
+at hand is None, and the docstring says when; input that cannot be data raises ValueError with the value. n counts
+prompts; wins, ties and losses are those of model A against model B; a difference is score A - score B on one prompt.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from fractions import Fraction
+from statistics import NormalDist
+
+Interval = tuple[float, float]
+
+RESAMPLES = 10_000
+RESAMPLING_SEED = 0
+LARGEST_DENOMINATOR = 1000
+LATTICE_TOLERANCE = 1e-12
+LATTICE_POINTS = 2**22
+SIGN_FLIP_OPERATIONS = 2 * 10**9
+PSEUDO_WIN = 0.5
+
+
+# ---- Input -----------------------------------------------------------------------------------------------------------
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
+    return int(value)
+
+
+def _number(name: str, value: float) -> float:
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _numbers(name: str, values: Iterable[float]) -> list[float]:
+    return [_number(f"{name}[{index}]", value) for index, value in enumerate(values)]
+
+
+def _within(name: str, value: float, low: float, high: float) -> float:
+    if not low <= _number(name, value) <= high:
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value!r}")
+    return float(value)
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 < _number(name, value) < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")
+    return float(value)
+
+
+def _same_length(**lists: Sequence[object]) -> None:
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"lists must be of one length, got {lengths}")
+
+
+# ---- Quantiles -------------------------------------------------------------------------------------------------------
+
+
+def normal_quantile(confidence: float = 0.95) -> float:
+    """z: the standard normal lies within +-z with this probability; 1.96 for 0.95."""
+    return NormalDist().inv_cdf((1 + _share("confidence", confidence)) / 2)
+
+
+def t_quantile(degrees: float, confidence: float = 0.95) -> float:
+    """t: Student's t with this many degrees of freedom lies within +-t with this probability; 12.7 for 1 and 0.95."""
+    from scipy.special import stdtrit
+
+    if _number("degrees", degrees) <= 0:
+        raise ValueError(f"degrees must be > 0, got {degrees!r}")
+    return float(stdtrit(degrees, (1 + _share("confidence", confidence)) / 2))
+
+
+# ---- One proportion --------------------------------------------------------------------------------------------------
+
+
+def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Interval | None:
+    """Wilson's score interval of a proportion (Wilson 1927; Newcombe 1998): (p + z^2/2n +- z s) / (1 + z^2/n).
+
+    p = successes/n and s = sqrt(p(1-p)/n + z^2/4n^2); ties may count as half successes. None without data (n = 0).
+    """
+    n, z = _count("n", n), normal_quantile(confidence)
+    k = _within("successes", successes, 0, n)
+    if n == 0:
+        return None
+    p = k / n
+    centre, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    return (0.0 if k == 0 else (centre - half) / scale, 1.0 if k == n else (centre + half) / scale)
+
+
+def clopper_pearson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
+    """The exact, conservative interval of a proportion (Clopper and Pearson 1934), from quantiles of the beta law.
+
+    Beta(alpha/2; k, n-k+1) to Beta(1-alpha/2; k+1, n-k). None without data (n = 0).
+    """
+    from scipy.special import betaincinv
+
+    n, k, tail = _count("n", n), _count("successes", successes), (1 - _share("confidence", confidence)) / 2
+    _within("successes", k, 0, n)
+    if n == 0:
+        return None
+    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
+    return low, high
+
+
+# ---- Wins, ties and losses -------------------------------------------------------------------------------------------
+
+
+def tango_interval(wins: int, ties: int, losses: int, confidence: float = 0.95) -> Interval | None:
+    """Tango's score interval of the net win rate (W-L)/n; the default for paired outcomes at any n (Tango 1998).
+
+    All D with |z(D)| <= z, where z(D) = (W-L - nD) / sqrt(n (2q + D(1-D))) and q is the loss probability most likely
+    under D: q = (sqrt(B^2 - 8nC) - B) / 4n, B = -W-L + (2n-W+L)D, C = -L D(1-D). Coverage at n = 20 is 0.958 on average
+    and 0.935 at worst. None without data (n = 0).
+    """
+    wins, ties, losses = _count("wins", wins), _count("ties", ties), _count("losses", losses)
+    z = normal_quantile(confidence)
+    if wins + ties + losses == 0:
+        return None
+    return _tango_low(wins, ties, losses, z), -_tango_low(losses, ties, wins, z)
+
+
+def _tango_low(wins: int, ties: int, losses: int, z: float) -> float:
+    """The lower end, by bisection between -1, where the score statistic exceeds z, and the estimate, where it is 0."""
+    n = wins + ties + losses
+    low, high = -1.0, (wins - losses) / n
+    while low < (middle := (low + high) / 2) < high:
+        if wins - losses - n * middle > z * math.sqrt(n * _tango_variance(wins, losses, n, middle)):
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _tango_variance(wins: int, losses: int, n: int, difference: float) -> float:
+    """2q + D(1-D), with q from the larger root of its quadratic, in the form that loses no digits."""
+    b = -wins - losses + (2 * n - wins + losses) * difference
+    c = -losses * difference * (1 - difference)
+    root = math.sqrt(max(0.0, b * b - 8 * n * c))
+    q = (root - b) / (4 * n) if b <= 0 else -2 * c / (root + b)
+    return max(0.0, 2 * q + difference * (1 - difference))
+
+
+def bonett_price_interval(wins: int, ties: int, losses: int, confidence: float = 0.95) -> Interval | None:
+    """The adjusted Wald interval of the net win rate (W-L)/n (Bonett and Price 2012); closed form, close to Tango's.
+
+    p - q +- z sqrt((p + q - (p-q)^2) / (n+2)), p = (W+1)/(n+2), q = (L+1)/(n+2), cut to [-1, 1]. None without data.
+    """
+    wins, ties, losses = _count("wins", wins), _count("ties", ties), _count("losses", losses)
+    n, z = wins + ties + losses, normal_quantile(confidence)
+    if n == 0:
+        return None
+    p, q = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
+    half = z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return max(-1.0, p - q - half), min(1.0, p - q + half)
+
+
+def newcombe_paired_interval(both: int, only_a: int, only_b: int, neither: int, confidence: float = 0.95) -> Interval | None:
+    """Newcombe's square-and-add interval of the difference of two paired proportions (Newcombe 1998, method 10).
+
+    Of the 2x2 table (A and B right, only A, only B, neither) with rates p_a and p_b and their Wilson intervals:
+    low = p_a-p_b - sqrt(x^2 - 2 phi x y + y^2), x = p_a - low_a, y = high_b - p_b; high likewise with the other ends.
+    None without data.
+    """
+    both, only_a = _count("both", both), _count("only_a", only_a)
+    only_b, neither = _count("only_b", only_b), _count("neither", neither)
+    n = both + only_a + only_b + neither
+    if n == 0:
+        return None
+    a, b = (both + only_a) / n, (both + only_b) / n
+    low_a, high_a = wilson_interval(both + only_a, n, confidence)
+    low_b, high_b = wilson_interval(both + only_b, n, confidence)
+    phi = _corrected_phi(both, only_a, only_b, neither)
+    below = _correlated_norm(a - low_a, high_b - b, phi)
+    above = _correlated_norm(high_a - a, b - low_b, phi)
+    return a - b - below, a - b + above
+
+
+def _correlated_norm(x: float, y: float, phi: float) -> float:
+    return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+
+def _corrected_phi(both: int, only_a: int, only_b: int, neither: int) -> float:
+    """The phi coefficient, a positive numerator drawn n/2 towards 0 for continuity; 0 when a margin is empty."""
+    n = both + only_a + only_b + neither
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    covariance = both * neither - only_a * only_b
+    corrected = max(0.0, covariance - n / 2) if covariance > 0 else covariance
+    return corrected / math.sqrt(margins) if margins else 0.0
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """The exact two-sided sign test, which is McNemar's exact test: p = min(1, 2 sum_{i <= min} C(m, i) / 2^m).
+
+    m = wins + losses; ties say nothing about direction. p = 1 when m = 0 (McNemar 1947; Fagerland et al. 2013).
+    """
+    tail, _, orders = _sign_tail(wins, losses)
+    return min(1.0, 2 * tail / orders)
+
+
+def sign_test_midp(wins: int, losses: int) -> float:
+    """The mid-p sign test: the probability of the observed count itself is halved, which makes it less conservative.
+
+    p = (2 sum_{i <= min} C(m, i) - C(m, min)) / 2^m; 1 when wins = losses (Fagerland et al. 2013).
+    """
+    tail, observed, orders = _sign_tail(wins, losses)
+    return (2 * tail - observed) / orders if wins != losses else 1.0
+
+
+def _sign_tail(wins: int, losses: int) -> tuple[int, int, int]:
+    """(sum_{i <= k} C(m, i), C(m, k), 2^m) for k the smaller count; whole numbers, so that no p-value is too small."""
+    wins, losses = _count("wins", wins), _count("losses", losses)
+    m, k = wins + losses, min(wins, losses)
+    term = tail = 1
+    for i in range(k):
+        term = term * (m - i) // (i + 1)
+        tail += term
+    return tail, term, 2**m
+
+
+# ---- Differences and scores ------------------------------------------------------------------------------------------
+
+
+def _lattice(values: Sequence[float]) -> tuple[list[int], int] | None:
+    """The values as whole multiples of 1/denominator: (multiples, denominator); None when no small one serves them all.
+
+    Hit rates and their differences always lie on such a lattice (k/2, or 1/lcm of the group counts); judge preferences
+    and log-probabilities do not.
+    """
+    fractions = {value: Fraction(value).limit_denominator(LARGEST_DENOMINATOR) for value in set(values)}
+    if any(abs(fraction - Fraction(value)) > LATTICE_TOLERANCE for value, fraction in fractions.items()):
+        return None
+    denominator = math.lcm(*(fraction.denominator for fraction in fractions.values()))
+    multiples = {value: int(fraction * denominator) for value, fraction in fractions.items()}
+    return [multiples[value] for value in values], denominator
+
+
+def permutation_test(differences: Sequence[float]) -> float:
+    """Fisher's sign-flip test of paired differences: P(|sum of +-|d_i|| >= |sum of d_i|), every sign a fair coin.
+
+    Exact on a lattice, by convolution; elsewhere by 10,000 flips with a pinned seed, p = (hits + 1) / (flips + 1).
+    p = 1 when all differences are 0, or there are none.
+    """
+    values = [value for value in _numbers("differences", differences) if value]
+    lattice = _lattice(values)
+    if lattice and len(values) * sum(map(abs, lattice[0])) <= SIGN_FLIP_OPERATIONS:
+        return _exact_sign_flip(lattice[0])
+    return _sampled_sign_flip(values)
+
+
+def _exact_sign_flip(steps: Sequence[int]) -> float:
+    """`chance[s]`: the probability that the differences that keep a plus sum to s; each one halves and shifts it."""
+    import numpy as np
+
+    sizes, observed = sorted(map(abs, steps)), abs(sum(steps))
+    if observed == 0:
+        return 1.0
+    chance, reach = np.zeros(sum(sizes) + 1), 0
+    chance[0] = 1.0
+    for size in sizes:
+        reach += size
+        chance[: reach + 1] *= 0.5
+        chance[size : reach + 1] += chance[: reach + 1 - size].copy()
+    return min(1.0, 2 * math.fsum(chance[(reach + observed) // 2 :]))
+
+
+def _sampled_sign_flip(values: Sequence[float]) -> float:
+    import numpy as np
+
+    sizes, observed = np.sort(np.abs(values)), abs(math.fsum(values))
+    generator = np.random.Generator(np.random.PCG64(RESAMPLING_SEED))
+    threshold = observed - LATTICE_TOLERANCE * sizes.sum()
+    signs = (generator.integers(0, 2, sizes.size) * 2.0 - 1.0 for _ in range(RESAMPLES))
+    return (1 + sum(bool(abs((sign * sizes).sum()) >= threshold) for sign in signs)) / (1 + RESAMPLES)
+
+
+def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """The t interval of the mean difference: d +- t_{n-1} sd(d)/sqrt(n), sd with n-1 (Miller 2024, arXiv 2411.00640).
+
+    For n of 100 and more; below, it covers too little. None for n < 2, where sd is undefined; of no width when all
+    differences are equal.
+    """
+    values = _numbers("differences", differences)
+    _share("confidence", confidence)
+    if len(values) < 2:
+        return None
+    mean = math.fsum(values) / len(values)
+    half = t_quantile(len(values) - 1, confidence) * _standard_deviation(values) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def _standard_deviation(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def exact_bootstrap_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """The percentile bootstrap interval of the mean without resampling (Efron 1979).
+
+    On a lattice, the bootstrap law of the sum is the n-fold convolution of the empirical distribution, here a power of
+    its Fourier transform; low and high are the smallest values with a distribution function of at least alpha/2 and
+    1 - alpha/2. Off the lattice (or for a sum of more than 2^22 points): 10,000 resamples with a pinned seed. For a
+    paired comparison give the differences. None for n < 2, where resampling has nothing to vary.
+    """
+    values = _numbers("scores", scores)
+    tails = ((1 - _share("confidence", confidence)) / 2, (1 + confidence) / 2)
+    if len(values) < 2:
+        return None
+    lattice = _lattice(values)
+    if lattice is None or len(values) * (max(lattice[0]) - min(lattice[0])) >= LATTICE_POINTS:
+        return _sampled_bootstrap(values, tails)
+    return _convolved_bootstrap(*lattice, tails)
+
+
+def _convolved_bootstrap(steps: Sequence[int], denominator: int, tails: tuple[float, float]) -> Interval:
+    import numpy as np
+
+    n, lowest = len(steps), min(steps)
+    share = np.bincount(np.asarray(steps) - lowest) / n
+    points = 2 ** (n * (share.size - 1) + 1).bit_length()
+    reached = np.cumsum(np.fft.irfft(np.fft.rfft(share, points) ** n, points))
+    low, high = (int(np.argmax(reached >= tail - LATTICE_TOLERANCE)) for tail in tails)
+    return (low + n * lowest) / (n * denominator), (high + n * lowest) / (n * denominator)
+
+
+def _sampled_bootstrap(values: Sequence[float], tails: tuple[float, float]) -> Interval:
+    import numpy as np
+
+    ordered = np.sort(values)
+    generator = np.random.Generator(np.random.PCG64(RESAMPLING_SEED))
+    means = [ordered[generator.integers(0, ordered.size, ordered.size)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, tails, method="inverted_cdf")
+    return float(low), float(high)
+
+
+def clustered_standard_error(scores: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
+    """The standard error of the mean when scores of one cluster belong together (Miller 2024, appendix A; CR1).
+
+    sqrt(sum_c (sum_{i in c} (s_i - mean))^2) / n * sqrt(C/(C-1)); compare with t of C-1 degrees of freedom. With every
+    score its own cluster it is sd/sqrt(n). None for fewer than two clusters. ValueError for a missing cluster.
+    """
+    values = _numbers("scores", scores)
+    _same_length(scores=values, clusters=clusters)
+    mean = math.fsum(values) / len(values) if values else None
+    deviations: dict[Hashable, list[float]] = {}
+    for index, (value, cluster) in enumerate(zip(values, clusters, strict=True)):
+        if cluster is None or cluster != cluster:
+            raise ValueError(f"clusters[{index}] is missing, got {cluster!r}")
+        deviations.setdefault(cluster, []).append(value - mean)
+    count = len(deviations)
+    if count < 2:
+        return None
+    squares = math.fsum(math.fsum(members) ** 2 for members in deviations.values())
+    return math.sqrt(squares * count / (count - 1)) / len(values)
+
+
+# ---- Many comparisons, and how much data they take -------------------------------------------------------------------
+
+
+def _p_values(p_values: Sequence[float]) -> list[float]:
+    return [_within(f"p_values[{index}]", p, 0, 1) for index, p in enumerate(p_values)]
+
+
+def _step_down(p_values: Sequence[float], multipliers: Sequence[int]) -> list[float]:
+    """Adjusted p-values: the r-th smallest times its multiplier, at least as large as the one before, at most 1."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for index, multiplier in zip(order, multipliers, strict=True):
+        largest = max(largest, min(1.0, multiplier * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: the r-th smallest of m times m-r+1, made monotone (Holm 1979).
+
+    They control the chance of any false claim in the family, whatever the dependence.
+    """
+    values = _p_values(p_values)
+    return _step_down(values, range(len(values), 0, -1))
+
+
+def shaffer_three(p_values: Sequence[float]) -> list[float]:
+    """Shaffer's adjusted p-values for the three pairwise comparisons of three models: multipliers 3, 1, 1 (S1, 1986).
+
+    If one pair differs, at most one of the two other equalities can hold; so it is valid where Holm pays for two.
+    """
+    values = _p_values(p_values)
+    if len(values) != 3:
+        raise ValueError(f"p_values must be the three of three pairwise comparisons, got {len(values)}: {values}")
+    return _step_down(values, (3, 1, 1))
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """q-values in the order given: the smallest over j >= r of m p_(j) / j (Benjamini and Hochberg 1995).
+
+    They control the expected share of false claims among those made.
+    """
+    values = _p_values(p_values)
+    adjusted, smallest = [0.0] * len(values), 1.0
+    order = sorted(range(len(values)), key=values.__getitem__)
+    for rank in range(len(values), 0, -1):
+        smallest = min(smallest, values[order[rank - 1]] * len(values) / rank)
+        adjusted[order[rank - 1]] = smallest
+    return adjusted
+
+
+def _detectable_z(alpha: float, power: float) -> float:
+    return normal_quantile(1 - _share("alpha", alpha)) + NormalDist().inv_cdf(_share("power", power))
+
+
+def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """The true mean difference that n prompts show with this power: (z_{1-alpha/2} + z_power) sd / sqrt(n).
+
+    In the units of the differences whose standard deviation is sd. None without prompts (n = 0).
+    """
+    sd, n, z = _within("sd", sd, 0, math.inf), _count("n", n), _detectable_z(alpha, power)
+    return z * sd / math.sqrt(n) if n else None
+
+
+def required_n(variance: float, delta: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """The prompts it takes to show a mean difference delta: (z_{1-alpha/2} + z_power)^2 variance / delta^2, rounded up.
+
+    `variance` is that of one prompt's difference: omega^2 + sigma_A^2/K_A + sigma_B^2/K_B for K samples a prompt (Miller
+    2024, section 5). At least 1.
+    """
+    variance, z = _within("variance", variance, 0, math.inf), _detectable_z(alpha, power)
+    if _number("delta", delta) <= 0:
+        raise ValueError(f"delta must be > 0, got {delta!r}")
+    return max(1, math.ceil(z**2 * variance / delta**2))
+
+
+# ---- Bradley-Terry ---------------------------------------------------------------------------------------------------
+
+
+def bradley_terry(win_matrix: Sequence[Sequence[float]]) -> list[float] | None:
+    """Log-abilities b with P(i beats j) = 1 / (1 + exp(b_j - b_i)), by maximum likelihood; the first item is 0.
+
+    win_matrix[i][j] counts the wins of i over j; a tie is half a win for each (Bradley and Terry 1952). Elo points are
+    400/ln 10 times b. When some items never lose to the others (`separated`), the likelihood has no maximum, and every
+    pair that met gets half a pseudo-win on each side. None when two items are not linked by any chain of battles.
+    """
+    import numpy as np
+
+    wins = np.array(_win_matrix(win_matrix))
+    met = (wins + wins.T) > 0
+    if not _all_reachable(met):
+        return None
+    if separated(win_matrix):
+        wins = wins + PSEUDO_WIN * met
+    free = _newton(lambda abilities: _battle_derivatives(wins, abilities), np.zeros(len(wins) - 1))
+    return [0.0, *map(float, free)]
+
+
+def separated(win_matrix: Sequence[Sequence[float]]) -> bool:
+    """Is there a set of items that never lost to the rest? Then no finite abilities are most likely (Ford 1957).
+
+    So it is unless every item can be reached from every other by a chain of wins.
+    """
+    beaten = [[won > 0 for won in row] for row in _win_matrix(win_matrix)]
+    return not (_all_reachable(beaten) and _all_reachable([list(column) for column in zip(*beaten, strict=True)]))
+
+
+def _win_matrix(win_matrix: Sequence[Sequence[float]]) -> list[list[float]]:
+    rows = [_numbers(f"win_matrix[{index}]", row) for index, row in enumerate(win_matrix)]
+    if not rows or any(len(row) != len(rows) for row in rows):
+        raise ValueError(f"win_matrix must be square, got rows of {[len(row) for row in rows]}")
+    for index, row in enumerate(rows):
+        if min(row) < 0 or row[index] != 0:
+            raise ValueError(f"win_matrix[{index}] must hold counts >= 0, and 0 against itself, got {row}")
+    return rows
+
+
+def _all_reachable(edges: Sequence[Sequence[bool]]) -> bool:
+    """Does a path lead from the first node to every other?"""
+    seen, waiting = {0}, [0]
+    while waiting:
+        node = waiting.pop()
+        found = {other for other, edge in enumerate(edges[node]) if edge} - seen
+        seen |= found
+        waiting += found
+    return len(seen) == len(edges)
+
+
+def _battle_derivatives(wins, abilities):
+    """Log-likelihood, gradient and Hessian of the abilities of all items but the first."""
+    import numpy as np
+
+    b = np.concatenate([[0.0], abilities])
+    gap = b[:, None] - b[None, :]
+    chance = 0.5 * (1 + np.tanh(gap / 2))
+    battles = wins + wins.T
+    information = battles * chance * (1 - chance)
+    value = -(wins * np.logaddexp(0, -gap)).sum()
+    gradient = (wins - battles * chance).sum(axis=1)
+    hessian = information - np.diag(information.sum(axis=1))
+    return value, gradient[1:], hessian[1:, 1:]
+
+
+def _newton(derivatives: Callable, start):
+    """The maximum of a concave function by Newton's method, a step halved while it leads down.
+
+    derivatives(x) -> value, gradient, Hessian. The caller makes sure that a finite maximum exists.
+    """
+    import numpy as np
+
+    x = start
+    value, gradient, hessian = derivatives(x)
+    for _ in range(200):
+        step = -np.linalg.solve(hessian, gradient)
+        while derivatives(x + step)[0] < value - 1e-12 * abs(value):
+            step = step / 2
+        x = x + step
+        value, gradient, hessian = derivatives(x)
+        if np.all(np.abs(step) <= 1e-12 * (1 + np.abs(x))):
+            break
+    return x
+
+
+# ---- Judge preferences, as AlpacaEval reports them -------------------------------------------------------------------
+
+
+def _preferences(preferences: Sequence[float | None]) -> list[float | None]:
+    """Preferences as the share y = p - 1 in [0, 1] that goes to the model; 0, the old mark of a draw, is 1.5."""
+    return [
+        None if value is None else 0.5 if value == 0 else _within(f"preferences[{index}]", value, 1, 2) - 1
+        for index, value in enumerate(preferences)
+    ]
+
+
+def pairwise_summary(preferences: Sequence[float | None]) -> dict[str, float | int | None]:
+    """AlpacaEval's leaderboard fields.
+
+    They are win_rate, standard_error, n_wins, n_wins_base, n_draws, n_total and discrete_win_rate.
+    A preference lies in [1, 2]: 2 for the model, 1 for the baseline, 1.5 (or 0) a draw; None is an unparsed verdict and
+    counts nowhere, so n_total is the number of parsed ones. The three rates are in percent: win_rate = 100 mean(p - 1),
+    standard_error = 100 sd/sqrt(n), discrete_win_rate = 100 (wins + draws/2) / n. Rates are None when n_total = 0, the
+    standard error when n_total < 2.
+    """
+    shares = [share for share in _preferences(preferences) if share is not None]
+    n, draws = len(shares), shares.count(0.5)
+    wins = sum(share > 0.5 for share in shares)
+    return {
+        "win_rate": 100 * math.fsum(shares) / n if n else None,
+        "standard_error": 100 * _standard_deviation(shares) / math.sqrt(n) if n > 1 else None,
+        "n_wins": wins,
+        "n_wins_base": n - wins - draws,
+        "n_draws": draws,
+        "n_total": n,
+        "discrete_win_rate": 100 * (wins + draws / 2) / n if n else None,
+    }
+
+
+def length_controlled_win_rate(
+    preferences: Sequence[float | None], lengths: Sequence[float], baseline_lengths: Sequence[float]
+) -> dict[str, float | None]:
+    """The win rate at equal length, {"estimate", "standard_error"} in percent: 100 sigma(a) of a logistic model.
+
+    logit P(model wins) = t tanh(d / sd(d)) + a, d = baseline length - model length in characters, sd with n-1 over all
+    rows, unparsed ones included; unpenalised, soft labels y = p - 1. The error is HC0 by the delta method. After
+    AlpacaEval 2 (arXiv 2404.04475), without its prompt difficulties and gamed baselines.
+
+    A diagnostic, no headline: where one model is nearly always longer, it extrapolates. Both are None when the data do
+    not determine the fit: fewer than three parsed rows, all d equal, or wins and losses separated by length.
+    """
+    shares = _preferences(preferences)
+    model, baseline = _numbers("lengths", lengths), _numbers("baseline_lengths", baseline_lengths)
+    _same_length(preferences=shares, lengths=model, baseline_lengths=baseline)
+    gaps = [theirs - ours for ours, theirs in zip(model, baseline, strict=True)]
+    spread = _standard_deviation(gaps) if len(gaps) > 1 else 0.0
+    rows = [(math.tanh(gap / spread), y) for gap, y in zip(gaps, shares, strict=True) if spread and y is not None]
+    if len(rows) < 3 or _separated_by_length(rows):
+        return {"estimate": None, "standard_error": None}
+    intercept, variance = _fit_intercept(rows)
+    rate = 0.5 * (1 + math.tanh(intercept / 2))
+    return {"estimate": 100 * rate, "standard_error": 100 * rate * (1 - rate) * math.sqrt(variance)}
+
+
+def _separated_by_length(rows: Sequence[tuple[float, float]]) -> bool:
+    """Does a threshold of x part the rows with some win from those with some loss, or is there but one x?"""
+    won = [x for x, y in rows if y > 0]
+    lost = [x for x, y in rows if y < 1]
+    if not won or not lost or len({x for x, _ in rows}) == 1:
+        return True
+    return min(won) >= max(lost) or min(lost) >= max(won)
+
+
+def _fit_intercept(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The intercept of the logistic regression of y on x, and its HC0 variance: H^-1 (sum of score squares) H^-1."""
+    import numpy as np
+
+    x, y = np.array(sorted(rows)).T
+    design = np.stack([np.ones_like(x), x])
+
+    def derivatives(weights):
+        logit = weights[0] + weights[1] * x
+        chance = 0.5 * (1 + np.tanh(logit / 2))
+        value = (y * logit - np.logaddexp(0, logit)).sum()
+        return value, ((y - chance) * design).sum(axis=1), -_gram(design, chance * (1 - chance))
+
+    weights = _newton(derivatives, np.zeros(2))
+    residual = y - 0.5 * (1 + np.tanh((weights[0] + weights[1] * x) / 2))
+    inverse = np.linalg.inv(derivatives(weights)[2])
+    return float(weights[0]), float((inverse @ _gram(design, residual**2) @ inverse)[0, 0])
+
+
+def _gram(design, weights):
+    """sum_i w_i x_i x_i^T, summed in one fixed order whatever the number of threads."""
+    return (design[:, None, :] * design[None, :, :] * weights).sum(axis=2)

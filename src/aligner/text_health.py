@@ -1,0 +1,173 @@
+"""Is a text healthy? Loops, repetition, diversity: the numbers that show a model collapsing before its hit rate does.
+
+Everything here is a pure function of texts. A *token* is one match of `\\w+|[^\\w\\s]` in the casefolded text: a word,
+or one punctuation mark. A quantity without a value (a ratio over nothing) is None, never 0.0 or NaN.
+"""
+
+import math
+import random
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+
+LONGEST_PERIOD = 64
+FEWEST_PERIODS = 4
+FEWEST_LOOP_TOKENS = 16
+COMPRESSION_LIMIT = 5.0
+FEWEST_COMPRESSED_CHARACTERS = 200
+SELF_BLEU_SAMPLE = 200
+SELF_BLEU_SEED = 0
+BLEU_ORDER = 4
+UNMATCHED = 0.1
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+def tokens(text: str) -> list[str]:
+    """The words and punctuation marks of a text, casefolded. ValueError when text is not a string."""
+    if not isinstance(text, str):
+        raise ValueError(f"text must be a string, got {text!r}")
+    return _TOKEN.findall(text.casefold())
+
+
+def loop(text: str) -> dict[str, int] | None:
+    """The loop in which a text ends: {"tokens": L, "period": p}, or None when it does not end in one.
+
+    The last L tokens repeat with period p when t[i] = t[i-p] for all but the first p of them. They are a loop when
+    p <= 64, L >= 4p, L >= 16 and the period holds a word (a table rule or a row of dots is no loop). The last repeat
+    may be cut short. Of several periods the one with the longest L is told, and of equals the shortest. A repetition
+    that the text leaves again is no loop; `repetition` counts it.
+    """
+    sequence = tokens(text)
+    best = None
+    for period in range(1, min(LONGEST_PERIOD, len(sequence) // FEWEST_PERIODS) + 1):
+        if sequence[-1] == sequence[-1 - period]:
+            length = _periodic_tail(sequence, period)
+            if _is_loop(sequence, length, period) and (best is None or length > best["tokens"]):
+                best = {"tokens": length, "period": period}
+    return best
+
+
+def _periodic_tail(sequence: Sequence[str], period: int) -> int:
+    """The length of the longest suffix that repeats with this period."""
+    start = len(sequence) - 1
+    while start >= period and sequence[start] == sequence[start - period]:
+        start -= 1
+    return len(sequence) - 1 - start + period
+
+
+def _is_loop(sequence: Sequence[str], length: int, period: int) -> bool:
+    long_enough = length >= max(FEWEST_PERIODS * period, FEWEST_LOOP_TOKENS)
+    return long_enough and any(re.match(r"\w", token) for token in sequence[-period:])
+
+
+def compression_ratio(text: str) -> float | None:
+    """UTF-8 bytes / bytes after zlib at level 9: how often a text says the same. None for the empty text.
+
+    About 1 for one sentence, 2 for a page of prose, above 5 for something that hardly says anything new.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"text must be a string, got {text!r}")
+    raw = text.encode("utf-8", "surrogatepass")
+    return len(raw) / len(zlib.compress(raw, 9)) if raw else None
+
+
+def degenerate(text: str) -> bool:
+    """True when a text ends in a loop, or has at least 200 characters and a compression ratio above 5."""
+    if loop(text) is not None:
+        return True
+    return len(text) >= FEWEST_COMPRESSED_CHARACTERS and compression_ratio(text) > COMPRESSION_LIMIT
+
+
+def _ngrams(sequence: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(sequence[start:] for start in range(n)), strict=False))
+
+
+def _check_order(n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n must be an integer of at least 1, got {n!r}")
+
+
+def distinct(texts: Sequence[str], n: int) -> float | None:
+    """distinct-n: different n-grams / all n-grams, over all texts together (Li et al. 2016, arXiv 1510.03055).
+
+    In (0, 1]; it falls with length, so compare it at like lengths only. None when no text has n tokens.
+    """
+    _check_order(n)
+    _check_texts(texts)
+    seen = Counter(gram for text in texts for gram in _ngrams(tokens(text), n))
+    return len(seen) / seen.total() if seen else None
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise ValueError(f"texts must be a list of strings, got the one string {texts!r}")
+
+
+def repetition(text: str, n: int) -> float:
+    """rep-n: 1 - different n-grams / all n-grams of one text (Welleck et al. 2020, arXiv 1908.04319).
+
+    In [0, 1). A text of fewer than n tokens repeats nothing: 0.0, a count of repeats and not a missing value.
+    """
+    _check_order(n)
+    grams = _ngrams(tokens(text), n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def self_bleu(texts: Sequence[str]) -> float | None:
+    """Self-BLEU-4: the mean BLEU of each text against all others as references (Zhu et al. 2018, arXiv 1802.01886).
+
+    In [0, 1]; 1 when all say the same. Of more than 200 texts a fixed sample of 200 is taken, the same in whatever
+    order they come. None with fewer than two texts, where there is no other to compare with.
+    """
+    _check_texts(texts)
+    if len(texts) < 2:
+        return None
+    if len(texts) > SELF_BLEU_SAMPLE:
+        texts = random.Random(SELF_BLEU_SEED).sample(sorted(texts), SELF_BLEU_SAMPLE)
+    sequences = [tokens(text) for text in texts]
+    references = [_References(sequences, order) for order in range(1, BLEU_ORDER + 1)]
+    return math.fsum(_bleu(sequences, index, references) for index in range(len(sequences))) / len(sequences)
+
+
+class _References:
+    """The n-gram counts of all texts, and for every n-gram its two largest counts, so that a text can be left out."""
+
+    def __init__(self, sequences: Sequence[Sequence[str]], order: int):
+        self.counts = [Counter(_ngrams(sequence, order)) for sequence in sequences]
+        self.largest: dict[tuple[str, ...], tuple[int, int]] = {}
+        for counts in self.counts:
+            for gram, count in counts.items():
+                first, second = self.largest.get(gram, (0, 0))
+                self.largest[gram] = (max(first, count), max(second, min(first, count)))
+
+    def clipped_precision(self, index: int) -> tuple[int, int]:
+        """(matches, n-grams) of text `index`; an n-gram matches at most as often as the richest other text has it."""
+        counts = self.counts[index]
+        matches = sum(min(count, self._elsewhere(gram, count)) for gram, count in counts.items())
+        return matches, max(1, counts.total())
+
+    def _elsewhere(self, gram: tuple[str, ...], own: int) -> int:
+        first, second = self.largest[gram]
+        return second if own == first else first
+
+
+def _bleu(sequences: Sequence[Sequence[str]], index: int, references: Sequence[_References]) -> float:
+    """BLEU-4 of one text against the others: brevity penalty * geometric mean of the four clipped precisions.
+
+    Smoothing method 1 of Chen and Cherry 2014, as nltk has it: no match counts as 0.1 matches; no shared word gives 0.
+    """
+    precisions = [reference.clipped_precision(index) for reference in references]
+    if precisions[0][0] == 0:
+        return 0.0
+    logs = [math.log((matches or UNMATCHED) / total) for matches, total in precisions]
+    return _brevity_penalty(sequences, index) * math.exp(math.fsum(logs) / BLEU_ORDER)
+
+
+def _brevity_penalty(sequences: Sequence[Sequence[str]], index: int) -> float:
+    """exp(1 - r/c) for c tokens, fewer than r: the nearest length among the others (of two as near, the shorter)."""
+    length = len(sequences[index])
+    others = (len(sequence) for position, sequence in enumerate(sequences) if position != index)
+    nearest = min(others, key=lambda other: (abs(other - length), other))
+    return 1.0 if length > nearest else math.exp(1 - nearest / length)

@@ -1,0 +1,122 @@
+"""What sft and dpo have in common around TRL's trainers: arguments, progress, curves, and the order of a training run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from aligner.chat import Chat
+
+
+def training_arguments(
+    stage: SimpleNamespace, hardware: SimpleNamespace, model: SimpleNamespace, seed: int, where: SimpleNamespace
+) -> dict[str, Any]:
+    """Keyword arguments that SFTConfig and DPOConfig share; every default that would surprise is set on purpose.
+
+    `stage` is a section of params.yaml (sft or dpo), `hardware` the section of the same name of the model entry.
+    """
+    import torch
+
+    return {
+        "num_train_epochs": stage.num_train_epochs,
+        "learning_rate": hardware.learning_rate,
+        "lr_scheduler_type": stage.lr_scheduler_type,
+        "warmup_steps": stage.warmup_steps,
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_grad_norm,
+        "per_device_train_batch_size": hardware.per_device_train_batch_size,
+        "gradient_accumulation_steps": hardware.gradient_accumulation_steps,
+        "logging_steps": stage.logging_steps,
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": where.dtype is torch.bfloat16,
+        "fp16": False,
+        "gradient_checkpointing": model.gradient_checkpointing,
+        "use_cpu": where.device == "cpu",
+        "dataloader_pin_memory": where.device == "cuda",
+        "max_length": None,  # prepare has seen to it
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+    }
+
+
+def trainer_tokenizer(chat: Chat):
+    """The tokenizer in the form that trl's trainers ask for; they use it for padding alone."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=chat.tokenizer, eos_token=chat.eos_token, pad_token=chat.pad_token)
+
+
+def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]) -> None:
+    """Shows one progress line (tokens/s, time left) in place of the trainer's prints, and measures held-out data on the way.
+
+    tokens: tokens (not padding) of the whole run; evaluate: returns the measures that go into the curve, called before the
+    first step, every `eval_steps` and after the last.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Observer(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = bar(stage, state.max_steps, "step")
+            self.started = time.monotonic()
+            self._measure(state)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            done = tokens * state.global_step / state.max_steps
+            self.bar.set_postfix_str(f"{done / (time.monotonic() - self.started):,.0f} tokens/s", refresh=False)
+            self.bar.update()
+            if state.global_step % eval_steps == 0 or state.global_step == state.max_steps:
+                self._measure(state)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
+
+        def _measure(self, state):
+            state.log_history.append({"step": state.global_step, **evaluate()})
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Observer())
+
+
+def bar(title: str, total: int, unit: str):
+    """A progress bar that is silent when nobody watches (the output is no terminal)."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=title, unit=unit, file=sys.stderr, disable=None, dynamic_ncols=True, leave=True)
+
+
+def curve(log_history: list[dict[str, float]], series: dict[str, str]) -> list[list[Any]]:
+    """Rows (step, series, value) for a plot, from the trainer's log; `series` names the log keys that are wanted."""
+    points = [(int(entry["step"]), name, entry[key]) for entry in log_history for key, name in series.items() if key in entry]
+    order = list(series.values())
+    return [list(point) for point in sorted(points, key=lambda point: (order.index(point[1]), point[0]))]
+
+
+def padded(sequences: list[list[int]], value: int, device: str):
+    """Right-padded tensor (n, longest) of id sequences, and its attention mask."""
+    import torch
+
+    longest = max(map(len, sequences))
+    ids = torch.tensor([row + [value] * (longest - len(row)) for row in sequences], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in sequences], device=device)
+    return ids, mask
+
+
+def token_log_probabilities(model, ids, attention_mask):
+    """log p(ids[:, t] | ids[:, :t]) for t >= 1, in float32: shape (n, length - 1); the logits of the same positions beside it."""
+    import torch
+
+    logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].float()
+    return torch.log_softmax(logits, dim=-1).gather(-1, ids[:, 1:, None]).squeeze(-1), logits
+
+
+def batches(rows: list, size: int, length: Callable[[Any], int]) -> list[list[int]]:
+    """Indices of `rows` in batches of similar length, a fixed order that depends on the rows alone."""
+    order = sorted(range(len(rows)), key=lambda index: (length(rows[index]), index))
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,0 +1,244 @@
+"""dpo: direct preference optimisation with TRL's DPOTrainer; it continues the SFT adapter, and the SFT policy is the reference.
+
+reads   data/prepared/dpo_{train,validation}.jsonl, chat.json, models/sft, the base model
+writes  models/dpo/ (adapter, provenance), metrics/dpo.json, plots/dpo_{loss,rewards,accuracy,logps}.csv
+params  dpo, seed, model, the entry's loading keys and its dpo section
+command python src/dpo.py
+
+Before the first step the policy is the reference, so every implicit reward must be 0 and the sigmoid loss ln 2: asserted on the
+trainer's own loss (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from aligner import modeling, training
+from aligner import params as parameters
+from aligner.chat import Chat
+from aligner.files import read_json, read_jsonl, write_csv, write_json
+from aligner.records import Run, run_stage
+
+PARAMS = [
+    "dpo",
+    "model",
+    "models.${model}.attn_implementation",
+    "models.${model}.chat_template",
+    "models.${model}.device",
+    "models.${model}.dpo",
+    "models.${model}.dtype",
+    "models.${model}.gradient_checkpointing",
+    "models.${model}.path",
+    "models.${model}.revision",
+    "models.${model}.threads",
+    "seed",
+]
+TRAIN = Path("data/prepared/dpo_train.jsonl")
+VALIDATION = Path("data/prepared/dpo_validation.jsonl")
+CHAT = Path("data/prepared/chat.json")
+SFT_ADAPTER = Path("models/sft")
+ADAPTER = Path("models/dpo")
+METRICS = Path("metrics/dpo.json")
+CURVES = {
+    Path("plots/dpo_loss.csv"): {"loss": "training", "validation_loss": "held out"},
+    Path("plots/dpo_rewards.csv"): {
+        "validation_reward_chosen": "chosen, held out",
+        "validation_reward_rejected": "rejected, held out",
+        "validation_margin": "margin, held out",
+        "rewards/margins": "margin, training",
+    },
+    Path("plots/dpo_accuracy.csv"): {"rewards/accuracies": "training", "validation_accuracy": "held out"},
+    Path("plots/dpo_logps.csv"): {"validation_logp_chosen": "chosen", "validation_logp_rejected": "rejected"},
+}
+REWARD_TOLERANCE = {"torch.float32": 1e-3, "torch.bfloat16": 0.5}
+
+
+def main(run: Run) -> None:
+    params = parameters.load(PARAMS)
+    run.note(params=params, seed=params.seed)
+    modeling.quiet()
+    where = modeling.runtime(params.models, params.seed)
+    chat = modeling.load_chat(params.models)
+    modeling.check_chat(chat, read_json(CHAT))
+    provenance = {"base": modeling.base_fingerprint(params.models), "chat": chat.fingerprint}
+    modeling.check_provenance(SFT_ADAPTER, provenance)
+    train, validation = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))
+    policy = modeling.load_adapter(modeling.load_base(params.models, where), SFT_ADAPTER, trainable=True)
+    run.note(device=where.device, dtype=str(where.dtype), threads=where.threads)
+    run.phase("load")
+
+    reference = {
+        "train": log_probabilities(policy, train, chat.pad_id),
+        "validation": log_probabilities(policy, validation, chat.pad_id),
+    }
+    run.phase("reference")
+
+    trainer = build_trainer(params, where, chat, policy, train, reference["train"])
+    assert_starts_at_reference(trainer, params.dpo, REWARD_TOLERANCE[str(where.dtype)])
+    tokens = int(params.dpo.num_train_epochs * sum(map(pair_tokens, train)))
+
+    def measure() -> dict[str, float]:
+        return preference_metrics(
+            log_probabilities(trainer.model, validation, chat.pad_id), reference["validation"], params.dpo.beta
+        )
+
+    training.observe(trainer, "dpo", tokens, params.dpo.eval_steps, measure)
+    trainer.train()
+    run.note(tokens_per_second=round(tokens / run.phase("train")))
+
+    metrics = {"dpo": summary(measure(), validation)}
+    modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
+    for path, series in CURVES.items():
+        write_csv(path, ["step", "series", "value"], training.curve(trainer.state.log_history, series))
+    write_json(METRICS, metrics)
+    run.note(metrics=metrics)
+    run.phase("save")
+
+
+def build_trainer(
+    params: SimpleNamespace,
+    where: SimpleNamespace,
+    chat: Chat,
+    policy,
+    rows: list[dict],
+    reference: list[tuple[float, float]],
+):
+    """TRL's DPOTrainer over ids that prepare made and reference log-probabilities computed once.
+
+    TRL would tokenise again, and would keep a copy of the adapter to ask it for the reference at every step.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class PreparedDPOTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+        def _precompute_ref_logps(self, dataset, *args, **kwargs):
+            return dataset
+
+    config = DPOConfig(
+        output_dir=tempfile.gettempdir(),
+        beta=params.dpo.beta,
+        loss_type=[params.dpo.loss_type],
+        label_smoothing=params.dpo.label_smoothing,
+        precompute_ref_log_probs=True,
+        **training.training_arguments(params.dpo, params.models.dpo, params.models, params.seed, where),
+    )
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    dataset = Dataset.from_list(
+        [
+            {**{column: row[column] for column in columns}, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            for row, (chosen, rejected) in zip(rows, reference, strict=True)
+        ]
+    )
+    trainer = PreparedDPOTrainer(
+        model=policy, args=config, train_dataset=dataset, processing_class=training.trainer_tokenizer(chat)
+    )
+    trainer.model.delete_adapter("ref")
+    return trainer
+
+
+def assert_starts_at_reference(trainer, dpo: SimpleNamespace, tolerance: float) -> None:
+    """Policy and reference are the same function: on a first batch the rewards are 0, and the sigmoid loss is ln 2."""
+    import torch
+
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item()
+    collected = trainer._metrics["train"]
+    rewards = [abs(value) for side in ("chosen", "rejected") for value in collected[f"rewards/{side}"]]
+    collected.clear()
+    trainer._total_train_tokens = 0
+    assert max(rewards) <= tolerance, f"the policy must start at the reference, but rewards are up to {max(rewards)}"
+    if dpo.loss_type == "sigmoid":
+        assert abs(loss - math.log(2)) <= tolerance, f"the first loss must be ln 2 = {math.log(2):.6f}, not {loss}"
+
+
+def log_probabilities(model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16) -> list[tuple[float, float]]:
+    """(log p(chosen | prompt), log p(rejected | prompt)) for each row, in nats, summed over the answer and its end token."""
+    import torch
+
+    results: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
+    was_training = model.training
+    model.eval()
+    for indices in training.batches(rows, batch_size, pair_tokens):
+        batch = [rows[index] for index in indices]
+        sequences = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids") for row in batch]
+        prompts = [len(row["prompt_ids"]) for row in batch] * 2
+        ids, mask = training.padded(sequences, pad_id, model.device)
+        with torch.no_grad():
+            tokens, _ = training.token_log_probabilities(model, ids, mask)
+        positions = torch.arange(1, ids.shape[1], device=ids.device)
+        answer = (positions >= torch.tensor(prompts, device=ids.device)[:, None]) & mask[:, 1:].bool()
+        sums = (tokens * answer).sum(-1).tolist()
+        for place, index in enumerate(indices):
+            results[index] = (sums[place], sums[place + len(batch)])
+    model.train(was_training)
+    return results
+
+
+def preference_metrics(policy: list[tuple[float, float]], reference: list[tuple[float, float]], beta: float) -> dict[str, float]:
+    """What the policy thinks of held-out pairs, from sequence log-probabilities (chosen, rejected) of both models.
+
+    reward = beta * (log policy - log reference); margin = reward(chosen) - reward(rejected); loss = -log sigmoid(margin);
+    accuracy counts a margin of exactly 0 as one half (Rafailov et al. 2023, section 5.1).
+    """
+    pairs = list(zip(policy, reference, strict=True))
+    chosen = [beta * (p[0] - r[0]) for p, r in pairs]
+    rejected = [beta * (p[1] - r[1]) for p, r in pairs]
+    margins = [w - l for w, l in zip(chosen, rejected, strict=True)]
+    return {
+        "validation_loss": _mean([_softplus(-margin) for margin in margins]),
+        "validation_reward_chosen": _mean(chosen),
+        "validation_reward_rejected": _mean(rejected),
+        "validation_margin": _mean(margins),
+        "validation_accuracy": _mean([1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]),
+        "validation_logp_chosen": _mean([p[0] for p in policy]),
+        "validation_logp_rejected": _mean([p[1] for p in policy]),
+        "chosen_fell": _mean([float(p[0] < r[0]) for p, r in pairs]),
+    }
+
+
+def summary(measured: dict[str, float], validation: list[dict[str, Any]]) -> dict[str, float]:
+    """The numbers of metrics/dpo.json, with n beside them and the rate of the rule "the longer answer is the chosen one"."""
+    longer = [_longer_chosen(row) for row in validation]
+    named = {
+        "validation_loss": measured["validation_loss"],
+        "reward_accuracy": measured["validation_accuracy"],
+        "reward_margin": measured["validation_margin"],
+        "chosen_reward": measured["validation_reward_chosen"],
+        "chosen_fell": measured["chosen_fell"],
+        "longer_is_chosen": _mean(longer),
+    }
+    return {**{name: round(value, 4) for name, value in named.items()}, "validation_pairs": len(validation)}
+
+
+def _longer_chosen(row: dict[str, Any]) -> float:
+    gap = len(row["chosen_ids"]) - len(row["rejected_ids"])
+    return 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
+
+
+def pair_tokens(row: dict[str, Any]) -> int:
+    """Tokens of a pair as trained: the prompt stands before both answers."""
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _softplus(x: float) -> float:
+    """log(1 + e^x) without overflow; -log sigmoid(m) = softplus(-m)."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    run_stage("dpo", main)

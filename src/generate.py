@@ -1,0 +1,138 @@
+"""generate: one model's answers to the eval prompts, in batches, greedy unless params say otherwise.
+
+reads   data/prepared/prompts.jsonl, chat.json, the base model and, for sft and dpo, the adapter of that stage
+writes  data/generated/<model>.jsonl: id, answer, stop (end | length), prompt_tokens, answer_tokens
+params  generate, seed, model, the entry's loading keys and its generate section
+command python src/generate.py base      (or sft, dpo)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from aligner import modeling, training
+from aligner import params as parameters
+from aligner.chat import Chat
+from aligner.errors import InputError
+from aligner.files import read_json, read_jsonl, write_jsonl
+from aligner.records import Run, run_stage
+
+PARAMS = [
+    "generate",
+    "model",
+    "models.${model}.attn_implementation",
+    "models.${model}.chat_template",
+    "models.${model}.device",
+    "models.${model}.dtype",
+    "models.${model}.generate",
+    "models.${model}.path",
+    "models.${model}.revision",
+    "models.${model}.threads",
+    "seed",
+]
+PROMPTS = Path("data/prepared/prompts.jsonl")
+CHAT = Path("data/prepared/chat.json")
+ADAPTERS = {"base": None, "sft": Path("models/sft"), "dpo": Path("models/dpo")}
+GENERATED = Path("data/generated")
+
+
+def main(run: Run, name: str) -> None:
+    params = parameters.load(PARAMS)
+    run.note(params=params, seed=params.seed)
+    modeling.quiet()
+    where = modeling.runtime(params.models, params.seed)
+    chat = modeling.load_chat(params.models)
+    modeling.check_chat(chat, read_json(CHAT))
+    model = load_model(params.models, where, chat, ADAPTERS[name])
+    prompts = list(read_jsonl(PROMPTS))
+    check_room(model, prompts, params.generate.max_new_tokens)
+    run.note(device=where.device, dtype=str(where.dtype), threads=where.threads)
+    run.phase("load")
+
+    answers = dict(answer_all(model, prompts, chat, params, name))
+    seconds = run.phase("generate")
+    write_jsonl(GENERATED / f"{name}.jsonl", (answers[row["id"]] for row in prompts))
+    tokens = sum(answer["answer_tokens"] for answer in answers.values())
+    run.note(answers=len(answers), tokens_per_second=round(tokens / seconds))
+
+
+def load_model(entry: SimpleNamespace, where: SimpleNamespace, chat: Chat, adapter: Path | None):
+    """The base, or the base with an adapter merged into it (one matrix product less a layer and token)."""
+    base = modeling.load_base(entry, where)
+    if adapter is None:
+        return base.eval()
+    modeling.check_provenance(adapter, {"base": modeling.base_fingerprint(entry), "chat": chat.fingerprint})
+    return modeling.load_adapter(base, adapter).merge_and_unload().eval()
+
+
+def check_room(model, prompts: list[dict[str, Any]], max_new_tokens: int) -> None:
+    """A model has a largest position; an answer that runs past it would be noise."""
+    longest = max(len(row["prompt_ids"]) for row in prompts)
+    positions = model.config.max_position_embeddings
+    if longest + max_new_tokens > positions:
+        raise InputError(
+            f"params.yaml: generate.max_new_tokens is {max_new_tokens}, but the longest prompt has {longest} tokens and the "
+            f"model {positions} positions; set it to {positions - longest} or less"
+        )
+
+
+def answer_all(model, prompts: list[dict], chat: Chat, params: SimpleNamespace, name: str) -> Iterator[tuple[str, dict]]:
+    """(id, answer row) of every prompt, batch by batch, prompts of similar length together."""
+    settings = generation_settings(params.generate, chat)
+    progress = training.bar(f"generate {name}", len(prompts), "answer")
+    for indices in training.batches(prompts, params.models.generate.batch_size, lambda row: len(row["prompt_ids"])):
+        batch = [prompts[index] for index in indices]
+        for row, ids in zip(batch, complete(model, [row["prompt_ids"] for row in batch], chat.pad_id, settings), strict=True):
+            yield row["id"], answer_row(row, ids, chat, settings.eos_token_id)
+        progress.update(len(batch))
+    progress.close()
+
+
+def generation_settings(generate: SimpleNamespace, chat: Chat):
+    """transformers' settings from params alone: what a model's own generation_config.json says plays no part."""
+    from transformers import GenerationConfig
+
+    sampling = {"temperature": generate.temperature, "top_p": generate.top_p, "top_k": 0} if generate.do_sample else {}
+    ends = sorted({chat.end_id, chat.tokenizer.token_to_id(chat.eos_token)})
+    return GenerationConfig(
+        max_new_tokens=generate.max_new_tokens,
+        do_sample=generate.do_sample,
+        eos_token_id=ends,
+        pad_token_id=chat.pad_id,
+        **sampling,
+    )
+
+
+def complete(model, prompts: list[list[int]], pad_id: int, settings) -> list[list[int]]:
+    """New ids behind each prompt (left-padded to one length), not cut at the end token."""
+    import torch
+
+    reversed_ids, reversed_mask = training.padded([ids[::-1] for ids in prompts], pad_id, model.device)
+    ids, mask = reversed_ids.flip(1), reversed_mask.flip(1)
+    with torch.inference_mode():
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    return output[:, ids.shape[1] :].tolist()
+
+
+def answer_row(prompt: dict[str, Any], new_ids: list[int], chat: Chat, ends: list[int]) -> dict[str, Any]:
+    """The answer up to its end token, and why it stopped: `end` (it said so) or `length` (it was cut)."""
+    stop = next((index for index, id in enumerate(new_ids) if id in ends), None)
+    answer = new_ids if stop is None else new_ids[:stop]
+    return {
+        "id": prompt["id"],
+        "answer": chat.decode(answer).strip(),
+        "stop": "length" if stop is None else "end",
+        "prompt_tokens": len(prompt["prompt_ids"]),
+        "answer_tokens": len(answer),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=list(ADAPTERS), help="whose answers")
+    name = parser.parse_args().model
+    run_stage(f"generate@{name}", lambda run: main(run, name))

@@ -1,0 +1,198 @@
+"""prepare: read and validate the raw files, split them, and turn every message into token ids, once.
+
+reads   the three files of params.yaml (prepare.sft, prepare.pairs, prepare.eval) and the tokenizer of the chosen model
+writes  data/prepared/ (ids for sft, dpo and generate; references for score), metrics/prepare.json
+params  prepare, model, the entry's path, revision, chat_template and max_length
+command python src/prepare.py            the stage, as dvc repro runs it
+        python src/prepare.py --check data/raw/sft_examples.jsonl …    only look at files of yours
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aligner import params as parameters
+from aligner.chat import Chat
+from aligner.errors import InputError
+from aligner.files import write_json, write_jsonl
+from aligner.hub import TOKENIZER_FILES, model_folder
+from aligner.records import Run, run_stage
+from aligner.rows import EvalPrompt, Ledger, PreferencePair, SftExample, check, read_rows
+
+PARAMS = [
+    "model",
+    "models.${model}.path",
+    "models.${model}.revision",
+    "models.${model}.chat_template",
+    "models.${model}.max_length",
+    "prepare",
+]
+PREPARED = Path("data/prepared")
+METRICS = Path("metrics/prepare.json")
+
+SHOWN_PROBLEMS = 100
+
+
+class Part(NamedTuple):
+    """One raw file, read and tokenised: the prepared rows of each side, and what happened to the rest."""
+
+    train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    ledger: Ledger
+    dropped: Counter
+
+
+def main(run: Run) -> None:
+    params = parameters.load(PARAMS)
+    run.note(params=params)
+    model = params.models
+    chat = Chat.load(model_folder(model.path, model.revision, TOKENIZER_FILES), model.chat_template)
+    sft = prepare_file(params.prepare.sft, "sft", params.prepare, lambda row: sft_row(row, chat, model.max_length))
+    pairs = prepare_file(params.prepare.pairs, "pairs", params.prepare, lambda row: pair_row(row, chat, model.max_length))
+    prompts, references, eval_ledger = prepare_eval(params.prepare, chat, model.max_length)
+    for name, part in {"sft": sft, "dpo": pairs}.items():
+        require_rows(name, part)
+        write_jsonl(PREPARED / f"{name}_train.jsonl", part.train)
+        write_jsonl(PREPARED / f"{name}_validation.jsonl", part.validation)
+    write_jsonl(PREPARED / "prompts.jsonl", prompts)
+    write_jsonl(PREPARED / "references.jsonl", references)
+    write_json(PREPARED / "chat.json", {"fingerprint": chat.fingerprint, "end_id": chat.end_id, "pad_id": chat.pad_id})
+    metrics = {
+        "sft_data": summary(sft, sft_length),
+        "dpo_data": summary(pairs, pair_length),
+        "eval_data": {"prompts": len(prompts)},
+    }
+    write_json(METRICS, metrics)
+    run.note(metrics=metrics, ledger={"sft": sft.ledger.line(), "dpo": pairs.ledger.line(), "eval": eval_ledger.line()})
+
+
+def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], dict[str, Any]]) -> Part:
+    """Reads a training file, tokenises its rows, leaves out what is too long or said before, and splits the rest."""
+    part = Part([], [], Ledger(), Counter())
+    seen: set[bytes] = set()
+    for value in accepted(path, kind, prepare, part.ledger):
+        row = tokenise(value)
+        digest = hashlib.sha256(repr(list(row.values())[1:]).encode()).digest()
+        if row.pop("too_long"):
+            part.dropped["too_long"] += 1
+        elif digest in seen:
+            part.dropped["duplicate"] += 1
+        else:
+            seen.add(digest)
+            side = part.validation if in_validation(prompt_of(value), prepare.validation_share) else part.train
+            side.append(row)
+    return part
+
+
+def accepted(path: str, kind: str, prepare: Any, ledger: Ledger) -> Iterator[Any]:
+    """The good rows of a file; bad ones end in one error that lists them all, or are dropped and counted, as params say."""
+    problems: list[str] = []
+    for row in read_rows(path, kind):
+        ledger.add(row)
+        if row.value is not None:
+            yield row.value
+        elif row.status == "rejected" and len(problems) < SHOWN_PROBLEMS:
+            problems += [f"{row.file}:{row.line}: {problem.kind}: {problem.reason}" for problem in row.problems]
+    bad_share = ledger.rejected / max(1, ledger.rejected + ledger.accepted + ledger.warned)
+    if ledger.rejected and (prepare.on_bad_row == "error" or bad_share > prepare.max_bad_share):
+        more = f"\n… and {ledger.rejected - len(problems)} more" if ledger.rejected > len(problems) else ""
+        way = f"See them all: python src/prepare.py --check {path}"
+        raise InputError(f"{path}: {ledger.rejected} bad rows ({bad_share:.1%}).\n" + "\n".join(problems) + more + f"\n{way}")
+
+
+def in_validation(prompt: str, share: float) -> bool:
+    """Whether a prompt belongs to the validation side: decided by its own text, so that new rows move no old ones.
+
+    The text is casefolded and its spaces collapsed first: two spellings of one question never stand on both sides.
+    """
+    normalised = " ".join(prompt.casefold().split())
+    return int.from_bytes(hashlib.sha256(normalised.encode()).digest()[:8], "big") < share * 2**64
+
+
+def prompt_of(value: SftExample | PreferencePair) -> str:
+    """What is asked: the user's turns of a conversation."""
+    messages = value.messages if isinstance(value, SftExample) else value.prompt
+    return "\n".join(content for role, content in messages if role == "user")
+
+
+def sft_row(example: SftExample, chat: Chat, max_length: int) -> dict[str, Any]:
+    """Ids and labels of a conversation; labels are -100 where nothing is trained."""
+    tokens = chat.conversation(example.messages)
+    labels = [id if trained else -100 for id, trained in zip(tokens.ids, tokens.trained, strict=True)]
+    return {"id": example.id, "input_ids": tokens.ids, "labels": labels, "too_long": len(labels) > max_length}
+
+
+def pair_row(pair: PreferencePair, chat: Chat, max_length: int) -> dict[str, Any]:
+    """Ids of a prompt and of its two answers; a pair is kept whole or not at all."""
+    prompt = chat.prompt(pair.prompt)
+    chosen, rejected = chat.completion(pair.prompt, pair.chosen), chat.completion(pair.prompt, pair.rejected)
+    too_long = len(prompt) + max(len(chosen), len(rejected)) > max_length
+    return {"id": pair.id, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "too_long": too_long}
+
+
+def prepare_eval(prepare: Any, chat: Chat, max_length: int) -> tuple[list[dict], list[dict], Ledger]:
+    """What generate needs (ids) and what score needs (texts and keywords), kept apart: new keywords rerun score alone."""
+    ledger = Ledger()
+    rows: list[EvalPrompt] = list(accepted(prepare.eval, "eval", prepare, ledger))
+    if not rows:
+        raise InputError(f"{prepare.eval} holds no usable prompt. See: python src/prepare.py --check {prepare.eval}")
+    prompts = [{"id": row.id, "prompt_ids": chat.prompt((("user", row.prompt),))} for row in rows]
+    long = [row["id"] for row in prompts if len(row["prompt_ids"]) >= max_length]
+    if long:
+        raise InputError(f"{prepare.eval}: prompts longer than max_length ({max_length} tokens): {', '.join(long[:10])}")
+    return prompts, [reference(row) for row in rows], ledger
+
+
+def reference(row: EvalPrompt) -> dict[str, Any]:
+    """What score compares an answer with."""
+    optional = {"concept": row.concept, "kind": row.kind, "forbidden": list(row.forbidden)}
+    required = {"id": row.id, "prompt": row.prompt, "topic": row.topic, "keywords": list(row.keywords)}
+    return required | {key: value for key, value in optional.items() if value}
+
+
+def require_rows(name: str, part: Part) -> None:
+    """A side without rows cannot be trained on or measured on: said here, before a model loads."""
+    for side in ("train", "validation"):
+        if not getattr(part, side):
+            raise InputError(
+                f"{name}: no rows on the {side} side ({part.ledger.line()}). More rows, or another prepare.validation_share?"
+            )
+
+
+def sft_length(row: dict[str, Any]) -> int:
+    return len(row["input_ids"])
+
+
+def pair_length(row: dict[str, Any]) -> int:
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def summary(part: Part, length: Callable[[dict[str, Any]], int]) -> dict[str, int]:
+    """Counts that add up (rows = train + validation + rejected + duplicate + too_long) and lengths in tokens."""
+    lengths = sorted(map(length, part.train + part.validation))
+    return {
+        "rows": part.ledger.accepted + part.ledger.warned + part.ledger.rejected,
+        "train": len(part.train),
+        "validation": len(part.validation),
+        "rejected": part.ledger.rejected,
+        "warned": part.ledger.warned,
+        "duplicate": part.dropped["duplicate"],
+        "too_long": part.dropped["too_long"],
+        "tokens_median": lengths[len(lengths) // 2],
+        "tokens_max": lengths[-1],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", nargs="+", metavar="FILE", help="look at data files, print every bad row, write nothing")
+    arguments = parser.parse_args()
+    if arguments.check:
+        raise SystemExit(check(arguments.check, sys.stdout))
+    run_stage("prepare", main)

@@ -1,0 +1,139 @@
+"""sft: supervised fine-tuning of a LoRA adapter on the chosen base with TRL's SFTTrainer, loss on the assistant's tokens only.
+
+reads   data/prepared/sft_{train,validation}.jsonl, chat.json, the base model
+writes  models/sft/ (adapter, provenance), metrics/sft.json, plots/sft.csv
+params  sft, lora, seed, model, the entry's loading keys and its sft section
+command python src/sft.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from aligner import modeling, training
+from aligner import params as parameters
+from aligner.chat import Chat
+from aligner.files import read_json, read_jsonl, write_csv, write_json
+from aligner.records import Run, run_stage
+
+PARAMS = [
+    "lora",
+    "model",
+    "models.${model}.attn_implementation",
+    "models.${model}.chat_template",
+    "models.${model}.device",
+    "models.${model}.dtype",
+    "models.${model}.gradient_checkpointing",
+    "models.${model}.path",
+    "models.${model}.revision",
+    "models.${model}.sft",
+    "models.${model}.threads",
+    "seed",
+    "sft",
+]
+TRAIN = Path("data/prepared/sft_train.jsonl")
+VALIDATION = Path("data/prepared/sft_validation.jsonl")
+CHAT = Path("data/prepared/chat.json")
+ADAPTER = Path("models/sft")
+METRICS = Path("metrics/sft.json")
+CURVE = Path("plots/sft.csv")
+
+SERIES = {"loss": "training", "validation_loss": "held out"}
+
+
+def main(run: Run) -> None:
+    params = parameters.load(PARAMS)
+    run.note(params=params, seed=params.seed)
+    modeling.quiet()
+    where = modeling.runtime(params.models, params.seed)
+    chat = modeling.load_chat(params.models)
+    modeling.check_chat(chat, read_json(CHAT))
+    train, validation = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))
+    run.note(device=where.device, dtype=str(where.dtype), threads=where.threads)
+    run.phase("load")
+
+    trainer = build_trainer(params, where, chat, train)
+    tokens = int(params.sft.num_train_epochs * sum(len(row["input_ids"]) for row in train))
+
+    def measure() -> dict[str, float]:
+        return evaluate(trainer.model, validation, chat.pad_id)
+
+    training.observe(trainer, "sft", tokens, params.sft.eval_steps, measure)
+    trainer.train()
+    run.note(tokens_per_second=round(tokens / run.phase("train")))
+
+    metrics = {"sft": summary(measure(), validation)}
+    provenance = {"base": modeling.base_fingerprint(params.models), "chat": chat.fingerprint}
+    modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
+    write_csv(CURVE, ["step", "series", "value"], training.curve(trainer.state.log_history, SERIES))
+    write_json(METRICS, metrics)
+    run.note(metrics=metrics)
+    run.phase("save")
+
+
+def build_trainer(params: SimpleNamespace, where: SimpleNamespace, chat: Chat, rows: list[dict[str, Any]]):
+    """TRL's SFTTrainer over ids that prepare made: no second tokenisation, no cache of its own."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(
+        output_dir=tempfile.gettempdir(),
+        train_sampling_strategy=params.sft.train_sampling_strategy,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **training.training_arguments(params.sft, params.models.sft, params.models, params.seed, where),
+    )
+    dataset = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
+    return SFTTrainer(
+        model=modeling.load_base(params.models, where),
+        args=config,
+        train_dataset=dataset,
+        processing_class=training.trainer_tokenizer(chat),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", bias="none", **vars(params.lora)),
+    )
+
+
+def summary(measured: dict[str, float], validation: list[dict[str, Any]]) -> dict[str, float]:
+    """The numbers of metrics/sft.json; perplexity is exp of the loss per supervised token (never a mean over rows)."""
+    return {
+        "validation_loss": round(measured["validation_loss"], 4),
+        "perplexity": round(math.exp(measured["validation_loss"]), 4),
+        "token_accuracy": round(measured["token_accuracy"], 4),
+        "validation_tokens": supervised(validation),
+    }
+
+
+def supervised(rows: list[dict[str, Any]]) -> int:
+    """How many tokens of `rows` are trained or measured."""
+    return sum(label != -100 for row in rows for label in row["labels"])
+
+
+def evaluate(model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16) -> dict[str, float]:
+    """Mean loss (nats) and accuracy over all supervised tokens of `rows`: weighted by tokens, whatever the batches."""
+    import torch
+
+    loss = correct = 0.0
+    was_training = model.training
+    model.eval()
+    for indices in training.batches(rows, batch_size, lambda row: len(row["input_ids"])):
+        batch = [rows[index] for index in indices]
+        ids, mask = training.padded([row["input_ids"] for row in batch], pad_id, model.device)
+        labels, _ = training.padded([row["labels"] for row in batch], -100, model.device)
+        supervised_positions = labels[:, 1:] != -100
+        with torch.no_grad():
+            log_probabilities, logits = training.token_log_probabilities(model, ids, mask)
+        loss -= log_probabilities[supervised_positions].sum().item()
+        correct += (logits.argmax(-1) == ids[:, 1:])[supervised_positions].sum().item()
+    model.train(was_training)
+    total = supervised(rows)
+    return {"validation_loss": loss / total, "token_accuracy": correct / total}
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    run_stage("sft", main)

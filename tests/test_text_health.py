@@ -1,0 +1,132 @@
+"""Text health: the golden texts and corpora, and the edges of every measure."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aligner.text_health import compression_ratio, degenerate, distinct, loop, repetition, self_bleu, tokens
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "text_metrics.json").read_text(encoding="utf-8"))
+WORDS = st.lists(st.sampled_from("a b c d . ,".split()), max_size=40).map(" ".join)
+
+
+@pytest.mark.parametrize("case", GOLDEN["texts"], ids=lambda case: case["name"])
+def test_golden_text(case):
+    text = case["text"]
+    assert len(tokens(text)) == case["n_tokens"]
+    assert loop(text) == case["tail_loop"], case["why"]
+    assert degenerate(text) is case["degenerate_loop"], case["why"]
+    assert [repetition(text, n) for n in (1, 2, 3, 4)] == pytest.approx([case[f"rep_{n}"] for n in (1, 2, 3, 4)], abs=1e-12)
+    # Other builds of zlib (zlib-ng) may compress to a byte or two more or less.
+    assert compression_ratio(text) == (case["zlib9_ratio"] and pytest.approx(case["zlib9_ratio"], rel=0.05))
+
+
+@pytest.mark.parametrize("case", GOLDEN["corpora"], ids=lambda case: case["name"])
+def test_golden_corpus(case):
+    for n in (1, 2, 3):
+        assert distinct(case["texts"], n) == pytest.approx(case[f"distinct_{n}"], abs=1e-12)
+    assert self_bleu(case["texts"]) == pytest.approx(case["self_bleu4_nltk_method1"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a " * 15, None),
+        ("a " * 16, {"tokens": 16, "period": 1}),
+        ("start " + "a b c d e " * 3 + "a b c d", None),
+        ("start " + "a b c d e " * 4, {"tokens": 20, "period": 5}),
+        (" ".join(map(str, range(64))) * 1 + " " + " ".join(map(str, range(64))) * 1, None),
+        ((" ".join(map(str, range(64))) + " ") * 4, {"tokens": 256, "period": 64}),
+        ((" ".join(map(str, range(65))) + " ") * 4, None),
+        ("- . " * 40, None),
+    ],
+)
+def test_loop_at_its_limits(text, found):
+    assert loop(text) == found
+
+
+@given(WORDS, st.lists(st.sampled_from("vwxyz"), min_size=1, max_size=6), st.integers(4, 8))
+@settings(deadline=None)
+def test_a_repeated_tail_is_a_loop(head, period, times):
+    text = f"{head} . {' '.join(period * times)}"
+    found = loop(text)
+    if len(period) * times >= 16:
+        assert found["tokens"] >= len(period) * times
+        assert len(period) % found["period"] == 0
+        assert degenerate(text)
+
+
+def test_degenerate_without_a_loop():
+    text = "the same words come again and again, " * 20 + "but the end is new"
+    assert loop(text) is None
+    assert compression_ratio(text) > 5
+    assert degenerate(text)
+    assert not degenerate(text[-150:])
+
+
+def test_undefined_is_none():
+    assert compression_ratio("") is None
+    assert distinct([], 1) is None
+    assert distinct(["", "one"], 2) is None
+    assert self_bleu([]) is None
+    assert self_bleu(["alone"]) is None
+    assert loop("") is None
+    assert repetition("", 1) == 0.0
+
+
+@pytest.mark.parametrize("measure", [loop, degenerate, compression_ratio, lambda text: repetition(text, 1)])
+def test_a_text_must_be_a_string(measure):
+    with pytest.raises(ValueError, match="got None"):
+        measure(None)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
+def test_n_must_be_a_whole_number(n):
+    with pytest.raises(ValueError, match="n must be an integer of at least 1"):
+        distinct(["a"], n)
+    with pytest.raises(ValueError, match="n must be an integer of at least 1"):
+        repetition("a", n)
+
+
+def test_one_string_is_no_list_of_texts():
+    with pytest.raises(ValueError, match="texts must be a list of strings"):
+        distinct("text", 1)
+    with pytest.raises(ValueError, match="texts must be a list of strings"):
+        self_bleu("text")
+
+
+def test_self_bleu_of_two_texts_by_hand():
+    """`a b c d e` against `a b c d x`: precisions 4/5, 3/4, 2/3, 1/2, no brevity penalty; the same the other way."""
+    expected = (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    assert self_bleu(["a b c d e", "a b c d x"]) == pytest.approx(expected, abs=1e-15)
+
+
+def test_self_bleu_smooths_and_penalises_brevity():
+    """`a b` against `a c d`: precisions 1/2, 0.1/1, 0.1/1, 0.1/1, penalty exp(1 - 3/2); the other has 1/3, .1/2, .1, .1."""
+    short = math.exp(-0.5) * (1 / 2 * 0.1 * 0.1 * 0.1) ** 0.25
+    long = (1 / 3 * 0.1 / 2 * 0.1 * 0.1) ** 0.25
+    assert self_bleu(["a b", "a c d"]) == pytest.approx((short + long) / 2, abs=1e-15)
+
+
+def test_self_bleu_without_a_shared_word_is_zero():
+    assert self_bleu(["a b", "c d", ""]) == 0.0
+
+
+def test_self_bleu_samples_large_corpora_whatever_their_order():
+    texts = [f"text {index} says {index % 7} and {index % 11}" for index in range(300)]
+    assert self_bleu(texts) == self_bleu(texts[::-1])
+
+
+@given(st.lists(WORDS, min_size=2, max_size=6), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_measures_stay_in_their_range_and_ignore_order(texts, n):
+    bleu, share = self_bleu(texts), distinct(texts, n)
+    assert 0 <= bleu <= 1 + 1e-12
+    assert bleu == self_bleu(texts[::-1])
+    assert share is None or 0 < share <= 1
+    assert share == distinct(texts[::-1], n)
+    assert all(0 <= repetition(text, n) < 1 for text in texts)
