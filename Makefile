@@ -17,7 +17,7 @@ test: $(READY)       ## Install what is missing, then check the style and run al
 	@echo "==> ruff"
 	@$(BIN)/ruff check .
 	@echo "==> pytest"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 
 lint: $(READY)       ## Check the style
 	@$(BIN)/ruff check .
