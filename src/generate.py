@@ -9,6 +9,7 @@ command python src/generate.py base      (or sft, dpo)
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from aligner import params as parameters
 from aligner.chat import Chat
 from aligner.errors import InputError
 from aligner.files import read_json, read_jsonl, write_jsonl
+from aligner.progress import bar
 from aligner.records import Run, run_stage
 
 PARAMS = [
@@ -83,13 +85,16 @@ def check_room(model, prompts: list[dict[str, Any]], max_new_tokens: int) -> Non
 def answer_all(model, prompts: list[dict], chat: Chat, params: SimpleNamespace, name: str) -> Iterator[tuple[str, dict]]:
     """(id, answer row) of every prompt, batch by batch, prompts of similar length together."""
     settings = generation_settings(params.generate, chat)
-    progress = training.bar(f"generate {name}", len(prompts), "answer")
-    for indices in training.batches(prompts, params.models.generate.batch_size, lambda row: len(row["prompt_ids"])):
-        batch = [prompts[index] for index in indices]
-        for row, ids in zip(batch, complete(model, [row["prompt_ids"] for row in batch], chat.pad_id, settings), strict=True):
-            yield row["id"], answer_row(row, ids, chat, settings.eos_token_id)
-        progress.update(len(batch))
-    progress.close()
+    tokens, started = 0, time.monotonic()
+    with bar(f"generate {name}", len(prompts), "answer") as progress:
+        for indices in training.batches(prompts, params.models.generate.batch_size, lambda row: len(row["prompt_ids"])):
+            batch = [prompts[index] for index in indices]
+            new_ids = complete(model, [row["prompt_ids"] for row in batch], chat.pad_id, settings)
+            rows = [answer_row(row, ids, chat, settings.eos_token_id) for row, ids in zip(batch, new_ids, strict=True)]
+            yield from ((row["id"], row) for row in rows)
+            tokens += sum(row["answer_tokens"] for row in rows)
+            progress.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
+            progress.update(len(rows))
 
 
 def generation_settings(generate: SimpleNamespace, chat: Chat):

@@ -22,8 +22,9 @@ from aligner.chat import Chat
 from aligner.errors import InputError
 from aligner.files import write_json, write_jsonl
 from aligner.hub import TOKENIZER_FILES, model_folder
+from aligner.progress import bar
 from aligner.records import Run, run_stage
-from aligner.rows import EvalPrompt, Ledger, PreferencePair, SftExample, check, read_rows
+from aligner.rows import EvalPrompt, Ledger, PreferencePair, Row, SftExample, check, read_rows
 
 PARAMS = [
     "model",
@@ -36,7 +37,7 @@ PARAMS = [
 PREPARED = Path("data/prepared")
 METRICS = Path("metrics/prepare.json")
 
-SHOWN_PROBLEMS = 100
+SHOWN_PROBLEMS = 1000
 
 
 class Part(NamedTuple):
@@ -46,6 +47,7 @@ class Part(NamedTuple):
     validation: list[dict[str, Any]]
     ledger: Ledger
     dropped: Counter
+    prompts: set[bytes]
 
 
 def main(run: Run) -> None:
@@ -56,6 +58,7 @@ def main(run: Run) -> None:
     sft = prepare_file(params.prepare.sft, "sft", params.prepare, lambda row: sft_row(row, chat, model.max_length))
     pairs = prepare_file(params.prepare.pairs, "pairs", params.prepare, lambda row: pair_row(row, chat, model.max_length))
     prompts, references, eval_ledger = prepare_eval(params.prepare, chat, model.max_length)
+    require_unseen(references, sft.prompts | pairs.prompts)
     for name, part in {"sft": sft, "dpo": pairs}.items():
         require_rows(name, part)
         write_jsonl(PREPARED / f"{name}_train.jsonl", part.train)
@@ -74,7 +77,7 @@ def main(run: Run) -> None:
 
 def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], dict[str, Any]]) -> Part:
     """Reads a training file, tokenises its rows, leaves out what is too long or said before, and splits the rest."""
-    part = Part([], [], Ledger(), Counter())
+    part = Part([], [], Ledger(), Counter(), set())
     seen: set[bytes] = set()
     for value in accepted(path, kind, prepare, part.ledger):
         row = tokenise(value)
@@ -85,6 +88,7 @@ def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], d
             part.dropped["duplicate"] += 1
         else:
             seen.add(digest)
+            part.prompts.add(fingerprint(prompt_of(value)))
             side = part.validation if in_validation(prompt_of(value), prepare.validation_share) else part.train
             side.append(row)
     return part
@@ -93,7 +97,7 @@ def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], d
 def accepted(path: str, kind: str, prepare: Any, ledger: Ledger) -> Iterator[Any]:
     """The good rows of a file; bad ones end in one error that lists them all, or are dropped and counted, as params say."""
     problems: list[str] = []
-    for row in read_rows(path, kind):
+    for row in counted(read_rows(path, kind), f"prepare {kind}"):
         ledger.add(row)
         if row.value is not None:
             yield row.value
@@ -106,13 +110,25 @@ def accepted(path: str, kind: str, prepare: Any, ledger: Ledger) -> Iterator[Any
         raise InputError(f"{path}: {ledger.rejected} bad rows ({bad_share:.1%}).\n" + "\n".join(problems) + more + f"\n{way}")
 
 
+def counted(rows: Iterator[Row], title: str) -> Iterator[Row]:
+    """The same rows, under a progress bar."""
+    with bar(title, None, "row") as progress:
+        for row in rows:
+            yield row
+            progress.update()
+
+
 def in_validation(prompt: str, share: float) -> bool:
     """Whether a prompt belongs to the validation side: decided by its own text, so that new rows move no old ones.
 
-    The text is casefolded and its spaces collapsed first: two spellings of one question never stand on both sides.
+    Letter case and spacing do not count: two spellings of one question never stand on both sides.
     """
-    normalised = " ".join(prompt.casefold().split())
-    return int.from_bytes(hashlib.sha256(normalised.encode()).digest()[:8], "big") < share * 2**64
+    return int.from_bytes(fingerprint(prompt)[:8], "big") < share * 2**64
+
+
+def fingerprint(prompt: str) -> bytes:
+    """SHA-256 of a prompt, letter case and spacing aside."""
+    return hashlib.sha256(" ".join(prompt.casefold().split()).encode()).digest()
 
 
 def prompt_of(value: SftExample | PreferencePair) -> str:
@@ -154,6 +170,13 @@ def reference(row: EvalPrompt) -> dict[str, Any]:
     optional = {"concept": row.concept, "kind": row.kind, "forbidden": list(row.forbidden)}
     required = {"id": row.id, "prompt": row.prompt, "topic": row.topic, "keywords": list(row.keywords)}
     return required | {key: value for key, value in optional.items() if value}
+
+
+def require_unseen(references: list[dict[str, Any]], trained_on: set[bytes]) -> None:
+    """An eval prompt that was trained on measures memory; raises InputError with the ids of all of them."""
+    seen = [row["id"] for row in references if fingerprint(row["prompt"]) in trained_on]
+    if seen:
+        raise InputError(f"{len(seen)} eval prompts are trained on; reword or remove them: {', '.join(seen[:20])}")
 
 
 def require_rows(name: str, part: Part) -> None:

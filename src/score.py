@@ -35,6 +35,9 @@ TOPICS = Path("plots/topics.csv")
 OUTCOMES = Path("plots/outcomes.csv")
 SIDE_BY_SIDE = Path("reports/side_by_side.md")
 
+# 4/5 - 3/5 is a little more than 0.2 in binary; hit rates that differ at all differ by far more than this.
+ROUNDING = 1e-9
+
 
 class Answer(NamedTuple):
     """One model's answer to one prompt, with what it got: `keyword` holds the hits, `rate` is hits / groups in [0, 1]."""
@@ -100,8 +103,8 @@ def scored(row: dict[str, Any], reference: dict[str, Any]) -> Answer:
 def compare(first: list[Answer], second: list[Answer], tie_threshold: float) -> Outcome:
     """Wins, ties and losses of `first` over `second`: a tie where the hit rates differ by no more than `tie_threshold`."""
     differences = [one.rate - other.rate for one, other in zip(first, second, strict=True)]
-    wins = sum(difference > tie_threshold for difference in differences)
-    losses = sum(difference < -tie_threshold for difference in differences)
+    wins = sum(difference > tie_threshold + ROUNDING for difference in differences)
+    losses = sum(difference < -tie_threshold - ROUNDING for difference in differences)
     return Outcome(wins, len(differences) - wins - losses, losses)
 
 
@@ -200,9 +203,10 @@ def keyword_label(group: str | dict) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text as Markdown that shows it and does nothing else: no markup, no link, no table cell ends in it."""
-    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$&])", r"\\\1", text)
-    return " ".join(escaped.replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/").split())
+    """Text as Markdown that shows it and does nothing else: no markup, no link, no end of a table cell, no terminal command."""
+    visible = re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$&]|(?<=www)\.)", r"\\\1", visible)
+    return escaped.replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/")
 
 
 def interval(bounds: tuple[float, float] | None) -> str:

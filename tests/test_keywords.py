@@ -43,6 +43,7 @@ def affirmed(keyword):
         ("![alt](i.png) [t](http://a.b/c_(d)) <https://x.y> a[i][j]", "alt t a[i][j]"),
         ("one<br>two <b class='x'>b</b>old a<b and c>d", "one two bold a<b and c>d"),
         ("H<sub>2</sub>O, 10<sup>2</sup>", "h2o, 10^2"),
+        ("if U <p, then X> 0; <p class=a>new</p><hr/>end", "if u <p, then x> 0; new end"),
         (r"\boxed{\text{so } \frac{x+1}{\mathrm{d}y}}", "so x+1/dy"),
         (r"3\frac12 and $\frac{-1}{2}$", "3 1/2 and -1/2"),
         (r"$2 \times 3 \cdot 4$, (a)\cdot(b)\cdot(c)", "2 * 3 * 4, (a)*(b)*(c)"),
@@ -77,7 +78,7 @@ def test_no_markup_makes_normalise_fail(text):
 
 
 @pytest.mark.parametrize(
-    "piece", ["*a ", "**a ", "[", "[a](", "](a(", "$a ", "<a ", "<!--", "\\text{", "\\frac{a}{", "1,", "1/", "a'", "_a "]
+    "piece", ["*a ", "**a ", "[", "[a](", "](a(", "$a ", "<a ", "<!--", "\\text{", "\\frac{a}{", "1,", "1/", "a'", "_a"]
 )
 def test_hostile_repetition_stays_cheap(piece):
     started = time.process_time()
@@ -312,9 +313,10 @@ def test_weights_count_in_the_weighted_rate_only():
 
 
 def test_novel_hits_are_those_that_the_prompt_does_not_give_away():
-    result = score("A Markov chain is memoryless, as its name does not say.", ["Markov chain", "memoryless"], (), PROMPT)
+    answer = "A Markov chain is memoryless, as its name does not say."
+    result = score(answer, ["Markov chain", "memoryless"], prompt=PROMPT)
     assert (result.hits, result.novel_hits, result.novel_groups, result.novel_rate) == (2, 1, 1, 1.0)
-    assert score("It is a Markov chain.", ["Markov chain"], (), PROMPT).novel_rate is None
+    assert score("It is a Markov chain.", ["Markov chain"], prompt=PROMPT).novel_rate is None
 
 
 def test_all_keywords_joined_are_stuffing():

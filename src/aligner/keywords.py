@@ -60,9 +60,10 @@ _CODE_FENCE = re.compile(r"^[ \t]*```[^`\n]*$", re.MULTILINE)
 _LINK = re.compile(r"!?(?<!\\)\[([^\[\]]*)(?<!\\)\]\([^()\s]*(?:\([^()]*\)[^()\s]*)*(?:\s+\"[^\"]*\")?\)")
 _AUTOLINK = re.compile(r"<(?:https?|ftp|mailto):[^<>\s]*>", re.IGNORECASE)
 _COMMENT = re.compile(r"<!--(?:(?!<!--).)*?-->", re.DOTALL)
-_BLOCK_TAG = re.compile(r"</?(?:br|p|div|li|[uo]l|t[rdh]|table|h[1-6r]|pre|blockquote)\b[^<>]*>", re.IGNORECASE)
+_TAG_END = r"(?:\s+[a-z][\w:-]*=(?:\"[^\"]*\"|'[^']*'|[^\s>\"']+))*\s*/?>"
+_BLOCK_TAG = re.compile(r"</?(?:br|p|div|li|[uo]l|t[rdh]|table|h[1-6r]|pre|blockquote)" + _TAG_END, re.IGNORECASE)
 _SUPERSCRIPT_TAG = re.compile(r"<sup>", re.IGNORECASE)
-_TAG = re.compile(r"</?[a-z][a-z0-9-]*(?:\s+[a-z][\w:-]*=(?:\"[^\"]*\"|'[^']*'|[^\s>\"']+))*\s*/?>", re.IGNORECASE)
+_TAG = re.compile(r"</?[a-z][a-z0-9-]*" + _TAG_END, re.IGNORECASE)
 
 _STRONG = re.compile(r"(?<![\d*\\])(\*{2,3})(?=[^\s*])((?:[^*\n]|\*(?!\*))+?)(?<=\S)\1(?![\d*])")
 _EMPHASIS = re.compile(r"(?<![\w)\]*\\])\*(?=[^\s*])([^*\n]+)(?<=[^\s\\])\*(?![\w(*])")
@@ -595,7 +596,12 @@ class KeywordScore:
         return "stuffed" in self.flags
 
 
-def score(text: str, groups: Sequence[Group], forbidden: Sequence[Group] = (), prompt: str | None = None) -> KeywordScore:
+def score(
+    text: str,
+    groups: Sequence[Group],
+    forbidden: Sequence[Group] = (),
+    prompt: str | None = None,
+) -> KeywordScore:
     """The KeywordScore of a response. ValueError without a group: a prompt that asks for nothing scores nothing."""
     _check_groups(groups, forbidden)
     answer = prepare(text, prompt)

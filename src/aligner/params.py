@@ -12,12 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from aligner.errors import InputError
 
 PARAMS_FILE = Path("params.yaml")
+# What pydantic puts into the place of a problem beside the keys of the file: the branches of a union, and "this is a key".
+PYDANTIC_PARTS = ("constrained-str", "list[constrained-str]", "[key]")
 
 
 def _no_boolean(value: Any) -> Any:
@@ -37,6 +39,16 @@ Share = Annotated[Float, Field(ge=0, le=1)]
 Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(min_length=1)]
 LossType = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "nca_pair", "apo_zero", "apo_down", "discopop"]
+
+
+def _no_dot(name: str) -> str:
+    """DVC spells an entry `models.<name>` and takes every dot for a level; so do the stages."""
+    if "." in name:
+        raise ValueError("must have no dot in its name")
+    return name
+
+
+ModelName = Annotated[Name, AfterValidator(_no_dot)]
 
 
 class Section(BaseModel):
@@ -130,7 +142,7 @@ class Params(Section):
 
     model: Name
     seed: Annotated[Int, Field(ge=0, lt=2**32)]
-    models: dict[Name, ModelEntry]
+    models: dict[ModelName, ModelEntry]
     prepare: Prepare
     lora: Lora
     sft: Sft
@@ -158,14 +170,22 @@ def load(names: list[str], path: Path = PARAMS_FILE) -> SimpleNamespace:
 def read(path: Path = PARAMS_FILE) -> Params:
     """The validated file; raises InputError with every problem at once."""
     values = _parse(path)
+    problems = _choice(path, values.get("model"), values.get("models"))
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(path, values, problem) for problem in error.errors())) from None
-    if params.model not in params.models:
-        hint = _did_you_mean(params.model, list(params.models))
-        raise InputError(f"{path}: model is {params.model!r}, which is no key of models ({', '.join(params.models)}){hint}")
+        problems = [_explain(path, problem) for problem in error.errors()] + problems
+    if problems:
+        raise InputError("\n".join(problems))
     return params
+
+
+def _choice(path: Path, model: Any, models: Any) -> list[str]:
+    """The problem that `model` names no entry of `models`; what is not of the right type is told elsewhere."""
+    if not isinstance(model, str) or not isinstance(models, dict) or model in models:
+        return []
+    names = list(map(str, models))
+    return [f"{path}: model is {model!r}, which is no key of models ({', '.join(names)}){_did_you_mean(model, names)}"]
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -200,9 +220,9 @@ def _namespace(value: Any) -> Any:
     return value
 
 
-def _explain(path: Path, values: dict[str, Any], problem: ErrorDetails) -> str:
+def _explain(path: Path, problem: ErrorDetails) -> str:
     """One line per problem: where it is, what is wrong, and what was probably meant."""
-    location = tuple(str(part) for part in problem["loc"] if not str(part).startswith(("constrained-str", "list[", "str")))
+    location = tuple(str(part) for part in problem["loc"] if part not in PYDANTIC_PARTS)
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"{path}: {name} is not a parameter{_did_you_mean(location[-1], _keys(location), location[:-1])}"
@@ -221,14 +241,12 @@ def _explain(path: Path, values: dict[str, Any], problem: ErrorDetails) -> str:
 def _keys(location: tuple[str, ...]) -> list[str]:
     """The names that are known where `location` points."""
     section: Any = Params
-    for part in location[:-1]:
-        section = ModelEntry if section is Params and part == "models" else _annotation(section, part)
+    parents = location[:-1]
+    if parents[:1] == ("models",):
+        section, parents = ModelEntry, parents[2:]
+    for part in parents:
+        section = section.model_fields[part].annotation
     return list(section.model_fields)
-
-
-def _annotation(section: Any, part: str) -> Any:
-    field = section.model_fields.get(part)
-    return field.annotation if field else section
 
 
 def _did_you_mean(word: str, known: list[str], parents: tuple[str, ...] = ()) -> str:

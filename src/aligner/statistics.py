@@ -162,7 +162,13 @@ def bonett_price_interval(wins: int, ties: int, losses: int, confidence: float =
     return max(-1.0, p - q - half), min(1.0, p - q + half)
 
 
-def newcombe_paired_interval(both: int, only_a: int, only_b: int, neither: int, confidence: float = 0.95) -> Interval | None:
+def newcombe_paired_interval(
+    both: int,
+    only_a: int,
+    only_b: int,
+    neither: int,
+    confidence: float = 0.95,
+) -> Interval | None:
     """Newcombe's square-and-add interval of the difference of two paired proportions (Newcombe 1998, method 10).
 
     Of the 2x2 table (A and B right, only A, only B, neither) with rates p_a and p_b and their Wilson intervals:
@@ -407,7 +413,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     adjusted, smallest = [0.0] * len(values), 1.0
     order = sorted(range(len(values)), key=values.__getitem__)
     for rank in range(len(values), 0, -1):
-        smallest = min(smallest, values[order[rank - 1]] * len(values) / rank)
+        smallest = min(smallest, values[order[rank - 1]] * (len(values) / rank))
         adjusted[order[rank - 1]] = smallest
     return adjusted
 
@@ -428,8 +434,8 @@ def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: flo
 def required_n(variance: float, delta: float, alpha: float = 0.05, power: float = 0.8) -> int:
     """The prompts it takes to show a mean difference delta: (z_{1-alpha/2} + z_power)^2 variance / delta^2, rounded up.
 
-    `variance` is that of one prompt's difference: omega^2 + sigma_A^2/K_A + sigma_B^2/K_B for K samples a prompt (Miller
-    2024, section 5). At least 1.
+    `variance` is that of one prompt's difference: omega^2 + sigma_A^2/K_A + sigma_B^2/K_B for K samples a prompt
+    (Miller 2024, section 5). At least 1.
     """
     variance, z = _within("variance", variance, 0, math.inf), _detectable_z(alpha, power)
     if _number("delta", delta) <= 0:

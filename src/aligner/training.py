@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from aligner.chat import Chat
+from aligner.progress import bar
 
 
 def training_arguments(
@@ -82,13 +82,6 @@ def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callabl
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Observer())
-
-
-def bar(title: str, total: int, unit: str):
-    """A progress bar that is silent when nobody watches (the output is no terminal)."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=title, unit=unit, file=sys.stderr, disable=None, dynamic_ncols=True, leave=True)
 
 
 def curve(log_history: list[dict[str, float]], series: dict[str, str]) -> list[list[Any]]:

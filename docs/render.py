@@ -1,0 +1,90 @@
+"""Writes what README.md shows of the last run: the result table, five answers picked by rule, and two plots as SVG.
+
+reads   metrics/*.json, plots/*.csv, data/generated/*.jsonl, data/prepared/references.jsonl, .dvc/plots
+writes  README.md (between its markers), docs/images/*.svg
+command python docs/render.py          after dvc repro
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+IMAGES = ROOT / "docs" / "images"
+MODELS = ("base", "sft", "dpo")
+PICTURES = {"hit_rate": "plots/hit_rate.csv", "dpo_rewards": "plots/dpo_rewards.csv"}
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    text = between("results", results(), text)
+    text = between("answers", answers(), text)
+    README.write_text(text, encoding="utf-8", newline="\n")
+    for name, plot in PICTURES.items():
+        (IMAGES / f"{name}.svg").write_text(picture(plot), encoding="utf-8", newline="\n")
+
+
+def between(name: str, content: str, text: str) -> str:
+    """The text with what stands between the markers of `name` replaced."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    return pattern.sub(lambda found: found[1] + content + found[2], text)
+
+
+def results() -> str:
+    """The result table: hit rates with their intervals by kind of prompt, and win rates."""
+    with (ROOT / "plots" / "hit_rate.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    score = json.loads((ROOT / "metrics" / "score.json").read_text(encoding="utf-8"))
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    counts = {row["group"]: row["prompts"] for row in rows}
+    lines = ["| model | " + " | ".join(f"{group} (n = {counts[group]})" for group in groups) + " | ended by itself | tokens |"]
+    lines.append("|---" * (len(groups) + 3) + "|")
+    for model in MODELS:
+        cells = [_rate(row) for row in rows if row["model"] == model]
+        ended, tokens = score[model]["ended_rate"], score[model]["tokens_mean"]
+        lines.append(f"| {model} | " + " | ".join(cells) + f" | {ended:.2f} | {tokens:.0f} |")
+    wins = [f"{first} over {second} {score[f'{first}_vs_{second}']['win_rate']:.2f}" for first, second in _pairs()]
+    return "\n".join(lines) + f"\n\nWin rates, prompt by prompt, ties as half: {', '.join(wins)}.\n"
+
+
+def _rate(row: dict[str, str]) -> str:
+    return f"{float(row['hit_rate']):.2f} ({float(row['low']):.2f} to {float(row['high']):.2f})"
+
+
+def _pairs() -> list[tuple[str, str]]:
+    return [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
+
+
+def answers(count: int = 5) -> str:
+    """The answers to the prompts whose ids have the smallest SHA-256: picked by that rule and not by hand."""
+    references = _rows("data/prepared/references.jsonl")
+    given = {model: {row["id"]: row["answer"] for row in _rows(f"data/generated/{model}.jsonl")} for model in MODELS}
+    picked = sorted(references, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())[:count]
+    parts = []
+    for row in picked:
+        parts.append(f"**{row['prompt']}** ({row['kind'].replace('_', ' ')})")
+        parts += [f"- *{model}*: {given[model][row['id']]}" for model in MODELS]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _rows(path: str) -> list[dict]:
+    return [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
+
+
+def picture(plot: str) -> str:
+    """A plot of the pipeline as SVG, drawn from the specification that `dvc plots show` would show."""
+    import vl_convert
+
+    done = subprocess.run(["dvc", "plots", "show", "--show-vega", plot], cwd=ROOT, capture_output=True, text=True, check=True)
+    return vl_convert.vegalite_to_svg(json.loads(done.stdout), vl_version="5.20")
+
+
+if __name__ == "__main__":
+    main()

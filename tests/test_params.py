@@ -1,0 +1,396 @@
+"""params.yaml and its schema: what is accepted, what is refused and in which words, and that DVC can rewrite the file."""
+
+import copy
+import io
+import re
+import typing
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from aligner import params as parameters
+from aligner.errors import InputError
+from aligner.params import ModelEntry, Params, Section, load, read
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = ROOT / "params.yaml"
+TEXT = FILE.read_text(encoding="utf-8")
+VALUES = YAML(typ="safe", pure=True).load(TEXT)
+ONE_IS_TOO_MUCH = {"prepare.validation_share", "lora.lora_dropout", "dpo.label_smoothing"}
+
+
+def schema_keys(section=Params, parents=()):
+    """(path, type) of every key of the schema that holds a value; "mini" stands for the models."""
+    for name, field in section.model_fields.items():
+        path = (*parents, name)
+        if name == "models":
+            yield from schema_keys(ModelEntry, (*path, "mini"))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from schema_keys(field.annotation, path)
+        else:
+            yield ".".join(path), field.annotation
+
+
+def sections(section=Section):
+    for child in section.__subclasses__():
+        yield child
+        yield from sections(child)
+
+
+def paths(values, parents=()):
+    """Every key of nested mappings, mappings themselves included, as a tuple; entries of `models` are names, not keys."""
+    for key, value in values.items():
+        if parents != ("models",):
+            yield (*parents, key)
+        if isinstance(value, dict):
+            yield from paths(value, (*parents, key))
+
+
+KEYS = dict(schema_keys())
+FLOATS = [key for key, kind in KEYS.items() if kind is float]
+INTS = [key for key, kind in KEYS.items() if kind is int]
+FLAGS = [key for key, kind in KEYS.items() if kind is bool]
+CHOICES = [key for key, kind in KEYS.items() if typing.get_origin(kind) is typing.Literal]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes params.yaml with some dotted keys replaced by raw YAML text, and gives its path."""
+
+    def write(**raw):
+        path = tmp_path / "params.yaml"
+        path.write_text(edited(raw), encoding="utf-8")
+        return path
+
+    return write
+
+
+def edited(raw):
+    values = copy.deepcopy(VALUES)
+    for index, key in enumerate(raw):
+        *parents, last = key.split(".")
+        parent = values
+        for part in parents:
+            parent = parent[part]
+        parent[last] = f"STAND_IN_{index}_"
+    out = io.StringIO()
+    YAML().dump(values, out)
+    text = out.getvalue()
+    for index, spelling in enumerate(raw.values()):
+        text = text.replace(f"STAND_IN_{index}_", spelling)
+    return text
+
+
+def value_at(params, key):
+    for part in key.split("."):
+        params = params[part] if isinstance(params, dict) else getattr(params, part)
+    return params
+
+
+def problems(path):
+    """The lines of the error that reading `path` raises, without the file's name."""
+    with pytest.raises(InputError) as caught:
+        read(path)
+    return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+
+
+# ---- What is accepted -----------------------------------------------------------------------------------------------
+
+
+def test_the_walk_sees_the_schema():
+    """Guards the parametrised tests below: an empty list would let them all pass."""
+    assert {"dpo.beta", "models.mini.sft.learning_rate", "prepare.validation_share", "score.tie_threshold"} <= set(FLOATS)
+    assert {"seed", "lora.r", "models.mini.generate.batch_size"} <= set(INTS)
+    assert {"generate.do_sample", "models.mini.gradient_checkpointing"} <= set(FLAGS)
+    assert {"dpo.loss_type", "models.mini.device"} <= set(CHOICES)
+
+
+def test_the_committed_file_is_read_as_it_stands():
+    assert read(FILE).model_dump() == VALUES
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize(("spelling", "value"), [("1e-6", 1e-6), ("5e-06", 5e-6), ('"0.1"', 0.1), ("1", 1.0)])
+def test_a_float_may_be_spelled_in_any_way(written, key, spelling, value):
+    """`5e-06` is what `dvc exp run -S x=5e-6` writes; YAML 1.1 would read a string."""
+    path = written(**{key: spelling})
+    if spelling == "1" and key in ONE_IS_TOO_MUCH:
+        assert re.fullmatch(rf"{key} must be < (1|0\.5), got 1", "\n".join(problems(path)))
+        return
+    found = value_at(read(path), key)
+    assert found == value and isinstance(found, float)
+
+
+def test_empty_is_no_value():
+    assert read(FILE).models["mini"].revision is None
+
+
+def test_target_modules_may_be_a_name_or_a_list(written):
+    assert read(written(**{"lora.target_modules": "q_proj"})).lora.target_modules == "q_proj"
+    assert read(written(**{"lora.target_modules": "[q_proj, v_proj]"})).lora.target_modules == ["q_proj", "v_proj"]
+
+
+# ---- What is refused ------------------------------------------------------------------------------------------------
+
+
+def test_all_problems_are_told_at_once(written):
+    path = written(
+        **{
+            "model": "minni",
+            "seed": "-1",
+            "dpo.beta": "-0.1",
+            "models.tinyllama.dtype": "float16",
+            "score.tie_threshold": "abc",
+            "generate.do_sample": "maybe",
+            "prepare": "none",
+        }
+    )
+    expected = {
+        "models.tinyllama.dtype must be 'auto', 'float32' or 'bfloat16', got 'float16'",
+        "seed must be >= 0, got -1",
+        "dpo.beta must be > 0, got -0.1",
+        "generate.do_sample must be a valid boolean, got 'maybe'",
+        "score.tie_threshold must be a valid number, unable to parse string as a number, got 'abc'",
+        "model is 'minni', which is no key of models (mini, tinyllama) (did you mean mini?)",
+    }
+    found = problems(path)
+    assert expected < set(found) and len(found) == len(expected) + 1
+    assert any(line.startswith("prepare must be") for line in found)
+
+
+@pytest.mark.parametrize("path", sorted(paths(VALUES)), ids=".".join)
+def test_a_typo_is_refused_with_the_word_that_was_meant(tmp_path, path):
+    """Every key of the file, at every depth, with its last letter doubled."""
+    values = copy.deepcopy(VALUES)
+    *parents, last = path
+    section = values
+    for part in parents:
+        section = section[part]
+    section[last + last[-1]] = section.pop(last)
+    file = tmp_path / "params.yaml"
+    YAML().dump(values, file)
+    name = ".".join(path)
+    wrong = f"{name}{last[-1]} is not a parameter (did you mean {name}?)"
+    assert {wrong, f"{name} is missing. See: git diff {file}"} <= set(problems(file))
+
+
+def test_a_word_like_no_other_gets_no_guess(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text(TEXT.replace("dpo:\n  # Strength", "dpo:\n  strength: 1\n  # Strength"), encoding="utf-8")
+    assert problems(file) == ["dpo.strength is not a parameter"]
+
+
+@pytest.mark.parametrize("name", ["strong", "path", "sft", "list[a]"])
+def test_a_model_may_bear_any_name(tmp_path, name):
+    """Names that are also keys, or begin like a type, do not blur the message."""
+    values = copy.deepcopy(VALUES)
+    values["models"][name] = {**values["models"]["mini"], "max_length": 1, "devise": "cpu"}
+    file = tmp_path / "params.yaml"
+    YAML().dump(values, file)
+    assert set(problems(file)) == {
+        f"models.{name}.max_length must be >= 16, got 1",
+        f"models.{name}.devise is not a parameter (did you mean models.{name}.device?)",
+    }
+
+
+def test_a_dot_in_a_model_s_name_is_refused(tmp_path):
+    """DVC would take `models.qwen2.5` for an entry `qwen2` that holds a `5`."""
+    values = copy.deepcopy(VALUES) | {"model": "qwen2.5"}
+    values["models"]["qwen2.5"] = values["models"]["mini"]
+    file = tmp_path / "params.yaml"
+    YAML().dump(values, file)
+    assert problems(file) == ["models.qwen2.5 must have no dot in its name, got 'qwen2.5'"]
+
+
+def test_an_unknown_model_is_refused_with_the_names_that_are_there(written):
+    names = "which is no key of models (mini, tinyllama)"
+    assert problems(written(model="minni")) == [f"model is 'minni', {names} (did you mean mini?)"]
+    assert problems(written(model="gpt-x")) == [f"model is 'gpt-x', {names}"]
+
+
+@pytest.mark.parametrize("key", FLOATS + INTS)
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_boolean_is_no_number(written, key, value):
+    assert len(found := problems(written(**{key: value}))) == 1
+    assert re.fullmatch(rf"{key} must be a (number|valid integer), got {value.capitalize()}", found[0])
+
+
+@pytest.mark.parametrize("key", INTS)
+@pytest.mark.parametrize("value", ['"2"', "2.0", "abc", "1.5", ""])
+def test_a_whole_number_must_be_written_as_one(written, key, value):
+    assert len(found := problems(written(**{key: value}))) == 1
+    assert found[0].startswith(f"{key} must be a valid integer, got ")
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize("value", ["abc", "[0.1]", "", ".nan", ".inf", "-0.1"])
+def test_a_float_must_be_a_number_that_makes_sense(written, key, value):
+    assert len(found := problems(written(**{key: value}))) == 1
+    assert found[0].startswith(f"{key} must be ")
+
+
+@pytest.mark.parametrize("key", FLAGS)
+@pytest.mark.parametrize("value", ["1", "yes", '"true"', ""])
+def test_a_flag_is_true_or_false(written, key, value):
+    assert problems(written(**{key: value}))[0].startswith(f"{key} must be a valid boolean, got ")
+
+
+@pytest.mark.parametrize("key", CHOICES)
+@pytest.mark.parametrize("value", ["nonsense", "1", ""])
+def test_a_choice_is_one_of_those_told(written, key, value):
+    allowed = typing.get_args(KEYS[key])
+    found = problems(written(**{key: value}))
+    assert len(found) == 1 and found[0].startswith(f"{key} must be ")
+    assert all(repr(choice) in found[0] for choice in allowed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("seed", "4294967296", "must be < 4294967296, got 4294967296"),
+        ("models.mini.max_length", "15", "must be >= 16, got 15"),
+        ("models.mini.threads", "-1", "must be >= 0, got -1"),
+        ("models.mini.sft.learning_rate", "0", "must be > 0, got 0"),
+        ("models.mini.dpo.per_device_train_batch_size", "0", "must be > 0, got 0"),
+        ("models.mini.generate.batch_size", "0", "must be > 0, got 0"),
+        ("prepare.validation_share", "0", "must be > 0, got 0"),
+        ("prepare.max_bad_share", "1.01", "must be <= 1, got 1.01"),
+        ("lora.r", "0", "must be > 0, got 0"),
+        ("sft.num_train_epochs", "0", "must be > 0, got 0"),
+        ("dpo.beta", "0", "must be > 0, got 0"),
+        ("dpo.label_smoothing", "0.5", "must be < 0.5, got 0.5"),
+        ("dpo.eval_steps", "0", "must be > 0, got 0"),
+        ("generate.top_p", "1.1", "must be <= 1, got 1.1"),
+        ("generate.temperature", "0", "must be > 0, got 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_limit(written, key, value, reason):
+    assert problems(written(**{key: value})) == [f"{key} {reason}"]
+
+
+@pytest.mark.parametrize("key", [key for key, kind in KEYS.items() if kind in (str, str | None)])
+def test_a_name_is_a_text_that_is_not_empty(written, key):
+    assert problems(written(**{key: "17"}))[0] == f"{key} must be a valid string, got 17"
+    assert problems(written(**{key: '""'}))[0].startswith((f"{key} string should have at least 1", "model is ''"))
+
+
+@pytest.mark.parametrize("section", [name for name, value in VALUES.items() if isinstance(value, dict)])
+def test_a_missing_section_is_named(tmp_path, section):
+    file = tmp_path / "params.yaml"
+    YAML().dump({key: value for key, value in VALUES.items() if key != section}, file)
+    assert problems(file) == [f"{section} is missing. See: git diff {file}"]
+
+
+def test_a_missing_file_names_the_way_back(tmp_path):
+    path = tmp_path / "params.yaml"
+    with pytest.raises(InputError, match=f"{path} is missing. Run from the root .* git checkout -- {path}"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"model: [mini", b"a: 1\n\tb: 2\n", b"model: a\nmodel: b\n", b"model: \xff\n"])
+def test_broken_yaml_is_one_line(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    assert len(found := problems(path)) == 1
+    assert found[0].startswith(f"{path} is not valid YAML: ") and found[0].endswith(f"See: git diff {path}")
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "- model\n", "mini\n"])
+def test_a_file_without_sections_is_refused(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match="must hold a mapping of sections. Restore it: git checkout"):
+        read(path)
+
+
+def test_yaml_tags_run_nothing(tmp_path):
+    path = tmp_path / "params.yaml"
+    mark = tmp_path / "mark"
+    path.write_text(f'model: !!python/object/apply:pathlib.Path.touch ["{mark}"]\n', encoding="utf-8")
+    with pytest.raises(InputError):
+        read(path)
+    assert not mark.exists()
+
+
+# ---- What a stage gets ----------------------------------------------------------------------------------------------
+
+
+def test_load_gives_what_is_declared_and_nothing_else():
+    params = load(["seed", "dpo", "models.${model}.path", "models.${model}.sft"], FILE)
+    assert params.seed == VALUES["seed"] and vars(params.dpo) == VALUES["dpo"]
+    assert params.models.path == VALUES["models"]["mini"]["path"]
+    assert vars(params.models.sft) == VALUES["models"]["mini"]["sft"]
+    assert set(vars(params)) == {"seed", "dpo", "models"} and set(vars(params.models)) == {"path", "sft"}
+    for section, name in [(params, "sft"), (params, "model"), (params.models, "dtype"), (params.models, "dpo")]:
+        with pytest.raises(AttributeError, match=name):
+            getattr(section, name)
+
+
+def test_load_follows_the_chosen_model(written):
+    assert load(["models.${model}.path"], written(model="tinyllama")).models.path.startswith("TinyLlama/")
+
+
+def test_load_checks_the_whole_file(written):
+    """A stage that needs the seed alone still refuses a file that another stage would stumble over."""
+    with pytest.raises(InputError, match="dpo.beta must be > 0, got -1"):
+        load(["seed"], written(**{"dpo.beta": "-1"}))
+
+
+def test_the_file_is_looked_for_where_the_stage_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^params.yaml is missing"):
+        load(["seed"])
+    assert Path("params.yaml") == parameters.PARAMS_FILE
+
+
+# ---- The file itself ------------------------------------------------------------------------------------------------
+
+
+def test_ruamel_writes_the_file_back_as_it_is():
+    """Block lists, no needless quotes, null as nothing: what DVC's writer makes of it is what stands there."""
+    out = io.StringIO()
+    YAML().dump(YAML().load(TEXT), out)
+    assert out.getvalue() == TEXT
+
+
+def test_dvc_changes_one_line_for_one_override(tmp_path):
+    """`dvc exp run -S` keeps comments and everything else, and what it writes is read back as the number it means."""
+    from dvc.utils.hydra import apply_overrides
+
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT, encoding="utf-8")
+    apply_overrides(path, [f"seed={VALUES['seed']}"])
+    assert path.read_text(encoding="utf-8") == TEXT
+    apply_overrides(path, ["dpo.beta=1e-6"])
+    changed = [
+        new for old, new in zip(TEXT.splitlines(), path.read_text(encoding="utf-8").splitlines(), strict=True) if old != new
+    ]
+    assert changed == ["  beta: 1e-06"] and read(path).dpo.beta == 1e-6
+
+
+def test_every_key_is_explained_where_it_first_appears():
+    """One comment line straight above; the second and later models, and a name met before, need none."""
+    lines, seen, bare = TEXT.splitlines(), set(), []
+    for number, line in enumerate(lines):
+        found = re.match(r"( *)(\w+):( \S.*)?$", line)
+        if not found or lines[number + 1 : number + 2] and re.match(found[1] + r"  +\S", lines[number + 1]):
+            continue  # no key, or the head of a section
+        if found[2] not in seen and not re.match(found[1] + r"# \S.{8,}", lines[number - 1]):
+            bare.append(f"{number + 1}: {line.strip()}")
+        seen.add(found[2])
+    assert bare == []
+    assert seen == {key.split(".")[-1] for key in KEYS}
+
+
+def test_no_value_stands_in_the_schema():
+    """A default in code and a value in the file would be two truths."""
+    fields = [(section.__name__, name, field) for section in sections() for name, field in section.model_fields.items()]
+    assert len(fields) >= len(KEYS)
+    assert [(section, name) for section, name, field in fields if not field.is_required()] == []
+
+
+def test_every_section_is_frozen_and_refuses_strangers():
+    for section in sections():
+        assert section.model_config["frozen"] and section.model_config["extra"] == "forbid", section.__name__

@@ -1,0 +1,227 @@
+"""The documented commands, end to end, in a temporary clone: dvc repro, exp run, metrics diff, the queue, plots, apply.
+
+Slow (some minutes): everything that a person does on the first day, with the default parameters and the embedded base.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STAGES = ["prepare", "sft", "dpo", "generate@base", "generate@sft", "generate@dpo", "score"]
+OUTPUTS = {
+    "data/prepared": {
+        "chat.json", "dpo_train.jsonl", "dpo_validation.jsonl", "prompts.jsonl",
+        "references.jsonl", "sft_train.jsonl", "sft_validation.jsonl",
+    },
+    "data/generated": {"base.jsonl", "dpo.jsonl", "sft.jsonl"},
+    "models/sft": {"adapter_config.json", "adapter_model.safetensors", "provenance.json"},
+    "models/dpo": {"adapter_config.json", "adapter_model.safetensors", "provenance.json"},
+    "metrics": {"dpo.json", "prepare.json", "score.json", "sft.json"},
+    "plots": {
+        "dpo_accuracy.csv", "dpo_logps.csv", "dpo_loss.csv", "dpo_rewards.csv",
+        "hit_rate.csv", "outcomes.csv", "sft.csv", "topics.csv",
+    },
+    "reports": {"side_by_side.md"},
+}  # fmt: skip
+
+
+class Clone:
+    """A clone of this repository as it is in the working tree, and commands run in it with this interpreter's programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache"),
+            "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
+            "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
+        }  # fmt: skip
+        self.environment.pop("DVC_ROOT", None)
+
+    def __call__(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=1200)
+        assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def read(self, path: str) -> dict:
+        return json.loads((self.folder / path).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Clone:
+    """Cloned, brought to the state of the working tree, committed, and run once with the default parameters."""
+    folder = tmp_path_factory.mktemp("pipeline") / "clone"
+    subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    run = Clone(folder)
+    run("git", "add", "--all")
+    run("git", "commit", "--quiet", "--allow-empty", "--message", "as in the working tree")
+    run("dvc", "repro")
+    return run
+
+
+def started(output: str) -> list[str]:
+    """The stages that really ran (not those restored from the cache), in order."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+def test_repro_writes_exactly_the_declared_files(clone: Clone) -> None:
+    for folder, names in OUTPUTS.items():
+        assert {path.name for path in (clone.folder / folder).iterdir()} == names, folder
+
+
+def test_committed_results_are_those_of_this_code(clone: Clone) -> None:
+    """dvc.lock names the same inputs, and the committed figures are those that came out again."""
+    assert clone("git", "status", "--porcelain", "requirements.txt", "params.yaml", "dvc.yaml", "data/raw").strip() == ""
+    for stage in ("sft", "dpo", "score"):
+        committed = json.loads(clone("git", "show", f"HEAD:metrics/{stage}.json"))
+        for name, values in clone.read(f"metrics/{stage}.json").items():
+            assert values == pytest.approx(committed[name], abs=0.05, rel=0.1), f"{stage}: {name}"
+
+
+def test_sft_is_clearly_above_base(clone: Clone) -> None:
+    score = clone.read("metrics/score.json")
+    assert score["sft"]["hit_rate"] > score["base"]["hit_rate"] + 0.05
+    assert score["sft_vs_base"]["win_rate"] > 0.5
+
+
+def test_second_repro_runs_nothing(clone: Clone) -> None:
+    output = clone("dvc", "repro")
+    assert started(output) == [] and "up to date" in output
+
+
+def test_every_stage_left_a_record(clone: Clone) -> None:
+    records = [json.loads(path.read_text()) for path in (clone.folder / "experiments").glob("*.json")]
+    assert {record["stage"] for record in records} >= set(STAGES)
+    assert all(record["state"] == "completed" for record in records)
+
+
+def test_a_new_beta_runs_dpo_and_what_follows(clone: Clone) -> None:
+    """…and nothing else; metrics diff shows the change; the old value comes back from the cache."""
+    clone("git", "commit", "--quiet", "--all", "--allow-empty", "--message", "results")
+    assert started(clone("dvc", "exp", "run", "--set-param", "dpo.beta=0.2")) == ["dpo", "generate@dpo", "score"]
+    assert "dpo.reward_margin" in clone("dvc", "metrics", "diff")
+    shown = clone("dvc", "exp", "show", "--csv")
+    assert "0.2" in shown and "dpo.hit_rate" in shown.splitlines()[0]
+    back = clone("dvc", "exp", "run", "--set-param", "dpo.beta=0.1")
+    assert started(back) == [] and back.count("is cached") == 3
+    assert clone("git", "status", "--porcelain", "metrics", "plots", "dvc.lock").strip() == ""
+
+
+def test_an_experiment_can_be_applied(clone: Clone) -> None:
+    name = next(line.split(",")[0] for line in clone("dvc", "exp", "list", "--name-only").split())
+    clone("dvc", "exp", "apply", name)
+    assert clone.read("metrics/dpo.json")["dpo"]["validation_pairs"] > 0
+    clone("git", "checkout", ".")
+    clone("dvc", "checkout")
+
+
+def test_queued_experiments_run_and_leave_records_in_the_main_checkout(clone: Clone) -> None:
+    before = len(list((clone.folder / "experiments").glob("*.json")))
+    clone("dvc", "exp", "run", "--queue", "--name", "short", "--set-param", "score.tie_threshold=0.1,0.3")
+    clone("dvc", "queue", "start")
+    deadline = time.monotonic() + 300
+    while "Queued" in (status := clone("dvc", "queue", "status")) or "Running" in status:
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+    assert status.count("Success") == 2, status
+    records = sorted((clone.folder / "experiments").glob("score-*.json"), key=os.path.getmtime)
+    assert len(list((clone.folder / "experiments").glob("*.json"))) == before + 2
+    assert {json.loads(path.read_text())["params"]["score"]["tie_threshold"] for path in records[-2:]} == {0.1, 0.3}
+    assert "0.3" in clone("dvc", "exp", "show", "--csv")
+
+
+@pytest.mark.parametrize("plot", sorted(f"plots/{name}" for name in OUTPUTS["plots"]))
+def test_plots_draw_with_title_axes_and_legend(clone: Clone, plot: str) -> None:
+    import vl_convert
+
+    specification = json.loads(clone("dvc", "plots", "show", "--show-vega", plot))
+    svg = vl_convert.vegalite_to_svg(specification, vl_version="5.20")
+    assert specification["title"]["text"] in svg
+    assert 'aria-roledescription="legend"' in svg or "legend" in svg
+    assert svg.count("axis-title") + svg.count("role-axis-title") > 0
+
+
+def test_plots_page_holds_every_plot(clone: Clone) -> None:
+    clone("dvc", "plots", "show", "--out", "dvc_plots")
+    page = (clone.folder / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+    for name in OUTPUTS["plots"]:
+        assert name in page
+
+
+class TestMistakes:
+    """A person's mistake ends in one clear message, exit code not 0, no traceback, and nothing lost."""
+
+    def broken(self, clone: Clone, stage: str, *words: str) -> None:
+        output = clone("dvc", "repro", stage, check=False)
+        assert "Traceback" not in output
+        for word in words:
+            assert word in output, output
+        clone("git", "checkout", ".")
+        clone("dvc", "checkout")
+        assert "up to date" in clone("dvc", "repro")
+
+    def edit(self, clone: Clone, path: str, old: str, new: str) -> None:
+        text = (clone.folder / path).read_text(encoding="utf-8")
+        assert old in text
+        (clone.folder / path).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    def test_typo_in_params(self, clone: Clone) -> None:
+        self.edit(clone, "params.yaml", "  beta: 0.1", "  betta: 0.1")
+        self.broken(clone, "dpo", "dpo.betta is not a parameter", "did you mean dpo.beta?", "dpo.beta is missing")
+
+    def test_malformed_row(self, clone: Clone) -> None:
+        path = clone.folder / "data/raw/sft_examples.jsonl"
+        path.write_text(path.read_text() + "{'id': 'x', 'prompt': 'p'\n")
+        lines = len(path.read_text().splitlines())
+        self.broken(clone, "prepare", f"data/raw/sft_examples.jsonl:{lines}: ", "--check")
+
+    def test_missing_file(self, clone: Clone) -> None:
+        self.edit(clone, "params.yaml", "sft: data/raw/sft_examples.jsonl", "sft: data/raw/nothing.jsonl")
+        self.broken(clone, "prepare", "data/raw/nothing.jsonl")
+
+    def test_unknown_model(self, clone: Clone) -> None:
+        self.edit(clone, "params.yaml", "model: mini", "model: minni")
+        self.broken(clone, "prepare", "models.minni")
+
+    def test_interrupted_run(self, clone: Clone) -> None:
+        """Ctrl-C (SIGINT to the whole group) while sft trains: a message, a record, and the next run goes through."""
+        self.edit(clone, "params.yaml", "  weight_decay: 0.01", "  weight_decay: 0.02")
+        running = subprocess.Popen(
+            ["dvc", "repro", "sft"],
+            cwd=clone.folder,
+            env=clone.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        records = clone.folder / "experiments"
+        before = set(records.glob("sft-*.json"))
+        while not (new := set(records.glob("sft-*.json")) - before):
+            time.sleep(0.1)
+        os.killpg(running.pid, signal.SIGINT)
+        errors = running.communicate(timeout=120)[1]
+        assert running.returncode != 0 and "Traceback" not in errors
+        assert "sft: interrupted" in errors
+        assert json.loads(new.pop().read_text())["state"] == "interrupted"
+        clone("git", "checkout", ".")
+        clone("dvc", "checkout")
+        assert "up to date" in clone("dvc", "repro")

@@ -1,0 +1,388 @@
+"""score: hit rates, outcomes, tables and the report, on answers small enough to count by hand."""
+
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from ruamel.yaml import YAML
+
+import score
+from aligner.errors import InputError
+from aligner.files import read_json, write_jsonl
+
+ROOT = Path(__file__).parent.parent
+TAIL = "and then the talk goes on for a while, about the weather, the garden, a train to the sea."
+REFERENCES = [
+    {"id": "a", "prompt": "Define it", "topic": "markov", "kind": "new_wording", "keywords": ["state", "step"]},
+    {"id": "b", "prompt": "Sum it up", "topic": "markov", "kind": "new_concept", "keywords": ["mean", "variance"]},
+    {
+        "id": "c",
+        "prompt": "List the words",
+        "topic": "probability",
+        "keywords": [{"any": ["event", "events"]}, "outcome", "union", "space"],
+        "forbidden": ["wizard"],
+    },
+]
+ANSWERS = {
+    "base": {"a": "A state", "b": "Nothing", "c": "One event is an outcome"},
+    "sft": {"a": "A state in a step", "b": "The mean", "c": "Two events"},
+    "dpo": {"a": "The state", "b": "Its mean with its variance", "c": "A space has the union event, or an outcome"},
+}
+FILES = [score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.SIDE_BY_SIDE]
+OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with params.yaml and the inputs of the stage, written by `write_inputs`."""
+    monkeypatch.chdir(tmp_path)
+    write_params(0)
+    write_inputs()
+    return tmp_path
+
+
+def write_params(tie_threshold):
+    yaml = YAML()
+    values = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["score"]["tie_threshold"] = tie_threshold
+    with open("params.yaml", "w", encoding="utf-8") as file:
+        yaml.dump(values, file)
+
+
+def write_inputs(references=REFERENCES, answers=ANSWERS, order=lambda rows: rows):
+    write_jsonl(score.REFERENCES, references)
+    for name, path in score.MODELS.items():
+        write_jsonl(path, order([answer_row(id, text) for id, text in answers[name].items()]))
+
+
+def answer_row(id, text, stop="end"):
+    """An answer with enough words around it that no keyword is stuffing."""
+    text = f"{text}, {TAIL}"
+    return {"id": id, "answer": text, "stop": stop, "prompt_tokens": 3, "answer_tokens": len(text.split())}
+
+
+def run():
+    score.main(Mock())
+    return {path: path.read_bytes() for path in FILES}
+
+
+def table_of(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def answers_with(*rates, groups=20):
+    """Answers that differ in nothing but their hit rate."""
+    return [score.Answer("", "end", 1, Mock(rate=round(rate * groups) / groups)) for rate in rates]
+
+
+# ---- Counting ---------------------------------------------------------------------------------------------------------
+
+
+def test_hit_rates_of_the_small_files(folder):
+    """base (1/2 + 0/2 + 2/4) / 3, sft (2/2 + 1/2 + 1/4) / 3, dpo (1/2 + 2/2 + 4/4) / 3."""
+    run()
+    metrics = read_json(score.METRICS)
+    assert [metrics[name]["hit_rate"] for name in score.MODELS] == [0.3333, 0.5833, 0.8333]
+    assert [metrics[name]["all_hit_rate"] for name in score.MODELS] == [0, 0.3333, 0.6667]
+    assert metrics["eval"] == {"prompts": 3}
+
+
+def test_wins_ties_and_losses_of_the_small_files(folder):
+    """Hits a, b, c of base 1/2 0/2 2/4, sft 2/2 1/2 1/4, dpo 1/2 2/2 4/4.
+
+    sft over base: won, won, lost = 2/3. dpo over sft: lost, won, won = 2/3. dpo over base: tied, won, won = 2.5/3.
+    """
+    run()
+    metrics = read_json(score.METRICS)
+    rates = {"sft_vs_base": 0.6667, "dpo_vs_sft": 0.6667, "dpo_vs_base": 0.8333}
+    assert {pair: metrics[pair]["win_rate"] for pair in rates} == rates
+    assert [(row["comparison"], row["outcome"], int(row["prompts"])) for row in table_of(score.OUTCOMES)] == [
+        ("sft vs base", "wins", 2),
+        ("sft vs base", "ties", 0),
+        ("sft vs base", "losses", 1),
+        ("dpo vs sft", "wins", 2),
+        ("dpo vs sft", "ties", 0),
+        ("dpo vs sft", "losses", 1),
+        ("dpo vs base", "wins", 2),
+        ("dpo vs base", "ties", 1),
+        ("dpo vs base", "losses", 0),
+    ]
+
+
+@pytest.mark.parametrize(("threshold", "outcome"), [(0, (2, 0, 1)), (0.25, (2, 1, 0)), (0.4, (2, 1, 0)), (0.5, (0, 3, 0))])
+def test_the_tie_threshold_of_params_decides(folder, threshold, outcome):
+    """sft minus base is +0.5, +0.5 and -0.25: a difference of just the threshold is a tie."""
+    write_params(threshold)
+    run()
+    assert tuple(int(row["prompts"]) for row in table_of(score.OUTCOMES)[:3]) == outcome
+
+
+@pytest.mark.parametrize("groups", [3, 5, 6, 7, 10])
+def test_one_group_apart_is_a_tie_at_the_threshold_of_one_group(groups):
+    """0.8 - 0.6 is a little more than 0.2 in binary, and still no more than one group of five."""
+    rates = [index / groups for index in range(groups + 1)]
+    first, second = answers_with(*rates[1:], groups=groups), answers_with(*rates[:-1], groups=groups)
+    assert score.compare(first, second, 1 / groups) == score.Outcome(0, groups, 0)
+    assert score.compare(second, first, 1 / groups) == score.Outcome(0, groups, 0)
+    assert score.compare(first, second, 0.99 / groups) == score.Outcome(groups, 0, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=30),
+    st.sampled_from([0, 0.05, 0.1, 0.2, 1]),
+)
+@settings(deadline=None)
+def test_swapping_the_models_mirrors_the_outcome(pairs, threshold):
+    first, second = (answers_with(*(pair[side] / 20 for pair in pairs)) for side in (0, 1))
+    one, other = score.compare(first, second, threshold), score.compare(second, first, threshold)
+    assert (one.wins, one.ties, one.losses) == (other.losses, other.ties, other.wins)
+    assert one.win_rate + other.win_rate == pytest.approx(1, abs=1e-12)
+    assert sum(one) == len(pairs)
+
+
+def test_the_win_rate_counts_a_tie_as_half():
+    """(3 + 2/2) / 10 = 0.4; all ties give one half."""
+    assert score.Outcome(wins=3, ties=2, losses=5).win_rate == 0.4
+    assert score.Outcome(0, 7, 0).win_rate == 0.5
+
+
+def test_ended_rate_and_mean_tokens(folder):
+    """Two of three answers ended by themselves; (10 + 20 + 60) / 3 = 30 tokens."""
+    rows = [
+        {"id": id, "answer": "Yes", "stop": stop, "prompt_tokens": 1, "answer_tokens": tokens}
+        for id, stop, tokens in (("a", "end", 10), ("b", "length", 60), ("c", "end", 20))
+    ]
+    write_jsonl(score.MODELS["dpo"], rows)
+    run()
+    assert read_json(score.METRICS)["dpo"] == {"hit_rate": 0, "all_hit_rate": 0, "ended_rate": 0.6667, "tokens_mean": 30}
+
+
+# ---- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_have_exactly_these_columns(folder):
+    files = run()
+    rates = b"group,model,hit_rate,low,high,prompts"
+    headers = {path: files[path].splitlines()[0] for path in (score.HIT_RATE, score.TOPICS, score.OUTCOMES)}
+    assert headers == {score.HIT_RATE: rates, score.TOPICS: rates, score.OUTCOMES: b"comparison,outcome,prompts,share"}
+
+
+def test_every_group_has_its_prompts_and_every_model(folder):
+    """c has no kind: it counts among all prompts only."""
+    run()
+    kinds = [(row["group"], int(row["prompts"])) for row in table_of(score.HIT_RATE)[::3]]
+    assert kinds == [("all prompts", 3), ("new concept", 1), ("new wording", 1)]
+    topics = table_of(score.TOPICS)
+    assert [(row["group"], int(row["prompts"])) for row in topics[::3]] == [("markov", 2), ("probability", 1)]
+    assert [row["model"] for row in topics] == ["base", "sft", "dpo"] * 2
+
+
+def test_the_rate_of_a_topic_with_its_interval(folder):
+    """base on markov has the rates 1/2 and 0: a resample of two has mean 0, 1/4 or 1/2 with chance 1/4, 1/2, 1/4."""
+    run()
+    markov = table_of(score.TOPICS)[0]
+    assert [float(markov[column]) for column in ("hit_rate", "low", "high")] == [0.25, 0, 0.5]
+
+
+def test_one_prompt_has_no_interval(folder):
+    run()
+    alone = [row for row in table_of(score.TOPICS) + table_of(score.HIT_RATE) if row["prompts"] == "1"]
+    assert len(alone) == 9
+    assert {(row["low"], row["high"]) for row in alone} == {("", "")}
+
+
+def test_shares_of_a_comparison_add_up_to_one(folder):
+    run()
+    rows = table_of(score.OUTCOMES)
+    for start in (0, 3, 6):
+        assert math.fsum(float(row["share"]) for row in rows[start : start + 3]) == pytest.approx(1, abs=1e-5)
+
+
+def test_metrics_are_two_levels_of_finite_numbers_with_four_decimals(folder):
+    run()
+    metrics = read_json(score.METRICS)
+    assert list(metrics) == ["base", "sft", "dpo", "sft_vs_base", "dpo_vs_sft", "dpo_vs_base", "eval"]
+    for section in metrics.values():
+        for value in section.values():
+            assert type(value) in (int, float)
+            assert math.isfinite(value) and round(value, 4) == value
+
+
+# ---- What the files must hold -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["a", "c"])
+def test_a_missing_answer_is_refused_with_the_command_that_mends_it(folder, missing):
+    rows = [answer_row(id, text) for id, text in ANSWERS["sft"].items() if id != missing]
+    write_jsonl(score.MODELS["sft"], rows)
+    with pytest.raises(InputError, match=r"sft\.jsonl does not answer .*\(1 missing\)\. Run: dvc repro --force generate"):
+        run()
+
+
+def test_an_answer_to_another_prompt_is_refused(folder):
+    write_jsonl(score.MODELS["base"], [answer_row(id, text) for id, text in (ANSWERS["base"] | {"d": "More"}).items()])
+    with pytest.raises(InputError, match=r"base\.jsonl does not answer"):
+        run()
+
+
+def test_a_missing_file_is_refused_by_name(folder):
+    score.MODELS["dpo"].unlink()
+    with pytest.raises(InputError, match=r"dpo\.jsonl is missing.*dvc repro"):
+        run()
+
+
+def test_the_order_of_the_generated_rows_changes_nothing(folder):
+    before = run()
+    for order in (lambda rows: rows[::-1], lambda rows: rows[1:] + rows[:1]):
+        write_inputs(order=order)
+        assert run() == before
+
+
+def test_a_new_word_of_a_forbidden_group_costs_no_hit(folder):
+    """Forbidden words are flagged, and the hit rate stays that of the ideas named."""
+    before = run()[score.METRICS]
+    write_inputs(answers=ANSWERS | {"dpo": ANSWERS["dpo"] | {"c": ANSWERS["dpo"]["c"] + " of a wizard"}})
+    after = run()[score.METRICS]
+    hit_rates = [json.loads(metrics)["dpo"]["hit_rate"] for metrics in (before, after)]
+    assert hit_rates[0] == hit_rates[1] == 0.8333
+
+
+# ---- The report -------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_shows_every_prompt_with_all_answers(folder):
+    report = run()[score.SIDE_BY_SIDE].decode()
+    assert [line for line in report.splitlines() if line.startswith("## ")] == [
+        "## Define it",
+        "## Sum it up",
+        "## List the words",
+    ]
+    assert "| base: 1 of 2 | sft: 2 of 2 | dpo: 1 of 2 |" in report
+    assert "| state | state, step | state |" in report
+    assert "| none | mean | mean, variance |" in report
+    assert "| base | 0.333 | 0.000 to 0.500 | 0.000 | 1.000 |" in report
+    assert "differ by no more than 0." in report
+    for texts in ANSWERS.values():
+        assert all(f"{text}, {TAIL}" in report for text in texts.values())
+
+
+def test_the_report_gives_each_comparison_with_an_interval_around_it(folder):
+    report = run()[score.SIDE_BY_SIDE].decode()
+    row = re.search(r"\| sft over base \| 2 \| 0 \| 1 \| 0\.667 \| (\S+) to (\S+) \|", report)
+    low, high = map(float, row.groups())
+    assert 0 <= low < 0.667 < high <= 1
+
+
+def test_an_empty_answer_is_shown_as_empty(folder):
+    row = {"id": "a", "answer": "", "stop": "end", "prompt_tokens": 1, "answer_tokens": 0}
+    write_jsonl(score.MODELS["base"], [row, *(answer_row(id, "No") for id in "bc")])
+    assert "| (empty) | A state in a step" in run()[score.SIDE_BY_SIDE].decode()
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a | b || c \\| d",
+    "[click](javascript:alert(1)) and [ref][1] and ![image](https://evil.example/x.png)",
+    "<https://evil.example> https://evil.example/x www.evil.example",
+    "`code` ``` fence ``` ~~~ fence ~~~ ~~struck~~",
+    "line one\n\n# heading\n\n- list\n\n1. list\n\n---\n\n> quote\r\n| cell |\n\n    block",
+    "**bold** __bold__ *it* _it_ $x^2$",
+    "&lt;b&gt; &#60;script&#62; &amp;",
+    "[1]: https://evil.example \\",
+    "\\<script>\\`\\|",
+    "two\u2028lines\u2029and\x0bmore\x0c\x85",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_stays_text_wherever_it_comes_from(folder, text):
+    """In answers, prompts, topics, kinds and keywords alike, the page has our own tags alone, and shows the words."""
+    hostile = {"prompt": text, "topic": text, "kind": text, "keywords": [{"any": [text, "state"]}, "step"]}
+    write_inputs(
+        [REFERENCES[0] | hostile, *REFERENCES[1:]], {name: texts | {"a": f"State {text}"} for name, texts in ANSWERS.items()}
+    )
+    report = run()[score.SIDE_BY_SIDE].decode()
+    page = rendered(report)
+    assert set(re.findall("<[^>]*>", page)) == {f"{opening}{tag}>" for tag in OUR_TAGS for opening in ("<", "</")}
+    assert len(re.findall("<h2>", page)) == len(REFERENCES)
+    assert len(re.findall("<table>", page)) == 2 + len(REFERENCES)
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "100% of $5 at 3 < 4 & 5 > 2", "x_1 * y_2 = z#3 {a} (b) + c!"])
+def test_escaped_text_reads_as_the_model_wrote_it(text):
+    """A reader of the rendered page sees the very characters, runs of white space as one space."""
+    page = MarkdownIt("commonmark").renderInline(score.markdown(text))
+    shown = page.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
+    assert shown == " ".join(text.split())
+
+
+@given(st.text(alphabet=st.sampled_from("<>|[]()!`*_~#&\\:/ \nwax.1-+$"), max_size=40))
+@settings(deadline=None, max_examples=300)
+def test_no_text_breaks_out_of_its_cell(text):
+    page = rendered(score.table(["a", "b"], [["x", score.markdown(text)]]))
+    assert re.sub("<t[hd]>[^<]*</t[hd]>", "", page).split() == [
+        *["<table>", "<thead>", "<tr>", "</tr>", "</thead>", "<tbody>"],
+        *["<tr>", "</tr>", "</tbody>", "</table>"],
+    ]
+    assert page.count("<td>") == 2
+
+
+@pytest.mark.parametrize("address", ["https://evil.example", "http://evil.example", "ftp://evil.example", "www.evil.example"])
+def test_no_bare_address_becomes_a_link_on_github(address):
+    """GitHub links what starts with a scheme and :// or with www., read from the source as it stands."""
+    assert not re.search(r"(https?|ftp)://|www\.", score.markdown(f"see {address} there"))
+
+
+def test_control_characters_do_not_reach_the_page():
+    """A terminal that shows the report must not obey the model."""
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", score.markdown("\x1b[31mred\x07 \x00 \x9b2J \x7f"))
+
+
+def rendered(markdown):
+    return MarkdownIt("commonmark").enable("table").render(markdown)
+
+
+# ---- The process ------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import runpy, sys
+sys.argv = ["score.py"]
+runpy.run_path({script!r}, run_name="__main__")
+print(sorted({{"torch", "transformers", "trl", "peft", "tokenizers", "datasets"}} & set(sys.modules)))
+"""
+
+
+def test_as_a_command_it_loads_no_model_library_and_writes_the_same_bytes_under_any_hash_seed(folder):
+    expected = run()
+    for seed in ("0", "1"):
+        for path in FILES:
+            path.unlink()
+        assert run_as_command(seed) == "[]"
+        assert {path: path.read_bytes() for path in FILES} == expected
+
+
+def run_as_command(hash_seed):
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "PYTHONHASHSEED": hash_seed}
+    program = PROGRAM.format(script=str(ROOT / "src" / "score.py"))
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_models_stand_in_the_order_of_training():
+    assert all(first in score.MODELS and second in score.MODELS for first, second in score.PAIRS)
+    order = list(score.MODELS)
+    assert all(order.index(earlier) < order.index(later) for earlier, later in pairwise(["base", "sft", "dpo"]))

@@ -1,0 +1,608 @@
+"""Statistics: every golden case, published examples, brute force where n is small, and the edges."""
+
+import inspect
+import itertools
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from aligner import statistics
+from aligner.statistics import (
+    benjamini_hochberg,
+    bonett_price_interval,
+    bradley_terry,
+    clopper_pearson_interval,
+    clustered_standard_error,
+    exact_bootstrap_interval,
+    holm,
+    length_controlled_win_rate,
+    minimum_detectable_effect,
+    newcombe_paired_interval,
+    normal_quantile,
+    paired_t_interval,
+    pairwise_summary,
+    permutation_test,
+    required_n,
+    separated,
+    shaffer_three,
+    sign_test,
+    sign_test_midp,
+    t_quantile,
+    tango_interval,
+    wilson_interval,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+TEXTBOOK = {case["id"]: case for case in json.loads((GOLDEN / "textbook.json").read_text(encoding="utf-8"))["cases"]}
+PHI2 = json.loads((GOLDEN / "paired_phi2.json").read_text(encoding="utf-8"))
+
+COUNTS = st.integers(0, 60)
+OUTCOMES = st.tuples(COUNTS, COUNTS, COUNTS).filter(any)
+HALVES = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), max_size=8)
+
+
+# ---- The textbook cases ----------------------------------------------------------------------------------------------
+
+
+def of_table(test):
+    return lambda given: test(given["table"][0][1], given["table"][1][0])
+
+
+def of_trinomial(interval):
+    return lambda given: interval(given["b"], given["n"] - given["b"] - given["c"], given["c"])
+
+
+def newcombe_with_estimate(given):
+    (both, only_a), (only_b, neither) = given["table"]
+    estimate = (only_a - only_b) / (both + only_a + only_b + neither)
+    return estimate, *newcombe_paired_interval(both, only_a, only_b, neither)
+
+
+def tango_with_estimate(given):
+    return (given["b"] - given["c"]) / given["n"], *of_trinomial(tango_interval)(given)
+
+
+def abilities_against_reference(given):
+    abilities = bradley_terry(given["wins_over"])
+    reference = given["order"].index(given["ref"])
+    return [b - abilities[reference] for index, b in enumerate(abilities) if index != reference]
+
+
+def rejections_of_bonferroni_and_bh(given):
+    p_values = given["p"]
+    return sum(len(p_values) * p <= 0.05 for p in p_values), sum(q <= 0.05 for q in benjamini_hochberg(p_values))
+
+
+CHECKS = {
+    "wilson": lambda given: wilson_interval(given["k"], given["n"]),
+    "clopper": lambda given: clopper_pearson_interval(given["k"], given["n"]),
+    "sign_exact": lambda given: sign_test(given["wins"], given["losses"]),
+    "sign_midp": lambda given: sign_test_midp(given["wins"], given["losses"]),
+    "mcnemar_exact": of_table(sign_test),
+    "mcnemar_midp": of_table(sign_test_midp),
+    "newcombe": newcombe_with_estimate,
+    "tango": tango_with_estimate,
+    "bonett_price": of_trinomial(bonett_price_interval),
+    "bt": abilities_against_reference,
+    "clustered_se": lambda given: clustered_standard_error(given["values"], given["clusters"]),
+    "t975": lambda given: t_quantile(given["df"]),
+    "miller": lambda given: required_n(given["omega2"], given["delta"]),
+    "bh1995": rejections_of_bonferroni_and_bh,
+}
+# Methods that the specification does not use: the Jeffreys interval and the asymptotic McNemar test.
+UNUSED = {"jeffreys_13_16", "mcnemar_z_cavo"}
+
+
+def as_list(value):
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def check_of(identity):
+    (name,) = (name for name in CHECKS if identity.startswith(name))
+    return CHECKS[name]
+
+
+@pytest.mark.parametrize("identity", sorted(set(TEXTBOOK) - UNUSED))
+def test_textbook_case(identity):
+    case = TEXTBOOK[identity]
+    published, computed = as_list(case["expected_published"]), as_list(case["computed"])
+    result = as_list(check_of(identity)(case["input"]))[: len(published)]
+    assert result == pytest.approx(published, abs=0.500001 * 10.0 ** -case["decimals"])
+    if "note" not in case:
+        assert result == pytest.approx(computed, abs=1e-11)
+
+
+def test_adjusted_p_values_of_the_textbook():
+    case = TEXTBOOK["bh1995_rejections"]
+    assert benjamini_hochberg(case["input"]["p"]) == pytest.approx(case["computed_bh"], abs=1e-12)
+    assert holm(case["input"]["p"]) == pytest.approx(case["computed_holm"], abs=1e-12)
+
+
+# ---- The phi-2 family ------------------------------------------------------------------------------------------------
+
+
+def differences_of(pair):
+    """The multiset of differences in {-1, -.5, 0, .5, 1}, from its counts, mean and standard error.
+
+    With W1 - L1 = 2 sum - W + L and W1 + L1 = (sum of squares - (W+L)/4) / (3/4), for W1 and L1 the whole steps.
+    """
+    n, wins, losses = pair["n"], pair["wins"], pair["losses"]
+    total = pair["mean_diff"] * n
+    squares = pair["se_paired"] ** 2 * n * (n - 1) + n * pair["mean_diff"] ** 2
+    gap, both = 2 * total - wins + losses, (squares - (wins + losses) / 4) / 0.75
+    whole_wins, whole_losses = round((both + gap) / 2), round((both - gap) / 2)
+    counts = {1.0: whole_wins, 0.5: wins - whole_wins, 0.0: pair["ties"], -1.0: whole_losses}
+    counts[-0.5] = losses - whole_losses
+    return [value for value, count in counts.items() for _ in range(count)]
+
+
+@pytest.mark.parametrize("pair", PHI2["pairs"], ids=lambda pair: f"{pair['a']}_{pair['b']}")
+def test_phi2_pair(pair):
+    wins, ties, losses, n = pair["wins"], pair["ties"], pair["losses"], pair["n"]
+    differences = differences_of(pair)
+    assert math.fsum(differences) / n == pytest.approx(pair["mean_diff"], abs=1e-12)
+    assert sign_test(wins, losses) == pytest.approx(pair["sign_test_exact_p"], rel=1e-12)
+    assert sign_test_midp(wins, losses) == pytest.approx(pair["sign_test_midp"], rel=1e-12)
+    assert permutation_test(differences) == pytest.approx(pair["exact_sign_flip_p"], rel=1e-9)
+    assert paired_t_interval(differences) == pytest.approx(pair["ci95_t"], abs=1e-12)
+    assert wilson_interval(wins + ties / 2, n) == pytest.approx(pair["wilson_win_rate_half_ties"], abs=1e-12)
+    assert wilson_interval(wins, wins + losses) == pytest.approx(pair["wilson_decisive"], abs=1e-12)
+    exact = exact_bootstrap_interval(differences)
+    assert exact == pytest.approx(pair["exact_percentile_bootstrap_mean_diff"], abs=1e-12)
+    outcomes = [1.0] * wins + [0.5] * ties + [0.0] * losses
+    assert exact_bootstrap_interval(outcomes) == pytest.approx(pair["exact_percentile_bootstrap_win_rate"], abs=1e-12)
+    assert clustered_standard_error(differences, range(n)) == pytest.approx(pair["se_paired"], abs=1e-12)
+
+
+def test_phi2_adjusted_p_values():
+    p_values = [pair["sign_test_exact_p"] for pair in PHI2["pairs"]]
+    assert holm(p_values) == pytest.approx(PHI2["holm"], rel=1e-12)
+    assert shaffer_three(p_values) == pytest.approx(PHI2["shaffer_3pairs"], rel=1e-12)
+    assert benjamini_hochberg(p_values) == pytest.approx(PHI2["bh"], rel=1e-12)
+
+
+def test_phi2_bradley_terry():
+    golden = PHI2["bradley_terry"]
+    abilities = bradley_terry(golden["half_wins"])
+    assert abilities[0] == 0.0
+    assert [b - abilities[-1] for b in abilities] == pytest.approx(golden["log_strength"], abs=1e-9)
+    assert (abilities[0] - abilities[-1]) * 400 / math.log(10) == pytest.approx(golden["elo_span_dpo_base"], abs=1e-7)
+
+
+# ---- Intervals -------------------------------------------------------------------------------------------------------
+
+
+def test_signatures_are_those_that_callers_rely_on():
+    assert list(inspect.signature(tango_interval).parameters) == ["wins", "ties", "losses", "confidence"]
+    assert list(inspect.signature(wilson_interval).parameters) == ["successes", "n", "confidence"]
+    assert list(inspect.signature(required_n).parameters) == ["variance", "delta", "alpha", "power"]
+
+
+def test_numpy_and_scipy_are_imported_only_where_they_are_used():
+    lines = Path(statistics.__file__).read_text(encoding="utf-8").splitlines()
+    libraries = ("import numpy", "import scipy", "from numpy", "from scipy")
+    assert [line for line in lines if line.startswith(libraries)] == []
+
+
+def test_no_data_has_no_interval():
+    assert wilson_interval(0, 0) is None
+    assert clopper_pearson_interval(0, 0) is None
+    assert tango_interval(0, 0, 0) is None
+    assert bonett_price_interval(0, 0, 0) is None
+    assert newcombe_paired_interval(0, 0, 0, 0) is None
+    assert paired_t_interval([]) is paired_t_interval([1.0]) is None
+    assert exact_bootstrap_interval([]) is exact_bootstrap_interval([1.0]) is None
+    assert clustered_standard_error([], []) is clustered_standard_error([1, 2], ["a", "a"]) is None
+    assert minimum_detectable_effect(0.5, 0) is None
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_proportion_intervals_hold_the_estimate_and_mirror(counts):
+    k, n = counts
+    for interval in (wilson_interval, clopper_pearson_interval):
+        low, high = interval(k, n)
+        assert 0 <= low <= k / n <= high <= 1
+        assert interval(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    wider = clopper_pearson_interval(k, n)
+    assert wider[0] <= low and wider[1] >= high
+
+
+@pytest.mark.parametrize("interval", [tango_interval, bonett_price_interval])
+@given(OUTCOMES)
+def test_net_intervals_lie_in_range_and_mirror(interval, outcomes):
+    wins, ties, losses = outcomes
+    low, high = interval(wins, ties, losses)
+    assert -1 <= low < high <= 1
+    assert interval(losses, ties, wins) == pytest.approx((-high, -low), abs=1e-12)
+    narrower = interval(wins, ties, losses, 0.8)
+    assert low <= narrower[0] and narrower[1] <= high
+
+
+@given(OUTCOMES)
+def test_tango_ends_are_where_the_score_statistic_is_z(outcomes):
+    wins, ties, losses = outcomes
+    n, z = sum(outcomes), normal_quantile(0.95)
+    for end, sign in zip(tango_interval(wins, ties, losses), (1, -1), strict=True):
+        if -1 < end < 1:
+            q = most_likely_loss(wins, losses, n, end)
+            score = (wins - losses - n * end) / math.sqrt(n * (2 * q + end * (1 - end)))
+            assert score == pytest.approx(sign * z, abs=1e-6)
+
+
+def most_likely_loss(wins, losses, n, difference):
+    """The loss probability that maximises W log(q + D) + L log q + T log(1 - 2q - D), by golden-section search."""
+
+    def likelihood(q):
+        cells = ((wins, q + difference), (losses, q), (n - wins - losses, 1 - 2 * q - difference))
+        return sum(count * math.log(max(share, 1e-300)) for count, share in cells if count)
+
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    ratio = (math.sqrt(5) - 1) / 2
+    for _ in range(200):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, right) if likelihood(left) >= likelihood(right) else (left, high)
+    return (low + high) / 2
+
+
+def test_tango_of_nothing_but_ties_or_wins():
+    z = normal_quantile(0.95)
+    assert tango_interval(0, 20, 0) == pytest.approx((-(z**2) / (20 + z**2), z**2 / (20 + z**2)), abs=1e-12)
+    low, high = tango_interval(20, 0, 0)
+    assert 0 < low < 1 and high == 1.0
+
+
+@pytest.mark.parametrize("net", [0.0, 0.2])
+def test_tango_covers_at_n_40(net):
+    """Exact coverage of the nominal 95 % at 40 % ties, over all outcomes of 40 prompts: published as .943 at worst."""
+    n, tie = 40, 0.4
+    win, loss = (1 - tie + net) / 2, (1 - tie - net) / 2
+    covered = 0.0
+    for wins in range(n + 1):
+        for losses in range(n + 1 - wins):
+            low, high = tango_interval(wins, n - wins - losses, losses)
+            if low <= net <= high:
+                ways = math.comb(n, wins) * math.comb(n - wins, losses)
+                covered += ways * win**wins * loss**losses * tie ** (n - wins - losses)
+    assert 0.94 < covered < 0.98
+
+
+@given(st.tuples(COUNTS, COUNTS, COUNTS, COUNTS).filter(any))
+def test_newcombe_holds_the_estimate_and_mirrors(table):
+    both, only_a, only_b, neither = table
+    low, high = newcombe_paired_interval(both, only_a, only_b, neither)
+    assert -1 - 1e-12 <= low <= (only_a - only_b) / sum(table) <= high <= 1 + 1e-12
+    assert newcombe_paired_interval(both, only_b, only_a, neither) == pytest.approx((-high, -low), abs=1e-12)
+
+
+# ---- Tests -----------------------------------------------------------------------------------------------------------
+
+
+def test_ties_alone_give_p_one():
+    assert sign_test(0, 0) == sign_test_midp(0, 0) == permutation_test([]) == permutation_test([0.0, 0.0]) == 1.0
+
+
+@given(COUNTS, COUNTS)
+def test_sign_tests_are_symmetric_and_midp_is_smaller(wins, losses):
+    assert sign_test(wins, losses) == sign_test(losses, wins)
+    assert sign_test_midp(wins, losses) == sign_test_midp(losses, wins)
+    assert 0 < sign_test_midp(wins, losses) <= sign_test(wins, losses) <= 1
+
+
+@pytest.mark.parametrize(
+    ("alpha", "fewest"),
+    [(0.05, [6, 8, 10, 12, 13, 15, 17, 18, 20, 21, 23]), (0.05 / 3, [7, 10, 12, 14, 16, 18, 19, 21, 22, 24, 26])],
+)
+def test_fewest_wins_that_can_be_significant(alpha, fewest):
+    found = [next(w for w in range(losses, 99) if sign_test(w, losses) < alpha) for losses in range(11)]
+    assert found == fewest
+
+
+@given(HALVES)
+def test_permutation_is_the_share_of_all_sign_flips(differences):
+    observed = abs(sum(differences))
+    flips = list(itertools.product((1, -1), repeat=len(differences)))
+    extreme = sum(abs(sum(s * d for s, d in zip(flip, differences, strict=True))) >= observed for flip in flips)
+    assert permutation_test(differences) == pytest.approx(extreme / len(flips), abs=1e-12)
+    assert permutation_test([-d for d in differences]) == permutation_test(differences)
+    assert permutation_test(differences[::-1]) == permutation_test(differences)
+
+
+@given(COUNTS, COUNTS)
+def test_permutation_of_whole_steps_is_the_sign_test(wins, losses):
+    assert permutation_test([1] * wins + [-1] * losses) == pytest.approx(sign_test(wins, losses), rel=1e-9)
+
+
+def test_permutation_off_the_lattice_is_sampled_and_repeatable():
+    rng = random.Random(1)
+    differences = [rng.gauss(0.3, 1) for _ in range(40)]
+    p = permutation_test(differences)
+    assert p == permutation_test(differences[::-1]) == permutation_test([-d for d in differences])
+    near = permutation_test([round(d, 2) for d in differences])
+    assert p == pytest.approx(near, abs=4 * math.sqrt(near * (1 - near) / 10_000) + 0.002)
+
+
+def test_unequal_numbers_of_groups_share_a_lattice():
+    assert permutation_test([1 / 3, 1 / 3, 1 / 4]) == pytest.approx(0.25, abs=1e-12)
+    assert permutation_test([1 / 3, -1 / 3]) == 1.0
+
+
+# ---- Bootstrap and standard errors -----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from([0.0, 1 / 3, 0.5, 1.0]), min_size=2, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_bootstrap_is_that_of_all_resamples(scores):
+    n = len(scores)
+    means = np.sort([math.fsum(resample) / n for resample in itertools.product(scores, repeat=n)])
+    expected = [means[math.ceil(tail * n**n - 1e-6) - 1] for tail in (0.025, 0.975)]
+    assert exact_bootstrap_interval(scores) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bootstrap_of_equal_scores_has_no_width():
+    assert exact_bootstrap_interval([0.25] * 9) == (0.25, 0.25)
+    assert paired_t_interval([0.25] * 9) == (0.25, 0.25)
+
+
+def test_bootstrap_off_the_lattice_is_sampled_and_near_the_lattice_one():
+    rng = random.Random(2)
+    scores = [rng.random() for _ in range(60)]
+    sampled = exact_bootstrap_interval(scores)
+    assert sampled == exact_bootstrap_interval(scores[::-1])
+    assert sampled == pytest.approx(exact_bootstrap_interval([round(score, 2) for score in scores]), abs=0.006)
+
+
+@given(st.lists(st.integers(-4, 4), min_size=2, max_size=30))
+@settings(deadline=None)
+def test_intervals_of_the_mean_mirror(steps):
+    differences = [step / 4 for step in steps]
+    for interval in (paired_t_interval, exact_bootstrap_interval):
+        low, high = interval(differences)
+        assert low <= high
+        assert interval([-d for d in differences]) == pytest.approx((-high, -low), abs=1e-12)
+
+
+def test_duplicated_prompts_leave_the_clustered_error_unchanged():
+    scores = [0.0, 0.5, 1.0, 0.25, 0.75]
+    once = clustered_standard_error(scores, range(5))
+    assert clustered_standard_error(scores * 2, list(range(5)) * 2) == pytest.approx(once, abs=1e-15)
+    assert once == pytest.approx(np.std(scores, ddof=1) / math.sqrt(5), abs=1e-15)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_cluster_is_an_error(missing):
+    with pytest.raises(ValueError, match=r"clusters\[1\] is missing, got"):
+        clustered_standard_error([0.0, 1.0], ["a", missing])
+
+
+# ---- Many comparisons, power -----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.randoms())
+def test_adjusted_p_values_keep_order_and_bounds(p_values, rng):
+    order = list(range(len(p_values)))
+    rng.shuffle(order)
+    for adjust in (holm, benjamini_hochberg):
+        adjusted = adjust(p_values)
+        assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+        assert adjust([p_values[index] for index in order]) == [adjusted[index] for index in order]
+    assert all(q <= p for q, p in zip(benjamini_hochberg(p_values), holm(p_values), strict=True))
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_shaffer_never_exceeds_holm(p_values):
+    assert all(s <= h for s, h in zip(shaffer_three(p_values), holm(p_values), strict=True))
+
+
+def test_shaffer_wants_three():
+    with pytest.raises(ValueError, match="three pairwise comparisons, got 2"):
+        shaffer_three([0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("sd", "n", "points"),
+    [(0.432, 20, 27), (0.432, 805, 4.3), (0.575, 80, 18), (0.575, 2000, 3.6)],
+)
+def test_minimum_detectable_effect_as_published(sd, n, points):
+    assert 100 * minimum_detectable_effect(sd, n) == pytest.approx(points, abs=0.51 if points >= 10 else 0.051)
+
+
+@given(st.floats(0.01, 1), st.integers(2, 5000))
+def test_required_n_undoes_the_detectable_effect(sd, n):
+    assert required_n(sd**2, minimum_detectable_effect(sd, n)) in (n, n + 1)
+    assert required_n(0.0, 0.1) == 1
+
+
+# ---- Bradley-Terry ---------------------------------------------------------------------------------------------------
+
+
+def test_two_items_have_the_log_odds():
+    assert bradley_terry([[0, 3], [1, 0]]) == pytest.approx([0, -math.log(3)], abs=1e-12)
+    assert bradley_terry([[0]]) == [0.0]
+
+
+def test_separation_is_told_and_gives_finite_abilities():
+    matrix = [[0, 10, 10], [0, 0, 6], [0, 4, 0]]
+    assert separated(matrix)
+    abilities = bradley_terry(matrix)
+    assert abilities[0] == 0.0 and abilities[2] < abilities[1] < 0
+    assert bradley_terry([[0, 10], [0, 0]]) == pytest.approx([0, math.log(0.5 / 10.5)], abs=1e-12)
+    assert not separated([[0, 1], [1, 0]])
+
+
+def test_items_that_never_met_have_no_common_scale():
+    assert bradley_terry([[0, 0], [0, 0]]) is None
+    assert bradley_terry([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]) is None
+
+
+@pytest.mark.parametrize("matrix", [[], [[0, 1]], [[1, 1], [1, 0]], [[0, -1], [1, 0]], [[0, float("nan")], [1, 0]]])
+def test_a_bad_win_matrix_is_an_error(matrix):
+    with pytest.raises(ValueError, match="win_matrix"):
+        bradley_terry(matrix)
+
+
+@given(st.lists(st.integers(1, 40), min_size=6, max_size=6), st.permutations([0, 1, 2]))
+@settings(max_examples=50, deadline=None)
+def test_abilities_do_not_depend_on_the_order_of_items(wins, order):
+    a, b, c, d, e, f = wins
+    matrix = [[0, a, b], [c, 0, d], [e, f, 0]]
+    abilities = bradley_terry(matrix)
+    moved = bradley_terry([[matrix[i][j] for j in order] for i in order])
+    assert moved == pytest.approx([abilities[i] - abilities[order[0]] for i in order], abs=1e-9)
+
+
+def test_abilities_reproduce_the_wins_of_each_item():
+    """The likelihood equations: the expected wins of every item are its wins."""
+    wins = np.array([[0, 7, 9.5, 2], [6, 0, 7, 5], [4.5, 6, 0, 7], [6, 8, 6, 0]])
+    b = np.array(bradley_terry(wins.tolist()))
+    expected = ((wins + wins.T) / (1 + np.exp(b[None, :] - b[:, None]))).sum(axis=1)
+    assert expected == pytest.approx(wins.sum(axis=1), abs=1e-9)
+
+
+# ---- Judge preferences -----------------------------------------------------------------------------------------------
+
+
+def test_pairwise_summary_by_hand():
+    """Shares 1, .5, .5, .2, 0: mean .44, sd .3912, one win, two draws, two losses; the null counts nowhere."""
+    summary = pairwise_summary([2, 1.5, 0, 1.2, None, 1])
+    assert summary == {
+        "win_rate": pytest.approx(44.0, abs=1e-12),
+        "standard_error": pytest.approx(100 * np.std([1, 0.5, 0.5, 0.2, 0], ddof=1) / math.sqrt(5), abs=1e-12),
+        "n_wins": 1,
+        "n_wins_base": 2,
+        "n_draws": 2,
+        "n_total": 5,
+        "discrete_win_rate": 40.0,
+    }
+
+
+def test_pairwise_summary_of_nothing():
+    assert pairwise_summary([None]) == pairwise_summary([])
+    empty = pairwise_summary([])
+    assert empty["win_rate"] is empty["standard_error"] is empty["discrete_win_rate"] is None
+    assert empty["n_total"] == 0
+    assert pairwise_summary([2])["standard_error"] is None
+
+
+@pytest.mark.parametrize("value", [0.5, 2.1, -1, float("nan"), float("inf"), "A"])
+def test_a_preference_out_of_range_is_an_error(value):
+    with pytest.raises(ValueError, match=r"preferences\[1\] must"):
+        pairwise_summary([1.0, value])
+
+
+def length_data(seed=3, n=200):
+    rng = random.Random(seed)
+    lengths = [rng.randint(50, 900) for _ in range(n)]
+    baseline = [rng.randint(200, 700) for _ in range(n)]
+    chances = (1 / (1 + math.exp(-0.4 - (ours - theirs) / 200)) for ours, theirs in zip(lengths, baseline, strict=True))
+    return [1 + 0.9 * (rng.random() < chance) + 0.1 * rng.random() for chance in chances], lengths, baseline
+
+
+def test_length_controlled_win_rate_solves_the_likelihood_equations():
+    """Against another solver, and HC0 from its definition: B^-1 M B^-1 with B and M summed in loops."""
+    from scipy.optimize import minimize
+
+    preferences, lengths, baseline = length_data()
+    gaps = np.array(baseline) - np.array(lengths)
+    x, y = np.tanh(gaps / np.std(gaps, ddof=1)), np.array(preferences) - 1
+
+    def loss(weights):
+        logit = weights[0] + weights[1] * x
+        return (np.logaddexp(0, logit) - y * logit).sum()
+
+    a, t = minimize(loss, np.zeros(2), method="BFGS", options={"gtol": 1e-9}).x
+    chance = 1 / (1 + np.exp(-(a + t * x)))
+    bread, meat = np.zeros((2, 2)), np.zeros((2, 2))
+    for xi, yi, pi in zip(x, y, chance, strict=True):
+        row = np.array([1.0, xi])
+        bread += pi * (1 - pi) * np.outer(row, row)
+        meat += (yi - pi) ** 2 * np.outer(row, row)
+    variance = (np.linalg.inv(bread) @ meat @ np.linalg.inv(bread))[0, 0]
+    rate = 1 / (1 + math.exp(-a))
+    result = length_controlled_win_rate(preferences, lengths, baseline)
+    assert result["estimate"] == pytest.approx(100 * rate, abs=1e-4)
+    assert result["standard_error"] == pytest.approx(100 * rate * (1 - rate) * math.sqrt(variance), abs=1e-4)
+
+
+def test_length_control_mirrors_and_ignores_order():
+    preferences, lengths, baseline = length_data()
+    result = length_controlled_win_rate(preferences, lengths, baseline)
+    mirrored = length_controlled_win_rate([3 - p for p in preferences], baseline, lengths)
+    assert mirrored["estimate"] == pytest.approx(100 - result["estimate"], abs=1e-9)
+    assert mirrored["standard_error"] == pytest.approx(result["standard_error"], abs=1e-9)
+    reverse = length_controlled_win_rate(preferences[::-1], lengths[::-1], baseline[::-1])
+    assert reverse == pytest.approx(result, abs=1e-12)
+
+
+def test_unparsed_rows_shape_the_length_scale_only():
+    preferences, lengths, baseline = length_data()
+    more = length_controlled_win_rate([*preferences, None], [*lengths, 5000], [*baseline, 10])
+    result = length_controlled_win_rate(preferences, lengths, baseline)
+    assert more["estimate"] != result["estimate"]
+    assert more["estimate"] == pytest.approx(result["estimate"], abs=5)
+
+
+@pytest.mark.parametrize(
+    ("preferences", "lengths", "baseline"),
+    [
+        ([], [], []),
+        ([2, 1], [5, 9], [7, 7]),
+        ([None, None, None], [1, 2, 3], [3, 2, 2]),
+        ([2, 1, 2, 1], [5, 5, 5, 5], [7, 7, 7, 7]),
+        ([2, 2, 2, 2], [5, 9, 7, 1], [7, 7, 7, 7]),
+        ([1, 1, 2, 2], [1, 2, 8, 9], [5, 5, 5, 5]),
+    ],
+)
+def test_length_control_that_the_data_do_not_determine(preferences, lengths, baseline):
+    result = length_controlled_win_rate(preferences, lengths, baseline)
+    assert result == {"estimate": None, "standard_error": None}
+
+
+# ---- Wrong input -----------------------------------------------------------------------------------------------------
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: wilson_interval(NAN, 10), "successes must be a finite number, got nan"),
+        (lambda: wilson_interval(11, 10), r"successes must lie in \[0, 10\], got 11"),
+        (lambda: wilson_interval(1, -1), "n must be a whole number >= 0, got -1"),
+        (lambda: wilson_interval(1, 2, 95), "confidence must lie between 0 and 1, got 95"),
+        (lambda: clopper_pearson_interval(1.5, 10), "successes must be a whole number >= 0, got 1.5"),
+        (lambda: tango_interval(1, -2, 3), "ties must be a whole number >= 0, got -2"),
+        (lambda: bonett_price_interval(1, 2, NAN), "losses must be a whole number >= 0, got nan"),
+        (lambda: newcombe_paired_interval(1, 2, "3", 4), "only_b must be a whole number >= 0, got '3'"),
+        (lambda: sign_test(True, 2), "wins must be a whole number >= 0, got True"),
+        (lambda: permutation_test([0.5, NAN]), r"differences\[1\] must be a finite number, got nan"),
+        (lambda: paired_t_interval([0.5, None]), r"differences\[1\] must be a finite number, got None"),
+        (lambda: exact_bootstrap_interval([math.inf, 1]), r"scores\[0\] must be a finite number, got inf"),
+        (lambda: clustered_standard_error([1, 2], ["a"]), "lists must be of one length, got"),
+        (lambda: holm([0.5, 1.5]), r"p_values\[1\] must lie in \[0, 1\], got 1.5"),
+        (lambda: benjamini_hochberg([NAN]), r"p_values\[0\] must be a finite number, got nan"),
+        (lambda: minimum_detectable_effect(-1, 10), "sd must lie in"),
+        (lambda: minimum_detectable_effect(1, 10, power=1), "power must lie between 0 and 1, got 1"),
+        (lambda: required_n(1.0, 0.0), "delta must be > 0, got 0.0"),
+        (lambda: t_quantile(0), "degrees must be > 0, got 0"),
+        (lambda: length_controlled_win_rate([1], [2], [3, 4]), "lists must be of one length, got"),
+        (lambda: length_controlled_win_rate([1], [NAN], [3]), r"lengths\[0\] must be a finite number, got nan"),
+    ],
+)
+def test_wrong_input_is_named_with_its_value(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=16), min_size=2, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_any_finite_scores_give_finite_intervals(scores):
+    assume(max(map(abs, scores)) < 1e4)
+    for interval in (exact_bootstrap_interval, paired_t_interval):
+        assert all(math.isfinite(end) for end in interval(scores))
+    assert 0 < permutation_test(scores) <= 1

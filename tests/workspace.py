@@ -1,0 +1,176 @@
+"""A temporary copy of the repository's shape in which stages run in process, with a tiny model and a dozen rows a file.
+
+    workspace = Workspace(tmp_path, monkeypatch, model="gpt2", **{"sft.num_train_epochs": 2})
+    workspace.run("prepare")
+    workspace.params["dpo.beta"] = 0.2
+    workspace.run("generate", "base")
+
+`model` is a name of checkpoints.BUILDERS or a folder with a checkpoint; a copy of it stands at `models/base/weights`, which the
+entry `mini` of params.yaml names. The current directory is the workspace until the test ends. Files are read with plain paths.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import BUILDERS
+from ruamel.yaml import YAML
+
+from aligner.records import Run
+
+REPOSITORY = Path(__file__).parent.parent
+WEIGHTS = "models/base/weights"
+RAW = {
+    kind: f"data/raw/{name}.jsonl" for kind, name in (("sft", "sft_examples"), ("pairs", "dpo_pairs"), ("eval", "eval_prompts"))
+}
+WORDS = ["mean", "median", "mode", "range", "variance", "sample", "event", "outcome", "sum", "product", "chance", "bias"]
+
+# Small enough for a second or two a stage; every test may override what it is about.
+SMALL = {
+    "model": "mini",
+    "models.mini.path": WEIGHTS,
+    "models.mini.max_length": 320,
+    "models.mini.device": "cpu",
+    "models.mini.dtype": "float32",
+    "models.mini.threads": 1,
+    "models.mini.sft.per_device_train_batch_size": 4,
+    "models.mini.sft.gradient_accumulation_steps": 1,
+    "models.mini.dpo.per_device_train_batch_size": 4,
+    "models.mini.dpo.gradient_accumulation_steps": 1,
+    "models.mini.generate.batch_size": 5,
+    "prepare.validation_share": 0.3,
+    "lora.r": 4,
+    "sft.num_train_epochs": 1,
+    "dpo.num_train_epochs": 1,
+    "generate.max_new_tokens": 6,
+}
+
+
+class Params:
+    """The workspace's params.yaml by dotted keys; every change is written at once."""
+
+    def __init__(self, path: Path, source: Path) -> None:
+        self.path = path
+        self.values: dict[str, Any] = YAML(typ="safe", pure=True).load(source.read_text(encoding="utf-8"))
+
+    def __getitem__(self, key: str) -> Any:
+        return functools.reduce(lambda values, part: values[part], key.split("."), self.values)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        *parents, last = key.split(".")
+        (self[".".join(parents)] if parents else self.values)[last] = value
+        self.write()
+
+    def __delitem__(self, key: str) -> None:
+        *parents, last = key.split(".")
+        del (self[".".join(parents)] if parents else self.values)[last]
+        self.write()
+
+    def update(self, changes: dict[str, Any]) -> None:
+        for key, value in changes.items():
+            self[key] = value
+
+    def write(self) -> None:
+        with self.path.open("w", encoding="utf-8") as file:
+            YAML(typ="safe", pure=True).dump(self.values, file)
+
+
+class Workspace:
+    """params.yaml, three raw data files and a checkpoint in `folder`, which becomes the current directory."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, model: str | Path = "mini", **overrides: Any) -> None:
+        self.folder = folder
+        monkeypatch.chdir(folder)
+        monkeypatch.delenv("DVC_ROOT", raising=False)
+        monkeypatch.setenv("CI", "1")
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        shutil.copytree(model if isinstance(model, Path) else checkpoint(model), folder / WEIGHTS)
+        self.params = Params(folder / "params.yaml", REPOSITORY / "params.yaml")
+        self.params.update({**SMALL, **overrides})
+        for kind, rows in {"sft": sft_rows(), "pairs": pair_rows(), "eval": eval_rows()}.items():
+            self.write_rows(kind, rows)
+
+    def run(self, stage: str, *arguments: str) -> Run:
+        """Runs a stage's own `main` under a record, as its script does, and returns the record."""
+        run = Run("@".join([stage, *arguments]))
+        importlib.import_module(stage).main(run, *arguments)
+        run.finish("completed")
+        return run
+
+    def run_all(self) -> None:
+        """The five stages in order."""
+        for stage in ("prepare", "sft", "dpo"):
+            self.run(stage)
+        for model in ("base", "sft", "dpo"):
+            self.run("generate", model)
+        self.run("score")
+
+    def write_rows(self, kind: str, rows: list[dict[str, Any]]) -> None:
+        """Replaces a raw file: kind is sft, pairs or eval."""
+        path = self.folder / RAW[kind]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+    def rows(self, path: str) -> list[dict[str, Any]]:
+        """The rows of a JSON-lines file."""
+        return [json.loads(line) for line in (self.folder / path).read_text(encoding="utf-8").splitlines()]
+
+    def json(self, path: str) -> Any:
+        return json.loads((self.folder / path).read_text(encoding="utf-8"))
+
+    def files(self) -> set[str]:
+        """Every file as a relative path; left out are the checkpoint and the run records, whose names hold the time."""
+        paths = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
+        return {path for path in paths if not path.startswith((WEIGHTS, "experiments/"))}
+
+
+@functools.cache
+def checkpoint(name: str) -> Path:
+    """A checkpoint that this process builds once; take a copy to change it."""
+    return BUILDERS[name](Path(tempfile.mkdtemp(prefix="checkpoint-")) / name)
+
+
+def refuse(*arguments: Any) -> None:
+    raise AssertionError(f"a test must not use the network: {arguments[1:]}")
+
+
+def sft_rows() -> list[dict[str, Any]]:
+    return [
+        {"id": f"s{n}", "prompt": f"What is the {word}?", "response": f"The {word} is number {n}."} for n, word in number(WORDS)
+    ]
+
+
+def pair_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"p{n}",
+            "prompt": f"Tell me about the {word}.",
+            "chosen": f"The {word} is {n}.",
+            "rejected": "It depends on much.",
+        }
+        for n, word in number(WORDS)
+    ]
+
+
+def eval_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"e{n}",
+            "prompt": f"Please define the {word} in short.",
+            "topic": "even odd".split()[n % 2],
+            "keywords": [word, "the"],
+        }
+        for n, word in number(WORDS)
+    ]
+
+
+def number(words: list[str]) -> list[tuple[int, str]]:
+    return list(enumerate(words, start=1))
