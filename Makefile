@@ -1,5 +1,7 @@
 # Two commands: `make repro` and `make test`. Both set the environment up first; a second call installs nothing.
-PYTHON ?= $(firstword $(foreach v,python3.11 python3.12 python3.13 python3 python,$(shell command -v $(v) 2>/dev/null)))
+# The first Python of 3.11 or later that really runs; or name one: make repro PYTHON=/path/to/python3.12
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$name && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -24,8 +26,7 @@ lint: $(READY)       ## Check the style
 
 # The stamp names the requirements that were installed; pip runs again only when they change.
 $(READY): requirements.txt
-	@test -n "$(PYTHON)" || { echo "No Python found. Install Python 3.11 or later, or: make repro PYTHON=/path/to/python3.11"; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11, which transformers 5 needs. Try: make repro PYTHON=/path/to/python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later found (transformers 5 needs it). Install one, or name it: make repro PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "==> creating .venv with $(PYTHON)"
 	@"$(PYTHON)" -m venv .venv
 	@echo "==> installing requirements.txt (once; some minutes)"

@@ -67,7 +67,9 @@ def main(run: Run) -> None:
     trainer.train()
     run.note(tokens_per_second=round(tokens / run.phase("train")))
 
-    metrics = {"sft": summary(measure(), validation)}
+    final = measure()
+    training.require_finite("sft", final)
+    metrics = {"sft": summary(final, validation)}
     provenance = {"base": modeling.base_fingerprint(params.models), "chat": chat.fingerprint}
     modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
     write_csv(CURVE, ["step", "series", "value"], training.curve(trainer.state.log_history, SERIES))
@@ -82,6 +84,13 @@ def build_trainer(params: SimpleNamespace, where: SimpleNamespace, chat: Chat, r
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    class SeededSFTTrainer(SFTTrainer):
+        def _get_train_sampler(self, *args, **kwargs):
+            sampler = super()._get_train_sampler(*args, **kwargs)
+            if self.args.train_sampling_strategy == "batch_rebalance":
+                sampler.seed = self.args.data_seed  # transformers leaves it at 42, whatever the seed
+            return sampler
+
     config = SFTConfig(
         output_dir=tempfile.gettempdir(),
         train_sampling_strategy=params.sft.train_sampling_strategy,
@@ -89,7 +98,7 @@ def build_trainer(params: SimpleNamespace, where: SimpleNamespace, chat: Chat, r
         **training.training_arguments(params.sft, params.models.sft, params.models, params.seed, where),
     )
     dataset = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
-    return SFTTrainer(
+    return SeededSFTTrainer(
         model=modeling.load_base(params.models, where),
         args=config,
         train_dataset=dataset,

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "params.yaml"
 TEXT = FILE.read_text(encoding="utf-8")
 VALUES = YAML(typ="safe", pure=True).load(TEXT)
+GIVEN = {"dpo.label_smoothing": {"dpo.loss_type": "robust"}}  # what must hold for a key to take other values
 ONE_IS_TOO_MUCH = {"prepare.validation_share", "lora.lora_dropout", "dpo.label_smoothing"}
 
 
@@ -115,7 +116,7 @@ def test_the_committed_file_is_read_as_it_stands():
 @pytest.mark.parametrize(("spelling", "value"), [("1e-6", 1e-6), ("5e-06", 5e-6), ('"0.1"', 0.1), ("1", 1.0)])
 def test_a_float_may_be_spelled_in_any_way(written, key, spelling, value):
     """`5e-06` is what `dvc exp run -S x=5e-6` writes; YAML 1.1 would read a string."""
-    path = written(**{key: spelling})
+    path = written(**{key: spelling}, **GIVEN.get(key, {}))
     if spelling == "1" and key in ONE_IS_TOO_MUCH:
         assert re.fullmatch(rf"{key} must be < (1|0\.5), got 1", "\n".join(problems(path)))
         return
@@ -281,6 +282,13 @@ def test_a_missing_section_is_named(tmp_path, section):
     file = tmp_path / "params.yaml"
     YAML().dump({key: value for key, value in VALUES.items() if key != section}, file)
     assert problems(file) == [f"{section} is missing. See: git diff {file}"]
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "apo_zero"])
+def test_smoothing_is_refused_where_trl_would_ignore_it(written, loss_type):
+    reason = "must be 0 unless dpo.loss_type is robust (trl's other losses do not read it), got 0.1"
+    assert problems(written(**{"dpo.label_smoothing": "0.1", "dpo.loss_type": loss_type})) == [f"dpo.label_smoothing {reason}"]
+    read(written(**{"dpo.label_smoothing": "0", "dpo.loss_type": loss_type}))
 
 
 def test_a_missing_file_names_the_way_back(tmp_path):

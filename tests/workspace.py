@@ -87,16 +87,27 @@ class Workspace:
     """params.yaml, three raw data files and a checkpoint in `folder`, which becomes the current directory."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, model: str | Path = "mini", **overrides: Any) -> None:
-        self.folder = folder
-        monkeypatch.chdir(folder)
-        monkeypatch.delenv("DVC_ROOT", raising=False)
-        monkeypatch.setenv("CI", "1")
-        monkeypatch.setattr(socket.socket, "connect", refuse)
+        self._enter(folder, monkeypatch)
         shutil.copytree(model if isinstance(model, Path) else checkpoint(model), folder / WEIGHTS)
         self.params = Params(folder / "params.yaml", REPOSITORY / "params.yaml")
         self.params.update({**SMALL, **overrides})
         for kind, rows in {"sft": sft_rows(), "pairs": pair_rows(), "eval": eval_rows()}.items():
             self.write_rows(kind, rows)
+
+    @classmethod
+    def reopen(cls, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+        """The workspace that `folder` (a copy of another one) holds already."""
+        workspace = cls.__new__(cls)
+        workspace._enter(folder, monkeypatch)
+        workspace.params = Params(folder / "params.yaml", folder / "params.yaml")
+        return workspace
+
+    def _enter(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        monkeypatch.chdir(folder)
+        monkeypatch.delenv("DVC_ROOT", raising=False)
+        monkeypatch.setenv("CI", "1")
+        monkeypatch.setattr(socket.socket, "connect", refuse)
 
     def run(self, stage: str, *arguments: str) -> Run:
         """Runs a stage's own `main` under a record, as its script does, and returns the record."""
@@ -121,7 +132,7 @@ class Workspace:
 
     def rows(self, path: str) -> list[dict[str, Any]]:
         """The rows of a JSON-lines file."""
-        return [json.loads(line) for line in (self.folder / path).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in (self.folder / path).read_bytes().splitlines()]
 
     def json(self, path: str) -> Any:
         return json.loads((self.folder / path).read_text(encoding="utf-8"))
@@ -135,7 +146,13 @@ class Workspace:
 @functools.cache
 def checkpoint(name: str) -> Path:
     """A checkpoint that this process builds once; take a copy to change it."""
-    return BUILDERS[name](Path(tempfile.mkdtemp(prefix="checkpoint-")) / name)
+    return BUILDERS[name](Path(shelf().name) / name)
+
+
+@functools.cache
+def shelf() -> tempfile.TemporaryDirectory:
+    """Where this process keeps its checkpoints; gone when it ends."""
+    return tempfile.TemporaryDirectory(prefix="checkpoints-")
 
 
 def refuse(*arguments: Any) -> None:

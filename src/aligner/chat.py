@@ -20,15 +20,20 @@ from aligner.errors import InputError
 
 Messages = tuple[tuple[str, str], ...]
 
-# For a model that brings no template (GPT-2, say).
+# For a model that brings no template (GPT-2, say). A prompt that ended in a space would cut the answer's first word in two.
 PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
 
 # Stand-ins for contents while the template is rendered: private-use characters, which no sane text holds.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+
+_OTHER_PROMPT = (
+    "the chat template renders a prompt alone otherwise than before an answer, so that training would differ from use; "
+    "give models.<name>.chat_template a plainer one"
+)
 
 
 class Tokens(NamedTuple):
@@ -129,9 +134,7 @@ class Chat:
         """Ids of the assistant's `answer` to `messages`, end token included: what follows `prompt(messages)`."""
         prompt, whole = self.prompt(messages), self.conversation((*messages, ("assistant", answer))).ids
         if whole[: len(prompt)] != prompt:
-            raise InputError(
-                "the chat template renders a prompt alone otherwise than before an answer; training would differ from use"
-            )
+            raise InputError(_OTHER_PROMPT)
         return whole[len(prompt) :]
 
     def conversation(self, messages: Messages) -> Tokens:
@@ -164,16 +167,35 @@ class Chat:
     def _pieces(self, messages: Messages, generation_prompt: bool) -> list[Piece]:
         """The rendered text in pieces, without the end tokens that `_encode` adds behind each answer itself.
 
-        Raises InputError when the template does more with a content than insert it.
+        Raises InputError when the template does other than insert each content.
         """
         skeleton = self._skeleton(tuple(role for role, _ in messages), generation_prompt)
+        left_out = set(range(len(messages))) - {piece.message for piece in skeleton}
         pieces = [piece if piece.message is None else Piece(messages[piece.message][1], piece.message) for piece in skeleton]
-        if "".join(piece.text for piece in pieces) != self._render(messages, generation_prompt):
-            raise InputError("the chat template changes the text of a message; give models.<name>.chat_template a plainer one")
+        if left_out or "".join(piece.text for piece in pieces) != self._render(messages, generation_prompt):
+            fault = "leaves out" if left_out else "changes"
+            raise InputError(f"the chat template {fault} the text of a message; give models.<name>.chat_template a plainer one")
         for index, piece in enumerate(pieces[:-1]):
             if piece.message is not None and messages[piece.message][0] == "assistant":
+                before = pieces[index - 1].text
+                if before.endswith(self._lead):
+                    pieces[index - 1] = Piece(before.removesuffix(self._lead), None)
+                    pieces[index] = Piece(self._lead + piece.text, piece.message)
                 pieces[index + 1] = Piece(self._without_end(pieces[index + 1].text), None)
         return pieces
+
+    @cached_property
+    def _lead(self) -> str:
+        """White space that the template writes between a generation prompt and the answer (Llama 2, Mistral): the answer's own.
+
+        Raises InputError when anything else stands there: generation would begin elsewhere than training.
+        """
+        prompt = self._skeleton(("user",), generation_prompt=True)[-1].text
+        before_answer = self._skeleton(("user", "assistant"), generation_prompt=False)[-3].text
+        lead = before_answer.removeprefix(prompt)
+        if not before_answer.startswith(prompt) or lead.strip():
+            raise InputError(_OTHER_PROMPT)
+        return lead
 
     def _without_end(self, text: str) -> str:
         before, _, after = text.partition(self.end_token)
@@ -198,7 +220,7 @@ class Chat:
                 bos_token=self.bos_token,
                 pad_token=self.pad_token,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(f"the chat template refuses the roles {[role for role, _ in messages]}: {error}") from None
 
     @cached_property
@@ -248,10 +270,9 @@ class Chat:
 
 def _split(rendered: str) -> list[Piece]:
     """Cuts a rendered skeleton at its stand-ins."""
-    first, *rest = rendered.split(_OPEN)
+    first, *rest = re.split(f"{_OPEN}([0-9]+){_CLOSE}", rendered)
     pieces = [Piece(first, None)]
-    for part in rest:
-        index, text = part.split(_CLOSE, 1)
+    for index, text in zip(rest[::2], rest[1::2], strict=True):
         pieces += [Piece("", int(index)), Piece(text, None)]
     return pieces
 

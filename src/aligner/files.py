@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, columns: list[str], rows: Iterable[Iterable]) -> None:
-    """A table for a plot; floats to six significant places, missing values empty."""
+    """A table for a plot; floats to six significant places, missing values (None) empty, NaN and infinities refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -49,7 +50,11 @@ def write_csv(path: Path, columns: list[str], rows: Iterable[Iterable]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        raise ValueError(f"a plot cannot show {value}")
+    return float(f"{value:.6g}")
 
 
 def _existing(path: Path) -> Path:

@@ -29,8 +29,9 @@ def model_folder(path: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _snapshot(path: str, revision: str, patterns: list[str]) -> Path:
+    from httpx2 import HTTPError  # of the hub's client: its own errors, and connections that break off
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
 
     command = f"hf download {path} --revision {revision}"
     try:
@@ -39,6 +40,6 @@ def _snapshot(path: str, revision: str, patterns: list[str]) -> Path:
         raise InputError(f"{path} is gated: accept its terms on huggingface.co, then: hf auth login && {command}") from None
     except LocalEntryNotFoundError:
         raise InputError(f"{path} is not in the local cache and the hub cannot be reached. With a network: {command}") from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} at {revision} cannot be had ({reason}). Check name and revision: {command}") from None
+    except (HTTPError, HFValidationError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{path} at {revision} cannot be had ({reason}). Check name, revision and network: {command}") from None

@@ -12,7 +12,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from aligner.errors import InputError
@@ -124,6 +133,14 @@ class Dpo(Training):
     beta: PositiveFloat
     loss_type: LossType
     label_smoothing: Annotated[Float, Field(ge=0, lt=0.5)]
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _is_read(cls, value: float, info: ValidationInfo) -> float:
+        """A value that no line of trl reads would be a knob without effect."""
+        if value and info.data.get("loss_type", "robust") != "robust":
+            raise ValueError("must be 0 unless dpo.loss_type is robust (trl's other losses do not read it)")
+        return value
 
 
 class Generate(Section):

@@ -6,6 +6,7 @@ the main checkout's (DVC_ROOT) even when DVC runs a queued experiment in a copy 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -85,25 +86,37 @@ class Run:
 def run_stage(stage: str, main: Callable[[Run], None]) -> None:
     """Runs a stage under a record. What a person can mend ends in one message and exit code 1; a bug keeps its traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
-    run = Run(stage)
     try:
-        main(run)
+        _recorded(Run(stage), main)
     except InputError as error:
-        run.finish("failed", str(error))
         _exit(1, f"{stage}: {error}")
     except KeyboardInterrupt:
-        run.finish("interrupted")
         _exit(130, f"{stage}: interrupted; nothing of the inputs is lost. Go on: dvc repro   (or back: {RESTORE})")
     except OSError as error:
-        run.finish("failed", str(error))
         _exit(
             1,
             f"{stage}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}. Mend it, then: dvc repro",
         )
+
+
+def _recorded(run: Run, main: Callable[[Run], None]) -> None:
+    """Runs `main` and tells the record how it ended; a record that cannot be written (a full disk) never hides why."""
+    try:
+        main(run)
     except BaseException as error:
-        run.finish("crashed", f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):
+            run.finish(*_ending(error))
         raise
     run.finish("completed")
+
+
+def _ending(error: BaseException) -> tuple[str, str | None]:
+    """State and reason of a run that `error` ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", None
+    if isinstance(error, InputError | OSError):
+        return "failed", str(error)
+    return "crashed", f"{type(error).__name__}: {error}"
 
 
 def plain(value: Any) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from aligner.chat import Chat
+from aligner.errors import InputError
 from aligner.progress import bar
 
 
@@ -89,6 +91,13 @@ def curve(log_history: list[dict[str, float]], series: dict[str, str]) -> list[l
     points = [(int(entry["step"]), name, entry[key]) for entry in log_history for key, name in series.items() if key in entry]
     order = list(series.values())
     return [list(point) for point in sorted(points, key=lambda point: (order.index(point[1]), point[0]))]
+
+
+def require_finite(stage: str, measured: dict[str, float]) -> None:
+    """Raises InputError when training diverged, before anything of it is saved."""
+    broken = [name for name, value in measured.items() if not math.isfinite(value)]
+    if broken:
+        raise InputError(f"{stage} diverged ({broken[0]} is no number); lower models.<name>.{stage}.learning_rate in params.yaml")
 
 
 def padded(sequences: list[list[int]], value: int, device: str):

@@ -1,0 +1,452 @@
+"""dvc.yaml and the code say the same: imports and deps, parameters, paths, plots, metrics, and what Git ignores.
+
+DVC follows no imports and reads no constants, so these tests hold the two together: by reading the scripts, and by running the
+stages on a tiny model while every file that they open is noted.
+"""
+
+import ast
+import csv
+import functools
+import importlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pathspec
+import pytest
+from ruamel.yaml import YAML
+from workspace import Workspace
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ["prepare", "sft", "dpo", "generate", "score"]
+BASE = "models/base/weights"
+# No dep of any stage: they hold no value and write no output (what they check or record changes no result).
+NO_DEPS = {"src/aligner/__init__.py", "src/aligner/params.py", "src/aligner/records.py"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
+# Files that a stage reads without a dep of its own: an adapter names the base that it belongs to, and the stage compares.
+BY_PROVENANCE = {"generate@sft": {BASE}, "generate@dpo": {BASE}}
+
+
+def read_yaml(path):
+    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+
+
+PARAMS = read_yaml(ROOT / "params.yaml")
+PIPELINE = read_yaml(ROOT / "dvc.yaml")
+BASE_PIPELINE = read_yaml(ROOT / "models/base/dvc.yaml")
+
+
+def filled_in(text, names):
+    """A string of dvc.yaml with each `${…}` replaced, as DVC does."""
+    return re.sub(r"\$\{([\w.]+)\}", lambda found: functools.reduce(lambda at, key: at[key], found[1].split("."), names), text)
+
+
+def expanded(spec):
+    """(name, stage) of every stage as it will run: one for each item of a foreach, and no `${…}` left but in params."""
+    for name, stage in spec["stages"].items():
+        items = stage.get("foreach")
+        for key, item in items.items() if items else [(None, None)]:
+            names = {**PARAMS, "key": key, "item": item}
+            yield (f"{name}@{key}" if items else name), fill(stage["do"] if items else stage, names)
+
+
+def fill(value, names):
+    if isinstance(value, dict):
+        return {fill(key, names): fill(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [fill(item, names) for item in value]
+    return filled_in(value, names) if isinstance(value, str) else value
+
+
+STAGES = dict(expanded(PIPELINE))
+
+
+def declared(stage, *kinds):
+    """The paths that stand under deps, outs, metrics or plots of a stage."""
+    return {
+        path for kind in kinds for entry in STAGES[stage].get(kind, []) for path in ([entry] if isinstance(entry, str) else entry)
+    }
+
+
+def plots(spec, folder):
+    """(path, settings) of every plot of a dvc.yaml in `folder`."""
+    for _, stage in expanded(spec):
+        for entry in stage.get("plots", []):
+            for path, settings in entry.items():
+                yield folder / path, settings
+
+
+PLOTS = dict(plots(PIPELINE, Path()))
+BASE_PLOTS = dict(plots(BASE_PIPELINE, Path("models/base")))
+
+
+def data_deps(stage):
+    return {path for path in declared(stage, "deps") if not path.startswith("src/") and path != "requirements.txt"}
+
+
+# ---- Reading the code -----------------------------------------------------------------------------------------------
+
+
+def imported_names(path, inside_functions=True):
+    """Full names of what a file imports: `from a import b` counts as both `a` and `a.b`."""
+    for node in nodes(ast.parse(path.read_text(encoding="utf-8")), inside_functions):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import, which this walk does not follow"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def nodes(node, inside_functions):
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if inside_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from nodes(child, inside_functions)
+
+
+def own_file(name, source):
+    """The file of a module of ours, or None; packages count with their __init__.py."""
+    path = source / name.replace(".", "/")
+    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
+
+
+def first_party(script, source):
+    """Every file of ours that a script imports, by itself or through another, the script included."""
+    found, waiting = set(), [script]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += filter(None, (own_file(name, source) for name in imported_names(path)))
+    return found
+
+
+def paths_in(value):
+    """Paths in a constant, however deep in dictionaries, lists and tuples."""
+    if isinstance(value, Path):
+        yield value.as_posix()
+    elif isinstance(value, dict):
+        for pair in value.items():
+            yield from paths_in(pair)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from paths_in(item)
+
+
+def constant_paths(script):
+    constants = {name: value for name, value in vars(importlib.import_module(script)).items() if name.isupper()}
+    return set(paths_in(list(constants.values())))
+
+
+def sources():
+    return sorted((ROOT / "src").rglob("*.py"))
+
+
+# ---- dvc.yaml against the scripts -----------------------------------------------------------------------------------
+
+
+def test_the_five_stages_are_the_five_scripts():
+    assert list(PIPELINE["stages"]) == SCRIPTS
+    assert {path.stem for path in (ROOT / "src").glob("*.py")} == set(SCRIPTS)
+    for stage, spec in STAGES.items():
+        script, _, argument = stage.partition("@")
+        assert spec["cmd"] == f"python src/{script}.py {argument}".strip()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_exactly_the_modules_that_the_script_imports(stage):
+    script = ROOT / "src" / f"{stage.partition('@')[0]}.py"
+    wanted = {path.relative_to(ROOT).as_posix() for path in first_party(script, ROOT / "src")} - NO_DEPS
+    assert {path for path in declared(stage, "deps") if path.startswith("src/")} == wanted
+
+
+def test_the_walk_sees_imports_of_every_kind(tmp_path):
+    """Inside a function, under another name, of a package, and through another module."""
+    package = tmp_path / "house"
+    package.mkdir()
+    for name, text in {
+        "__init__.py": "",
+        "one.py": "def f():\n    from house.two import g\n",
+        "two.py": "import json\n",
+        "three.py": "",
+    }.items():
+        (package / name).write_text(text, encoding="utf-8")
+    (tmp_path / "script.py").write_text("from house import one as first\nimport house.three\n", encoding="utf-8")
+    found = first_party(tmp_path / "script.py", tmp_path)
+    assert {path.name for path in found} == {"script.py", "__init__.py", "one.py", "two.py", "three.py"}
+
+
+def test_no_import_hides_from_the_walk():
+    for path in sources():
+        assert re.findall(r"import_module|__import__|runpy|sys\.path", path.read_text(encoding="utf-8")) == [], path
+
+
+def test_modules_outside_the_deps_hold_no_value_of_a_result():
+    """The exempted modules exist, and no stage lists them."""
+    assert all((ROOT / path).is_file() for path in NO_DEPS)
+    assert not {path for stage in STAGES for path in declared(stage, "deps")} & NO_DEPS
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_params_are_those_that_the_script_declares(script):
+    spec = PIPELINE["stages"][script]
+    listed = spec.get("do", spec)["params"]
+    assert sorted(importlib.import_module(script).PARAMS) == sorted(listed)
+    assert len(set(listed)) == len(listed)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_paths_are_those_of_the_script_s_constants(script):
+    """Every declared path is a constant or a file of a constant folder, and every constant is declared or such a folder."""
+    stages = [stage for stage in STAGES if stage.partition("@")[0] == script]
+    listed = {path for stage in stages for path in data_deps(stage) | declared(stage, "outs", "metrics", "plots")}
+    listed -= {BASE} | {PARAMS["prepare"][kind] for kind in ("sft", "pairs", "eval")}  # these stand in params.yaml
+    constants = constant_paths(script)
+    folders = constants - listed
+    assert {path for path in listed - constants if str(Path(path).parent) not in folders} == set()
+    assert folders == {str(Path(path).parent) for path in listed - constants}
+
+
+def test_the_base_of_the_default_model_is_a_dep_of_what_loads_it():
+    assert PARAMS["models"][PARAMS["model"]]["path"] == BASE
+    assert {stage for stage in STAGES if BASE in declared(stage, "deps")} == {"prepare", "sft", "dpo", "generate@base"}
+
+
+def test_the_raw_files_are_deps_of_prepare_wherever_params_say_they_are():
+    assert {f"${{prepare.{kind}}}" for kind in ("sft", "pairs", "eval")} < set(PIPELINE["stages"]["prepare"]["deps"])
+    assert all((ROOT / PARAMS["prepare"][kind]).is_file() for kind in ("sft", "pairs", "eval"))
+
+
+def test_new_requirements_rerun_every_stage_but_score():
+    assert {stage for stage in STAGES if "requirements.txt" not in declared(stage, "deps")} == {"score"}
+    assert (ROOT / "requirements.txt").is_file()
+
+
+def test_every_stage_says_what_it_does():
+    for stage, spec in [*STAGES.items(), *expanded(BASE_PIPELINE)]:
+        assert len(spec["desc"]) > 20, stage
+
+
+def test_lists_are_sorted_so_that_a_difference_is_seen():
+    for stage, spec in PIPELINE["stages"].items():
+        for kind in ("deps", "params", "outs"):
+            assert (listed := spec.get("do", spec).get(kind, [])) == sorted(listed), f"{stage}: {kind}"
+
+
+def test_the_recipe_of_the_base_has_its_imports_and_parameters_as_deps():
+    folder = ROOT / "models/base"
+    stage = BASE_PIPELINE["stages"]["pretrain"]
+    assert {f"{path.stem}.py" for path in first_party(folder / "pretrain.py", folder)} < set(stage["deps"])
+    assert {path for path in stage["deps"] if path.endswith(".py")} == {"corpus.py", "pretrain.py"}
+    assert stage["params"] == list(read_yaml(folder / "params.yaml"))
+
+
+# ---- What the stages really read and write --------------------------------------------------------------------------
+
+OPENED = []
+LISTENING = []
+
+
+def note_opened(event, arguments):
+    """An audit hook, which Python never forgets: it notes files that are opened for reading while somebody listens."""
+    if LISTENING and event == "open" and isinstance(arguments[0], str | os.PathLike):
+        path, mode, flags = arguments
+        if (mode or "r").startswith("r") and not (flags or 0) & (os.O_WRONLY | os.O_RDWR):
+            OPENED.append(os.path.realpath(path))
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory):
+    """All stages, run on a tiny model: the folder, and for each stage what it read and which files it made."""
+    sys.addaudithook(note_opened)
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = Workspace(tmp_path_factory.mktemp("contract"), patch)
+        yield workspace.folder, {stage: trace(workspace, *stage.split("@")) for stage in STAGES}
+
+
+def trace(workspace, *stage):
+    before = workspace.files()
+    OPENED.clear()
+    LISTENING.append(stage)
+    workspace.run(*stage)
+    LISTENING.clear()
+    root = os.path.realpath(workspace.folder) + os.sep
+    read = {Path(path.removeprefix(root)).as_posix() for path in OPENED if path.startswith(root)}
+    return {name for name in read if not unrelated(name)}, {name for name in workspace.files() - before if not unrelated(name)}
+
+
+def unrelated(name):
+    return name == "params.yaml" or name.startswith("experiments/")
+
+
+def covers(path, file):
+    return file == path or file.startswith(f"{path}/")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_its_deps_and_nothing_else(traces, stage):
+    read = traces[1][stage][0]
+    deps = data_deps(stage)
+    assert {file for file in read if not any(covers(path, file) for path in deps | BY_PROVENANCE.get(stage, set()))} == set()
+    assert {path for path in deps if not any(covers(path, file) for file in read)} == set()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_writes_what_it_declares_and_nothing_else(traces, stage):
+    made = traces[1][stage][1]
+    listed = declared(stage, "outs", "metrics", "plots")
+    assert {file for file in made if not any(covers(path, file) for path in listed)} == set()
+    assert {path for path in listed if not any(covers(path, file) for file in made)} == set()
+
+
+# ---- Outputs, metrics and plots -------------------------------------------------------------------------------------
+
+
+def test_metrics_and_plots_live_in_git_and_outs_in_the_cache():
+    """A plain out with `cache: false`, or one that persists, would keep its stage out of the run cache."""
+    for stage, spec in STAGES.items():
+        assert all(isinstance(out, str) for out in spec.get("outs", [])), stage
+        for entry in spec.get("metrics", []) + spec.get("plots", []):
+            assert [settings["cache"] for settings in entry.values()] == [False], stage
+            assert all("persist" not in settings for settings in entry.values()), stage
+
+
+def test_git_ignores_what_dvc_keeps_and_nothing_that_it_should_hold():
+    ignored = pathspec.GitIgnoreSpec.from_lines((ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()).match_file
+    for stage in STAGES:
+        for path in declared(stage, "outs"):
+            assert ignored(path) or ignored(f"{path}/file"), f"{path} would be committed"
+        for path in declared(stage, "metrics", "plots") | {path for path in declared(stage, "deps") if is_source(path)}:
+            assert not ignored(path) and not ignored(f"{path}/file"), f"{path} would not be committed"
+    assert ignored("experiments/sft.json") and ignored(".cache/checkpoints/x")
+
+
+def is_source(path):
+    """Whether no stage makes this file."""
+    return not any(covers(out, path) for stage in STAGES for out in declared(stage, "outs"))
+
+
+def test_plots_stand_at_their_stages_alone():
+    """DVC would draw those of a top-level section a second time."""
+    assert set(PIPELINE) == {"stages"} and set(BASE_PIPELINE) == {"stages"}
+    assert PLOTS and all(path.suffix == ".csv" for path in [*PLOTS, *BASE_PLOTS])
+
+
+@pytest.mark.parametrize("path", [*PLOTS, *BASE_PLOTS], ids=str)
+def test_a_plot_has_a_template_of_ours_a_title_and_named_axes(path):
+    settings = {**PLOTS, **BASE_PLOTS}[path]
+    assert set(settings) == {"cache", "template", "title", "x", "y", "x_label", "y_label"}
+    assert all(value for key, value in settings.items() if key != "cache")
+    assert (ROOT / ".dvc/plots" / f"{settings['template']}.json").is_file()
+
+
+def test_titles_tell_plots_apart():
+    titles = [settings["title"] for settings in [*PLOTS.values(), *BASE_PLOTS.values()]]
+    assert len(set(titles)) == len(titles)
+
+
+def fields(template):
+    """Columns that a template names beside the axes; `rev` is DVC's own, and `as` names what the template computes."""
+    text = (ROOT / ".dvc/plots" / f"{template}.json").read_text(encoding="utf-8")
+    json.loads(text)
+    named = set(re.findall(r'"field": "(\w+)"', text)) | set(re.findall(r"datum\.(\w+)", text))
+    return named - set(re.findall(r'"as": "(\w+)"', text)) - {"rev"}
+
+
+def check_columns(file, settings):
+    with file.open(encoding="utf-8", newline="") as lines:
+        header, *rows = csv.reader(lines)
+    wanted = {settings["x"], settings["y"], *fields(settings["template"])}
+    assert wanted <= set(header), f"{file} has no {wanted - set(header)}"
+    assert rows, f"{file} is empty"
+    return header, rows
+
+
+@pytest.mark.parametrize("path", PLOTS, ids=str)
+def test_the_columns_of_a_plot_are_written(traces, path):
+    check_columns(traces[0] / path, PLOTS[path])
+
+
+@pytest.mark.parametrize("path", [*PLOTS, *BASE_PLOTS], ids=str)
+def test_the_columns_of_a_plot_stand_in_the_committed_file(path):
+    if not (ROOT / path).is_file():
+        pytest.skip(f"{path} is not there yet")
+    check_columns(ROOT / path, {**PLOTS, **BASE_PLOTS}[path])
+
+
+def metric_names(folder):
+    """Dotted name and value of all metrics below a folder; checks that they are two levels deep."""
+    for file in sorted({path for stage in STAGES for path in declared(stage, "metrics")}):
+        if (folder / file).is_file():
+            for group, values in json.loads((folder / file).read_text(encoding="utf-8")).items():
+                assert isinstance(values, dict), f"{file}: {group} holds no names"
+                yield from ((f"{group}.{name}", value) for name, value in values.items())
+
+
+def check_metrics(found):
+    names = [name for name, _ in found]
+    assert len(set(names)) == len(names), "a name that two files share gets a long column"
+    for name, value in found:
+        assert isinstance(value, int | float) and not isinstance(value, bool), f"{name}: {value!r}"
+        assert math.isfinite(value) and round(value, 4) == value, f"{name}: {value!r}"
+
+
+def test_metrics_are_finite_numbers_with_names_of_their_own(traces):
+    found = list(metric_names(traces[0]))
+    assert {"sft", "dpo", "base", "dpo_vs_sft"} <= {name.split(".")[0] for name, _ in found}
+    check_metrics(found)
+
+
+def test_committed_metrics_have_the_names_that_the_stages_write(traces):
+    committed = list(metric_names(ROOT))
+    check_metrics(committed)
+    written = {name for name, _ in metric_names(traces[0])}
+    assert {name for name, _ in committed} <= written
+    if all((ROOT / path).is_file() for stage in STAGES for path in declared(stage, "metrics")):
+        assert {name for name, _ in committed} == written
+
+
+# ---- Scripts ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_script_takes_the_name_of_a_library():
+    """`python src/x.py` puts src/ first on the path: a file named datasets.py would be imported in place of the library."""
+    ours = {path.stem for path in (ROOT / "src").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert "aligner" in ours
+    assert ours & (set(metadata.packages_distributions()) | set(sys.stdlib_module_names)) == set()
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT / "src").as_posix())
+def test_nothing_heavy_is_imported_at_the_top_of_a_file(path):
+    assert {name.split(".")[0] for name in imported_names(path, inside_functions=False)} & HEAVY == set()
+
+
+def run_script(script, *arguments, cwd):
+    """Runs a stage script as DVC does, and returns the top-level modules that it imported."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("DVC_ROOT", None)
+    command = [sys.executable, "-X", "importtime", ROOT / "src" / f"{script}.py", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, {name.split(".")[0] for name in re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_quick_and_leaves_nothing_behind(tmp_path, script):
+    """Quick because nothing heavy is loaded; numpy and pydantic are bearable."""
+    shown, modules = run_script(script, "--help", cwd=tmp_path)
+    assert "reads" in shown and "writes" in shown and f"python src/{script}.py" in shown
+    assert modules & HEAVY == set() and "argparse" in modules
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", ["prepare", "score"])
+def test_stages_without_a_model_load_no_model_library(traces, script):
+    _, modules = run_script(script, cwd=traces[0])
+    assert modules & (HEAVY - {"scipy"}) == set() and "ruamel" in modules

@@ -1,0 +1,521 @@
+"""dpo: rewards, losses and gradients against the golden cases, against plain arithmetic, and against TRL's own trainer."""
+
+import csv
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import trajectories
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from workspace import Workspace, pair_rows
+
+import dpo
+from aligner import modeling, training
+from aligner import params as parameters
+from aligner.errors import InputError
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "textbook.json").read_text(encoding="utf-8"))["dpo_reward_cases"]
+NAMES = {
+    "validation_loss": "loss",
+    "validation_reward_chosen": "reward_chosen",
+    "validation_reward_rejected": "reward_rejected",
+    "validation_margin": "margin",
+    "validation_accuracy": "correct",
+    "validation_logp_chosen": "policy_chosen",
+    "validation_logp_rejected": "policy_rejected",
+}
+ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "provenance.json"}
+LN_2 = pytest.approx(math.log(2), abs=1e-6)
+PINNED = {"dpo.beta": 0.1, "dpo.loss_type": "sigmoid", "dpo.label_smoothing": 0}
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A workspace with an SFT adapter of random weights: a policy of its own, far from the base."""
+    workspace = Workspace(tmp_path, monkeypatch, **trajectories.settings("dpo"), **PINNED)
+    write_sft_adapter(setting(workspace))
+    return workspace
+
+
+def setting(workspace, **changes):
+    """params as the stage sees them, and what main makes of them before it trains."""
+    workspace.params.update(changes)
+    params = parameters.load(dpo.PARAMS)
+    modeling.quiet()
+    return SimpleNamespace(
+        params=params, where=modeling.runtime(params.models, params.seed), chat=modeling.load_chat(params.models)
+    )
+
+
+def write_sft_adapter(given):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", init_lora_weights=False
+    )
+    model = get_peft_model(modeling.load_base(given.params.models, given.where), config)
+    modeling.save_adapter(model, dpo.SFT_ADAPTER, given.params.models.path, provenance_of(given))
+
+
+def provenance_of(given):
+    return {"base": modeling.base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
+
+
+def load_policy(given):
+    base = modeling.load_base(given.params.models, given.where)
+    return modeling.load_adapter(base, dpo.SFT_ADAPTER, trainable=True)
+
+
+def build(workspace, rows, reference=None, **changes):
+    """The trainer as main builds it, its reference the policy at the start unless another is given."""
+    given = setting(workspace, **changes)
+    policy = load_policy(given)
+    if reference is None:
+        reference = dpo.log_probabilities(policy, rows, given.chat.pad_id)
+    return dpo.build_trainer(given.params, given.where, given.chat, policy, rows, reference)
+
+
+def train(workspace, rows, **changes):
+    trainer = build(workspace, rows, **changes)
+    training.observe(trainer, "dpo", 1, 1000, dict)
+    trainer.train()
+    return trainer
+
+
+def random_rows(n, seed=0):
+    source = random.Random(seed)
+
+    def ids(most):
+        return [source.randrange(5, 300) for _ in range(source.randrange(2, most))]
+
+    return [{"id": f"r{n}", "prompt_ids": ids(12), "chosen_ids": [*ids(12), 1], "rejected_ids": [*ids(16), 1]} for n in range(n)]
+
+
+def swapped(rows):
+    return [{**row, "chosen_ids": row["rejected_ids"], "rejected_ids": row["chosen_ids"]} for row in rows]
+
+
+def adapter_of(trainer):
+    from peft import get_peft_model_state_dict
+
+    return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(trainer.model).items()}
+
+
+# ---- Rewards, margins and losses ------------------------------------------------------------------------------------
+
+
+def measured(cases, beta):
+    policy = [(case["policy_chosen"], case["policy_rejected"]) for case in cases]
+    reference = [(case["ref_chosen"], case["ref_rejected"]) for case in cases]
+    return dpo.preference_metrics(policy, reference, beta)
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"margin {case['margin']:g}")
+def test_golden_pair(case):
+    found = measured([case], case["beta"])
+    assert {NAMES[name]: found[name] for name in NAMES} == {
+        name: pytest.approx(case[name], rel=1e-12, abs=1e-12) for name in NAMES.values()
+    }
+    assert found["chosen_fell"] == (case["chosen_logp_drop"] > 0)
+
+
+def test_golden_pairs_together_are_the_mean_of_each():
+    cases = [case for case in GOLDEN if case["beta"] == 0.1]
+    found = measured(cases, 0.1)
+    for name, golden in NAMES.items():
+        assert found[name] == pytest.approx(math.fsum(case[golden] for case in cases) / len(cases), rel=1e-12)
+    assert found["chosen_fell"] == sum(case["chosen_logp_drop"] > 0 for case in cases) / len(cases)
+
+
+def test_a_margin_of_exactly_zero_counts_as_one_half():
+    """Margins +0.1, 0, 0 and -0.1 at beta 0.1: (1 + 1/2 + 1/2 + 0) / 4 = 0.5."""
+    policy = [(-9, -10), (-10, -10), (-12, -12), (-11, -10)]
+    assert dpo.preference_metrics(policy, [(-10, -10)] * 4, 0.1)["validation_accuracy"] == 0.5
+
+
+LOG_PROBABILITIES = st.lists(st.tuples(*[st.integers(-4000, 0).map(lambda n: n / 8)] * 4), min_size=1, max_size=12)
+
+
+@given(LOG_PROBABILITIES, st.sampled_from([0.0625, 0.5, 1]))
+@settings(deadline=None)
+def test_swapping_chosen_and_rejected_mirrors_the_measures(pairs, beta):
+    """loss(margin) - loss(-margin) = -margin: softplus(-m) - softplus(m) = -m."""
+    policy, reference = ([(p[i], p[i + 1]) for p in pairs] for i in (0, 2))
+    mirrored_policy, mirrored_reference = ([pair[::-1] for pair in side] for side in (policy, reference))
+    one, other = (
+        dpo.preference_metrics(policy, reference, beta),
+        dpo.preference_metrics(mirrored_policy, mirrored_reference, beta),
+    )
+    assert other["validation_margin"] == pytest.approx(-one["validation_margin"], abs=1e-9)
+    assert other["validation_accuracy"] == pytest.approx(1 - one["validation_accuracy"])
+    assert other["validation_reward_chosen"] == one["validation_reward_rejected"]
+    assert other["validation_logp_rejected"] == one["validation_logp_chosen"]
+    assert one["validation_loss"] - other["validation_loss"] == pytest.approx(-one["validation_margin"], abs=1e-9)
+
+
+def test_summary_counts_and_rounds():
+    """Chosen longer, as long, shorter: (1 + 1/2 + 0) / 3 = 0.5; four decimals."""
+    rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * 2} for chosen in (3, 2, 1)]
+    numbers = dpo.summary(dpo.preference_metrics([(-1, -2)] * 3, [(-2, -2)] * 3, 0.1), rows)
+    loss = round(math.log1p(math.exp(-0.1)), 4)
+    assert numbers == {
+        "validation_loss": loss,
+        "reward_accuracy": 1,
+        "reward_margin": 0.1,
+        "chosen_reward": 0.1,
+        "chosen_fell": 0,
+        "longer_is_chosen": 0.5,
+        "validation_pairs": 3,
+    }
+
+
+# ---- Log-probabilities ----------------------------------------------------------------------------------------------
+
+
+class NextToken:
+    """A model of four tokens that looks at the last one alone: row i holds the chances of what follows token i."""
+
+    CHANCES = [
+        [1 / 2, 1 / 4, 1 / 8, 1 / 8],
+        [1 / 4, 1 / 4, 1 / 4, 1 / 4],
+        [1 / 8, 1 / 8, 1 / 2, 1 / 4],
+        [1 / 4, 1 / 4, 1 / 8, 3 / 8],
+    ]
+    device, training = "cpu", True
+
+    def eval(self):
+        self.training = False
+
+    def train(self, mode):
+        self.training = mode
+
+    def __call__(self, input_ids, attention_mask, use_cache):
+        assert not self.training, "dropout must be off while measuring"
+        return SimpleNamespace(logits=torch.log(torch.tensor(self.CHANCES))[input_ids])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_log_probabilities_by_hand(batch_size):
+    """Behind the prompt 3, 0: chosen 1, 2 has 1/4 * 1/4, rejected 3 has 1/8; behind 2: 2, 3 has 1/2 * 1/4, 0 has 1/8.
+
+    The prompt's own chances do not count, nor does the padding (token 0, of chance 1/2 behind 0).
+    """
+    rows = [
+        {"prompt_ids": [3, 0], "chosen_ids": [1, 2], "rejected_ids": [3]},
+        {"prompt_ids": [2], "chosen_ids": [2, 3], "rejected_ids": [0]},
+    ]
+    model = NextToken()
+    found = dpo.log_probabilities(model, rows, 0, batch_size)
+    expected = [(1 / 16, 1 / 8), (1 / 8, 1 / 8)]
+    assert [tuple(map(math.exp, pair)) for pair in found] == [pytest.approx(pair, rel=1e-6) for pair in expected]
+    assert model.training is True
+
+
+def naive(model, prompt, answer):
+    """sum of log p(token | all before it), one row without padding, in double precision."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].double()
+    chances = torch.log_softmax(logits, -1)
+    return math.fsum(chances[len(prompt) + place - 1, token].item() for place, token in enumerate(answer))
+
+
+@pytest.mark.parametrize("model", ["mini", "zephyr_llama", "gpt2"])
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_log_probabilities_equal_rows_one_at_a_time(tmp_path, monkeypatch, model, batch_size):
+    given = setting(Workspace(tmp_path, monkeypatch, model=model))
+    base, rows = modeling.load_base(given.params.models, given.where).eval(), random_rows(10)
+    found = dpo.log_probabilities(base, rows, given.chat.pad_id, batch_size)
+    for row, (chosen, rejected) in zip(rows, found, strict=True):
+        assert chosen == pytest.approx(naive(base, row["prompt_ids"], row["chosen_ids"]), rel=1e-6)
+        assert rejected == pytest.approx(naive(base, row["prompt_ids"], row["rejected_ids"]), rel=1e-6)
+
+
+def test_swapped_rows_have_swapped_log_probabilities(workspace):
+    given, rows = setting(workspace), random_rows(9)
+    policy = load_policy(given)
+    plain, mirrored = (dpo.log_probabilities(policy, given_rows, given.chat.pad_id) for given_rows in (rows, swapped(rows)))
+    assert [pair[::-1] for pair in mirrored] == [pytest.approx(pair, rel=1e-6) for pair in plain]
+
+
+# ---- The start ------------------------------------------------------------------------------------------------------
+
+
+def start(trainer, loss_type="sigmoid"):
+    dpo.assert_starts_at_reference(trainer, SimpleNamespace(loss_type=loss_type), dpo.REWARD_TOLERANCE["torch.float32"])
+
+
+def test_the_first_loss_is_ln_2_and_the_first_rewards_are_0(workspace):
+    trainer = build(workspace, random_rows(8))
+    start(trainer)
+    assert not trainer._metrics["train"] and trainer._total_train_tokens == 0
+    training.observe(trainer, "dpo", 1, 1000, dict)
+    trainer.train()
+    first = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert first["loss"] == LN_2
+    assert [first[f"rewards/{name}"] for name in ("chosen", "rejected", "margins")] == [pytest.approx(0, abs=1e-5)] * 3
+
+
+def test_the_check_itself_changes_nothing_that_follows(workspace):
+    plain, checked = build(workspace, random_rows(12)), build(workspace, random_rows(12))
+    start(checked)
+    for trainer in (plain, checked):
+        training.observe(trainer, "dpo", 1, 1000, dict)
+        trainer.train()
+    assert trajectories.points(checked.state.log_history) == trajectories.points(plain.state.log_history)
+
+
+def of_the_base(workspace, rows):
+    """The log-probabilities of the base without its adapter: what a wrong reference would most likely be."""
+    given = setting(workspace)
+    return dpo.log_probabilities(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id)
+
+
+def moved_along(pairs):
+    return pairs[1:] + pairs[:1]
+
+
+WRONG = {
+    "of the base": lambda right, base: base,
+    "of other rows": lambda right, base: moved_along(right),
+    "sides swapped": lambda right, base: [pair[::-1] for pair in right],
+    "chosen a little off": lambda right, base: [(chosen + 0.02, rejected) for chosen, rejected in right],
+    "rejected a little off": lambda right, base: [(chosen, rejected - 0.02) for chosen, rejected in right],
+    "both off alike": lambda right, base: [(chosen - 1, rejected - 1) for chosen, rejected in right],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
+def test_a_wrong_reference_is_found_before_training(workspace, wrong, loss_type):
+    given, rows = setting(workspace), random_rows(4)
+    right = dpo.log_probabilities(load_policy(given), rows, given.chat.pad_id)
+    reference = WRONG[wrong](right, of_the_base(workspace, rows))
+    trainer = build(workspace, rows, reference, **{"dpo.loss_type": loss_type})
+    with pytest.raises(AssertionError, match="must start at the reference|must be ln 2"):
+        start(trainer, loss_type)
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid_norm", "hinge", "ipo", "robust", "nca_pair", "apo_zero", "apo_down", "discopop"])
+def test_every_other_loss_starts_at_the_reference_too(workspace, loss_type):
+    trainer = build(workspace, random_rows(4), **{"dpo.loss_type": loss_type})
+    assert trainer.loss_types == [loss_type]
+    start(trainer, loss_type)
+
+
+# ---- The steps ------------------------------------------------------------------------------------------------------
+
+
+def test_the_trajectory_is_the_committed_one(workspace):
+    trainer = train(workspace, random_rows(40))
+    assert trainer.state.global_step == 20
+    trajectories.check("dpo", trainer.state.log_history)
+
+
+@pytest.mark.parametrize("rows", [8, 10])
+def test_four_pairs_at_once_are_one_pair_four_times(workspace, rows):
+    """The loss of a step is the mean over its pairs, however they are cut into passes; the last step may be short."""
+    runs = [
+        train(
+            workspace,
+            random_rows(rows),
+            **{"models.mini.dpo.per_device_train_batch_size": batch, "models.mini.dpo.gradient_accumulation_steps": passes},
+        )
+        for batch, passes in ((4, 1), (1, 4))
+    ]
+    at_once, one_by_one = (trajectories.points(run.state.log_history) for run in runs)
+    assert one_by_one == {key: pytest.approx(values, rel=2e-5) for key, values in at_once.items()}
+    final, other = (adapter_of(run) for run in runs)
+    for name, tensor in final.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=5e-5)
+
+
+def stock_trainer(given, rows):
+    """TRL's DPOTrainer as it comes: it tokenises the texts itself, and asks a copy of the adapter at every step."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        output_dir="stock",
+        beta=given.params.dpo.beta,
+        **training.training_arguments(
+            given.params.dpo, given.params.models.dpo, given.params.models, given.params.seed, given.where
+        ),
+    )
+    tokenizer = training.trainer_tokenizer(given.chat)
+    tokenizer.chat_template = given.chat.template
+    texts = [
+        {"prompt": [{"role": "user", "content": row["prompt"]}]}
+        | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+        for row in rows
+    ]
+    return DPOTrainer(model=load_policy(given), args=config, train_dataset=Dataset.from_list(texts), processing_class=tokenizer)
+
+
+def test_trl_itself_takes_the_same_steps(workspace):
+    """Ids of prepare and a reference computed once, against TRL's own tokens and its reference at every step."""
+    workspace.params["models.mini.dpo.per_device_train_batch_size"] = 2
+    workspace.run("prepare")
+    rows = workspace.rows("data/prepared/dpo_train.jsonl")[:10]
+    texts = {row["id"]: row for row in pair_rows()}
+    stock = stock_trainer(setting(workspace, **{"dpo.num_train_epochs": 1}), [texts[row["id"]] for row in rows])
+    for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        assert list(stock.train_dataset[column]) == [row[column] for row in rows]
+    training.observe(stock, "dpo", 1, 1000, dict)
+    stock.train()
+    ours = train(workspace, rows)
+    expected, found = (trajectories.points(trainer.state.log_history) for trainer in (stock, ours))
+    assert len(expected["loss"]) >= 4 and abs(expected["loss"][-1] - math.log(2)) > 0.01
+    assert found == {key: pytest.approx(values, rel=1e-5, abs=1e-5) for key, values in expected.items()}
+    for name, tensor in adapter_of(stock).items():
+        torch.testing.assert_close(adapter_of(ours)[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_training_prefers_the_chosen_answers(workspace):
+    """On the rows it learns from, margins grow; learning from swapped rows, the very same pairs turn round."""
+    given, rows = setting(workspace), random_rows(8)
+    reference = dpo.log_probabilities(load_policy(given), rows, given.chat.pad_id)
+    margins = []
+    for learned in (rows, swapped(rows)):
+        policy = dpo.log_probabilities(train(workspace, learned).model, rows, given.chat.pad_id)
+        margins.append(dpo.preference_metrics(policy, reference, 0.1)["validation_margin"])
+    assert margins[0] > 0.1 and margins[1] < -0.1
+
+
+def test_beta_and_label_smoothing_reach_the_loss(workspace):
+    trainer = build(workspace, random_rows(4), **{"dpo.beta": 0.3, "dpo.label_smoothing": 0.2, "dpo.loss_type": "robust"})
+    assert (trainer.beta, trainer.label_smoothing, trainer.loss_types) == (0.3, 0.2, ["robust"])
+
+
+def test_only_the_adapter_is_trained_and_nothing_is_kept_of_the_reference(workspace):
+    trainer = build(workspace, random_rows(8))
+    assert list(trainer.model.peft_config) == ["default"]
+    assert not [name for name, _ in trainer.model.named_parameters() if ".ref" in name]
+    assert trainer.ref_model is None and not any(module.p for module in dropouts(trainer.model))
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)}
+    assert trained and moved == trained and all("lora_" in name for name in trained)
+
+
+def dropouts(model):
+    return [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+
+
+def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
+    runs = [train(workspace, random_rows(8), **{"models.mini.gradient_checkpointing": wanted}) for wanted in (False, True)]
+    stored, recomputed = (trajectories.points(run.state.log_history) for run in runs)
+    assert recomputed == {key: pytest.approx(values, rel=1e-5) for key, values in stored.items()}
+
+
+# ---- The stage ------------------------------------------------------------------------------------------------------
+
+OUTPUTS = ["models/dpo/adapter_config.json", "models/dpo/adapter_model.safetensors", "models/dpo/provenance.json"]
+OUTPUTS += ["metrics/dpo.json", *map(str, dpo.CURVES)]
+
+
+@pytest.fixture
+def finished(workspace):
+    workspace.params["dpo.eval_steps"] = 2
+    workspace.run("prepare")
+    workspace.run("dpo")
+    return workspace
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_the_sft_adapter_on_disk_stays_as_it_was(workspace):
+    before = contents("models/sft")
+    workspace.run("prepare")
+    workspace.run("dpo")
+    assert contents("models/sft") == before
+    after = contents("models/dpo")
+    assert set(after) == ADAPTER_FILES
+    assert after["adapter_model.safetensors"] != before["adapter_model.safetensors"]
+    assert after["provenance.json"] == before["provenance.json"]
+
+
+def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(finished):
+    given, rows = setting(finished), finished.rows("data/prepared/dpo_validation.jsonl")
+    policies = [
+        modeling.load_adapter(modeling.load_base(given.params.models, given.where), Path(folder))
+        for folder in ("models/dpo", "models/sft")
+    ]
+    policy, reference = (dpo.log_probabilities(model, rows, given.chat.pad_id) for model in policies)
+    measures = dpo.preference_metrics(policy, reference, given.params.dpo.beta)
+    assert finished.json("metrics/dpo.json") == {"dpo": dpo.summary(measures, rows)}
+
+
+def test_the_held_out_curves_begin_at_the_reference_and_end_at_the_metrics(finished):
+    curves = {path.stem: read(path) for path in dpo.CURVES}
+    metrics = finished.json("metrics/dpo.json")["dpo"]
+    ends = {("dpo_loss", "held out"): ("validation_loss", LN_2), ("dpo_accuracy", "held out"): ("reward_accuracy", 0.5)}
+    ends |= {("dpo_rewards", f"{name}, held out"): (f"{name}_reward", 0) for name in ("chosen",)}
+    ends |= {("dpo_rewards", "margin, held out"): ("reward_margin", 0)}
+    for (curve, series), (metric, first) in ends.items():
+        points = [(int(row["step"]), float(row["value"])) for row in curves[curve] if row["series"] == series]
+        assert points[0] == (0, first)
+        assert points[-1][1] == pytest.approx(metrics[metric], abs=1e-4)
+
+
+def test_the_curves_hold_the_series_that_dvc_draws(finished):
+    for path, series in dpo.CURVES.items():
+        rows = read(path)
+        assert list(rows[0]) == ["step", "series", "value"]
+        assert {row["series"] for row in rows} == set(series.values())
+        assert all(math.isfinite(float(row["value"])) for row in rows)
+
+
+def read(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_second_run_writes_the_same_bytes(finished):
+    first = {path: Path(path).read_bytes() for path in OUTPUTS}
+    for path in OUTPUTS:
+        Path(path).unlink()
+    finished.run("dpo")
+    assert {path: Path(path).read_bytes() for path in OUTPUTS} == first
+
+
+def test_an_adapter_of_another_base_is_refused(workspace):
+    workspace.run("prepare")
+    config = Path("models/base/weights/config.json")
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"models/sft was trained with another base \(.*dvc repro --force"):
+        workspace.run("dpo")
+    assert not Path("models/dpo").exists()
+
+
+def test_an_adapter_of_another_chat_template_is_refused(workspace):
+    template = Path("models/base/weights/chat_template.jinja")
+    template.write_text(template.read_text(encoding="utf-8").replace("<|end|>", "<|end|>\n"), encoding="utf-8")
+    workspace.run("prepare")
+    with pytest.raises(InputError, match="models/sft was trained with another chat"):
+        workspace.run("dpo")
+
+
+def test_data_of_another_chat_template_are_refused(workspace):
+    workspace.run("prepare")
+    template = Path("models/base/weights/chat_template.jinja")
+    template.write_text(template.read_text(encoding="utf-8") + "{# other #}", encoding="utf-8")
+    with pytest.raises(InputError, match="data/prepared was made with another tokenizer or chat template"):
+        workspace.run("dpo")
+
+
+@pytest.mark.parametrize("missing", ["models/sft", "models/sft/adapter_model.safetensors", "data/prepared/dpo_train.jsonl"])
+def test_a_missing_input_is_named_with_the_way_to_it(workspace, missing):
+    workspace.run("prepare")
+    shutil.rmtree(missing) if Path(missing).is_dir() else Path(missing).unlink()
+    with pytest.raises(InputError, match=rf"{missing}.* is missing.*dvc repro"):
+        workspace.run("dpo")

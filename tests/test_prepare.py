@@ -1,0 +1,547 @@
+"""prepare: which rows are kept, on which side they stand, which of their tokens are trained; and all of it the same again."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from workspace import RAW, Workspace, pair_rows, sft_rows
+
+import prepare
+from aligner import modeling
+from aligner.chat import Chat
+from aligner.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+PREPARED = [
+    "data/prepared/chat.json",
+    "data/prepared/dpo_train.jsonl",
+    "data/prepared/dpo_validation.jsonl",
+    "data/prepared/prompts.jsonl",
+    "data/prepared/references.jsonl",
+    "data/prepared/sft_train.jsonl",
+    "data/prepared/sft_validation.jsonl",
+    "metrics/prepare.json",
+]
+PROMPTS = st.text(alphabet="abcxyzÄß, ?é", min_size=1, max_size=12).map(lambda text: f"q {text} q")
+SHARES = st.floats(0.05, 0.95)
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    return Workspace(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def chat(workspace):
+    return Chat.load(Path(workspace.params["models.mini.path"]))
+
+
+def both_sides(workspace, name):
+    return workspace.rows(f"data/prepared/{name}_train.jsonl") + workspace.rows(f"data/prepared/{name}_validation.jsonl")
+
+
+def sides_of(rows, kind, share):
+    """id -> side of every kept row, without a tokenizer."""
+    params = SimpleNamespace(validation_share=share, on_bad_row="error", max_bad_share=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        part = prepare.prepare_file(str(path), kind, params, lambda value: {"id": value.id, "of": value.id, "too_long": False})
+    return {row["id"]: side for side in ("train", "validation") for row in getattr(part, side)}
+
+
+def sft_rows_of(prompts):
+    return [{"id": f"r-{prompt_hash(prompt)}", "prompt": prompt, "response": "Yes."} for prompt in prompts]
+
+
+def pair_rows_of(prompts):
+    return [
+        {"id": f"r-{prompt_hash(prompt)}", "prompt": [{"role": "user", "content": prompt}]}
+        | {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+        for prompt in prompts
+    ]
+
+
+def prompt_hash(prompt):
+    return hashlib.sha256(prompt.encode()).hexdigest()[:32]
+
+
+# ---- The split --------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(PROMPTS, unique=True, max_size=20), st.lists(PROMPTS, unique=True, max_size=20), SHARES, st.randoms())
+@settings(deadline=None, max_examples=50)
+def test_added_rows_move_no_old_one(old, new, share, order):
+    together = [*old, *(prompt for prompt in new if prompt not in old)]
+    order.shuffle(together)
+    before, after = sides_of(sft_rows_of(old), "sft", share), sides_of(sft_rows_of(together), "sft", share)
+    assert len(after) == len(together)
+    assert before == {id: after[id] for id in before}
+
+
+@given(st.lists(PROMPTS, unique=True, min_size=1, max_size=20), SHARES)
+@settings(deadline=None, max_examples=50)
+def test_a_prompt_stands_on_the_same_side_of_sft_and_dpo(prompts, share):
+    assert sides_of(sft_rows_of(prompts), "sft", share) == sides_of(pair_rows_of(prompts), "pairs", share)
+
+
+@given(PROMPTS, SHARES, SHARES)
+def test_a_larger_share_only_adds_to_the_validation_side(prompt, one, other):
+    smaller, larger = sorted([one, other])
+    assert prepare.in_validation(prompt, smaller) <= prepare.in_validation(prompt, larger)
+
+
+@given(PROMPTS, SHARES)
+def test_spelling_in_capitals_and_spaces_does_not_change_the_side(prompt, share):
+    other = "  " + prompt.upper().replace(" ", "\n ") + "\t"
+    assert prepare.in_validation(prompt, share) == prepare.in_validation(other, share)
+
+
+@pytest.mark.parametrize("prompt", ["What is a chain?", "Ünïcode: 是什么?", "two\nlines"])
+def test_the_side_is_the_first_64_bits_of_the_sha256_as_a_fraction(prompt):
+    """The fraction h = first 16 hex digits / 2^64 of the casefolded text: validation where h < share. A change moves all rows."""
+    plain = " ".join(prompt.casefold().split())
+    fraction = int(hashlib.sha256(plain.encode()).hexdigest()[:16], 16) / 2**64
+    assert prepare.in_validation(prompt, math.nextafter(fraction, 1))
+    assert not prepare.in_validation(prompt, math.nextafter(fraction, 0))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.5])
+def test_the_validation_side_is_close_to_its_share(share):
+    """Of n = 10,000 prompts the share is within four standard deviations, 4 sqrt(share (1 - share) / n)."""
+    n = 10_000
+    held_out = sum(prepare.in_validation(f"What is concept number {index}?", share) for index in range(n))
+    assert abs(held_out / n - share) < 4 * math.sqrt(share * (1 - share) / n)
+
+
+def test_the_side_is_decided_by_the_users_turns_alone():
+    """Another system message or another answer does not move a conversation; another second question may."""
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    second = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "No."}]
+    plain, framed = (
+        {"id": "a", "messages": [*turns, *second]},
+        {"id": "b", "messages": [{"role": "system", "content": "Be kind."}, *turns[:1], second[1], *second]},
+    )
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        sides = sides_of([plain, framed], "sft", share)
+        assert sides["a"] == sides["b"] == ("validation" if prepare.in_validation("Why?\nAnd?", share) else "train")
+
+
+def test_two_answers_to_one_question_stand_on_one_side(workspace):
+    rows = [{"prompt": row["prompt"], "response": f"{row['response']} {n}"} for row in sft_rows() for n in range(3)]
+    workspace.write_rows("sft", rows)
+    workspace.run("prepare")
+    sizes = [len(workspace.rows(f"data/prepared/sft_{side}.jsonl")) for side in ("train", "validation")]
+    assert sum(sizes) == 36
+    assert all(size % 3 == 0 for size in sizes)
+
+
+# ---- Every row is accounted for -----------------------------------------------------------------------------------------
+
+
+def mixed_rows():
+    """12 good rows, the first with a warning (a system prompt where none is read); 2 duplicates, 1 too long, 3 bad, and a blank line."""
+    good = sft_rows()
+    good[0]["system"] = "Be kind."
+    repeated = [{**row, "id": f"again-{row['id']}"} for row in good[:2]]
+    long = {"id": "long", "prompt": "Why?", "response": "word " * 400}
+    bad = [
+        {"id": "b1", "prompt": "Why?"},
+        {"id": "b2", "prompt": "", "response": "x"},
+        {"id": "b3", "prompt": 3, "response": "x"},
+    ]
+    return [*good, *repeated, long, *bad]
+
+
+@pytest.fixture
+def mixed(workspace):
+    """The mixed rows, six bad lines of 18 dropped; the counts of metrics/prepare.json."""
+    workspace.params.update({"prepare.on_bad_row": "drop", "prepare.max_bad_share": 0.5})
+    workspace.write_rows("sft", mixed_rows())
+    with open(RAW["sft"], "a", encoding="utf-8") as file:
+        file.write("  \n")
+    run = workspace.run("prepare")
+    return SimpleNamespace(run=run, counts=workspace.json("metrics/prepare.json")["sft_data"])
+
+
+def test_the_counts_of_a_mixed_file(mixed):
+    counts = dict(mixed.counts)
+    assert counts.pop("train") + counts.pop("validation") == 12
+    assert counts.pop("tokens_max") >= counts.pop("tokens_median") > 0
+    assert counts == {"rows": 18, "rejected": 3, "warned": 2, "duplicate": 2, "too_long": 1}
+
+
+def test_the_counts_add_up(mixed):
+    """rows = train + validation + rejected + duplicate + too_long; warned rows are among the kept ones, blank lines nowhere."""
+    parts = ("train", "validation", "rejected", "duplicate", "too_long")
+    assert mixed.counts["rows"] == sum(mixed.counts[part] for part in parts)
+    ledger = dict(entry.split("=") for entry in mixed.run.fields["ledger"]["sft"].split())
+    assert sum(int(ledger[name]) for name in ("accepted", "warned", "rejected")) == mixed.counts["rows"]
+    assert ledger["skipped"] == "1"
+
+
+def test_the_counts_are_those_of_the_files(mixed, workspace):
+    for side in ("train", "validation"):
+        assert len(workspace.rows(f"data/prepared/sft_{side}.jsonl")) == mixed.counts[side]
+    lengths = sorted(len(row["input_ids"]) for row in both_sides(workspace, "sft"))
+    assert (mixed.counts["tokens_median"], mixed.counts["tokens_max"]) == (lengths[6], lengths[-1])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.booleans()), min_size=1, max_size=30))
+@settings(deadline=None, max_examples=50)
+def test_the_ledger_adds_up_for_any_rows(rows):
+    """Rows of three prompts and two answers, some too long: kept once each, and every other one counted."""
+
+    def tokenise(value):
+        return {"id": value.id, "text": value.messages, "too_long": value.messages[1][1].endswith("long")}
+
+    params = SimpleNamespace(validation_share=0.5, on_bad_row="error", max_bad_share=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        lines = [{"prompt": prompt, "response": answer + " long" * long} for prompt, answer, long in rows]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        part = prepare.prepare_file(str(path), "sft", params, tokenise)
+    kept = {(prompt, answer) for prompt, answer, long in rows if not long}
+    assert len(part.train) + len(part.validation) == len(kept)
+    assert part.dropped["too_long"] == sum(long for _, _, long in rows)
+    assert len(kept) + part.dropped.total() == part.ledger.accepted == len(rows)
+
+
+def test_a_pair_said_before_is_a_duplicate_and_its_mirror_is_not(workspace):
+    rows = pair_rows()
+    mirrored = {**rows[0], "id": "mirror", "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
+    workspace.write_rows("pairs", [*rows, {**rows[1], "id": "again"}, mirrored])
+    workspace.run("prepare")
+    counts = workspace.json("metrics/prepare.json")["dpo_data"]
+    assert (counts["rows"], counts["duplicate"]) == (14, 1)
+    assert "mirror" in {row["id"] for row in both_sides(workspace, "dpo")}
+
+
+# ---- Bad rows -----------------------------------------------------------------------------------------------------------
+
+
+def write_lines(kind, lines):
+    Path(RAW[kind]).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_all_bad_rows_are_listed_in_one_error_and_nothing_is_written(workspace, kind):
+    good = [json.dumps(row) for row in workspace.rows(RAW[kind])]
+    write_lines(kind, [*good[:2], "{oops", *good[2:4], '{"id": "x"}', "[]", *good[4:]])
+    with pytest.raises(InputError) as caught:
+        workspace.run("prepare")
+    first, *listed, way = str(caught.value).splitlines()
+    assert first.startswith(f"{RAW[kind]}: 3 bad rows (20.0%).")
+    assert [line.split(": ")[0] for line in listed] == [f"{RAW[kind]}:{line}" for line in (3, 6, 7)]
+    assert all(re.fullmatch(r"\S+:\d+: [a-z_]+: \S.*", line) for line in listed)
+    assert way.endswith(f"python src/prepare.py --check {RAW[kind]}")
+    assert not Path("metrics/prepare.json").exists()
+
+
+def test_of_very_many_bad_rows_the_first_are_shown_and_the_rest_counted(workspace, monkeypatch):
+    monkeypatch.setattr(prepare, "SHOWN_PROBLEMS", 100)
+    write_lines("sft", [f'{{"id": "n{n}"}}' for n in range(130)])
+    with pytest.raises(InputError) as caught:
+        workspace.run("prepare")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 + 100 + 2
+    assert lines[-2] == "… and 30 more"
+
+
+@pytest.mark.parametrize(("largest", "ends"), [(0.24, True), (0.25, False), (1, False)])
+def test_dropped_rows_end_the_run_above_their_largest_share(workspace, largest, ends):
+    """Four bad rows of sixteen are a quarter; a blank line is no row."""
+    workspace.params.update({"prepare.on_bad_row": "drop", "prepare.max_bad_share": largest})
+    write_lines("sft", ["{", "", *(json.dumps(row) for row in sft_rows()), "1", '"x"', "{}"])
+    if ends:
+        with pytest.raises(InputError, match=r"4 bad rows \(25\.0%\)"):
+            workspace.run("prepare")
+    else:
+        workspace.run("prepare")
+        assert workspace.json("metrics/prepare.json")["sft_data"]["rejected"] == 4
+
+
+def test_a_missing_file_is_an_input_error_that_names_it(workspace):
+    Path(RAW["pairs"]).unlink()
+    with pytest.raises(InputError, match=RAW["pairs"]):
+        workspace.run("prepare")
+
+
+# ---- What is too long -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_just_the_largest_length_is_kept(workspace, chat):
+    messages = (("user", "Why?"), ("assistant", "Because of the mean."))
+    example = SimpleNamespace(id="a", messages=messages)
+    length = len(chat.conversation(messages).ids)
+    assert [prepare.sft_row(example, chat, limit)["too_long"] for limit in (length, length - 1)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("The mean of all of the values.", "No."), ("No.", "The mean of all the values.")]
+)
+def test_a_pair_is_as_long_as_its_longer_answer(chat, chosen, rejected):
+    pair = SimpleNamespace(id="a", prompt=(("user", "Why?"),), chosen=chosen, rejected=rejected)
+    longest = len(chat.prompt(pair.prompt)) + max(len(chat.completion(pair.prompt, text)) for text in (chosen, rejected))
+    assert [prepare.pair_row(pair, chat, limit)["too_long"] for limit in (longest, longest - 1)] == [False, True]
+
+
+def test_pairs_are_kept_whole_or_dropped(workspace, chat):
+    rows = pair_rows()
+    rows[3]["rejected"] = rows[3]["rejected"] + " very" * 300
+    rows[5]["chosen"] = rows[5]["chosen"] + " very" * 300
+    workspace.write_rows("pairs", rows)
+    workspace.run("prepare")
+    kept = {row["id"]: row for row in both_sides(workspace, "dpo")}
+    assert set(kept) == {row["id"] for row in rows} - {"p4", "p6"}
+    assert workspace.json("metrics/prepare.json")["dpo_data"]["too_long"] == 2
+    for row in rows:
+        if row["id"] in kept:
+            prompt = (("user", row["prompt"]),)
+            answers = [chat.completion(prompt, row[side]) for side in ("chosen", "rejected")]
+            assert [kept[row["id"]][f"{side}_ids"] for side in ("prompt", "chosen", "rejected")] == [
+                chat.prompt(prompt),
+                *answers,
+            ]
+
+
+def test_eval_prompts_that_are_too_long_are_refused_by_name(workspace):
+    rows = workspace.rows(RAW["eval"])
+    rows[2]["prompt"] = rows[7]["prompt"] = "word " * 400
+    workspace.write_rows("eval", [row | {"prompt": f"{row['prompt']} {row['id']}"} for row in rows])
+    with pytest.raises(InputError, match=r"longer than max_length \(320 tokens\): e3, e8$"):
+        workspace.run("prepare")
+
+
+def test_an_eval_prompt_must_leave_room_for_an_answer(workspace, chat):
+    """A prompt of max_length tokens is refused, one of a token less is not."""
+    longest = max(len(chat.prompt((("user", row["prompt"]),))) for row in workspace.rows(RAW["eval"]))
+    workspace.params["models.mini.max_length"] = longest + 40
+    workspace.run("prepare")
+    params = SimpleNamespace(eval=RAW["eval"], on_bad_row="error", max_bad_share=0)
+    assert len(prepare.prepare_eval(params, chat, longest + 1)[0]) == 12
+    with pytest.raises(InputError, match="longer than max_length"):
+        prepare.prepare_eval(params, chat, longest)
+
+
+@pytest.mark.parametrize(("share", "side"), [(1e-9, "validation"), (1 - 1e-9, "train")])
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_a_side_without_rows_is_refused(workspace, share, side, name):
+    both = {"train": [{}], "validation": [{}], "ledger": prepare.Ledger()}
+    prepare.require_rows(name, SimpleNamespace(**both))
+    with pytest.raises(InputError, match=f"{name}: no rows on the {side} side .*prepare.validation_share"):
+        prepare.require_rows(name, SimpleNamespace(**both | {side: []}))
+    workspace.params["prepare.validation_share"] = share
+    with pytest.raises(InputError, match=f"sft: no rows on the {side} side"):
+        workspace.run("prepare")
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_an_empty_file_is_refused(workspace, kind):
+    workspace.write_rows(kind, [])
+    with pytest.raises(InputError, match="no usable prompt" if kind == "eval" else "no rows on the train side"):
+        workspace.run("prepare")
+
+
+@pytest.mark.parametrize("kind", ["sft", "pairs"])
+def test_an_eval_prompt_that_is_trained_on_is_refused_by_name(workspace, kind):
+    """However it is spelled, on whichever side it would stand, and whatever the answer."""
+    taken = [row["prompt"] for row in workspace.rows(RAW[kind])]
+    rows = workspace.rows(RAW["eval"])
+    rows[1]["prompt"], rows[4]["prompt"] = f"  {taken[0].upper()}", taken[5].replace(" ", "  ")
+    workspace.write_rows("eval", rows)
+    with pytest.raises(InputError, match=r"2 eval prompts are trained on; .*: e2, e5$"):
+        workspace.run("prepare")
+    assert not Path("data/prepared").exists()
+
+
+# ---- Tokens ---------------------------------------------------------------------------------------------------------------
+
+CONVERSATION = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "What is the mean?"},
+    {"role": "assistant", "content": "The sum over the number."},
+    {"role": "user", "content": "And the <|end|> token?"},
+    {"role": "assistant", "content": "Text, as <|user|> is."},
+]
+
+
+def test_labels_hide_exactly_the_prompts(workspace, chat):
+    """input_ids = prompt, answer, end token; labels are -100 on the prompt and the ids themselves on the rest."""
+    workspace.run("prepare")
+    texts = {row["id"]: (row["prompt"], row["response"]) for row in sft_rows()}
+    for row in both_sides(workspace, "sft"):
+        prompt, answer = texts[row["id"]]
+        prompt_ids = chat.prompt((("user", prompt),))
+        answer_ids = row["input_ids"][len(prompt_ids) :]
+        assert row["input_ids"][: len(prompt_ids)] == prompt_ids
+        assert row["labels"] == [-100] * len(prompt_ids) + answer_ids
+        assert answer_ids[-1] == chat.end_id
+        assert chat.decode(answer_ids) == answer
+
+
+def test_every_answer_of_a_conversation_is_trained_and_nothing_else(workspace, chat):
+    workspace.write_rows("sft", [{"messages": CONVERSATION}, *({"messages": CONVERSATION[1:3] * n} for n in range(1, 12))])
+    workspace.params["models.mini.max_length"] = 512
+    workspace.run("prepare")
+    row = next(row for row in both_sides(workspace, "sft") if row["id"] == "line-1")
+    assert all(label in (-100, id) for id, label in zip(row["input_ids"], row["labels"], strict=True))
+    trained = [label for label in row["labels"] if label != -100]
+    cut = trained.index(chat.end_id) + 1
+    assert [chat.decode(trained[:cut]), chat.decode(trained[cut:])] == [CONVERSATION[2]["content"], CONVERSATION[4]["content"]]
+    assert trained.count(chat.end_id) == 2 and trained[-1] == chat.end_id
+
+
+def test_pairs_share_the_prompt_from_which_an_answer_is_generated(workspace, chat):
+    workspace.run("prepare")
+    texts = {row["id"]: row for row in pair_rows()}
+    for row in both_sides(workspace, "dpo"):
+        assert row["prompt_ids"] == chat.prompt((("user", texts[row["id"]]["prompt"]),))
+        for side in ("chosen", "rejected"):
+            assert row[f"{side}_ids"][-1] == chat.end_id
+            assert chat.decode(row[f"{side}_ids"]) == texts[row["id"]][side]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+SFT_FORMATS = {
+    "messages": lambda row: {"messages": [user(row["prompt"]), assistant(row["response"])]},
+    "prompt, response": lambda row: {"prompt": row["prompt"], "response": row["response"]},
+    "prompt, completion": lambda row: {"prompt": row["prompt"], "completion": row["response"]},
+    "alpaca": lambda row: {"instruction": row["prompt"], "input": "", "output": row["response"]},
+    "sharegpt": lambda row: {
+        "conversations": [{"from": "human", "value": row["prompt"]}, {"from": "gpt", "value": row["response"]}]
+    },
+}
+PAIR_FORMATS = {
+    "strings": lambda row: {key: row[key] for key in ("prompt", "chosen", "rejected")},
+    "message lists": lambda row: {
+        "prompt": [user(row["prompt"])],
+        "chosen": [assistant(row["chosen"])],
+        "rejected": [assistant(row["rejected"])],
+    },
+    "whole conversations": lambda row: {side: [user(row["prompt"]), assistant(row[side])] for side in ("chosen", "rejected")},
+    "prompt beside conversations": lambda row: {
+        "prompt": row["prompt"],
+        **{side: [user(row["prompt"]), assistant(row[side])] for side in ("chosen", "rejected")},
+    },
+}
+
+
+def contents(workspace, name):
+    """The prepared files without ids, which are line numbers where a format has none."""
+    return [
+        [
+            {key: value for key, value in row.items() if key != "id"}
+            for row in workspace.rows(f"data/prepared/{name}_{side}.jsonl")
+        ]
+        for side in ("train", "validation")
+    ]
+
+
+@pytest.mark.parametrize("form", SFT_FORMATS)
+def test_every_sft_format_prepares_to_the_same_rows(workspace, form):
+    workspace.run("prepare")
+    expected = contents(workspace, "sft")
+    workspace.write_rows("sft", [SFT_FORMATS[form](row) for row in sft_rows()])
+    workspace.run("prepare")
+    assert contents(workspace, "sft") == expected
+
+
+@pytest.mark.parametrize("form", PAIR_FORMATS)
+def test_every_pair_format_prepares_to_the_same_rows(workspace, form):
+    workspace.run("prepare")
+    expected = contents(workspace, "dpo")
+    workspace.write_rows("pairs", [PAIR_FORMATS[form](row) for row in pair_rows()])
+    workspace.run("prepare")
+    assert contents(workspace, "dpo") == expected
+
+
+def test_what_generate_and_score_need_stands_apart_in_one_order(workspace, chat):
+    rows = workspace.rows(RAW["eval"])
+    rows[0] |= {"concept": "mean", "kind": "new_wording", "forbidden": ["never"]}
+    workspace.write_rows("eval", rows)
+    workspace.run("prepare")
+    prompts, references = workspace.rows("data/prepared/prompts.jsonl"), workspace.rows("data/prepared/references.jsonl")
+    assert prompts == [{"id": row["id"], "prompt_ids": chat.prompt((("user", row["prompt"]),))} for row in rows]
+    assert references == rows
+    assert workspace.json("metrics/prepare.json")["eval_data"] == {"prompts": 12}
+
+
+@pytest.mark.parametrize("model", ["mini", "zephyr_llama", "gpt2"])
+def test_chat_json_is_what_the_next_stage_checks(tmp_path, monkeypatch, model):
+    workspace = Workspace(tmp_path, monkeypatch, model=model)
+    workspace.run("prepare")
+    prepared, chat = workspace.json("data/prepared/chat.json"), Chat.load(tmp_path / "models/base/weights")
+    assert prepared == {"fingerprint": chat.fingerprint, "end_id": chat.end_id, "pad_id": chat.pad_id}
+    modeling.check_chat(chat, prepared)
+    changed = Chat(chat.tokenizer_json, chat.template + " ", chat.eos_token, chat.bos_token, chat.pad_token)
+    with pytest.raises(InputError, match="another tokenizer or chat template"):
+        modeling.check_chat(changed, prepared)
+
+
+# ---- The process ------------------------------------------------------------------------------------------------------------
+
+
+def command(*arguments, **variables):
+    environment = {"PATH": os.environ["PATH"], **variables}
+    script = [sys.executable, str(ROOT / "src" / "prepare.py"), *arguments]
+    return subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_second_run_writes_the_same_bytes_under_any_hash_seed(workspace):
+    workspace.run("prepare")
+    first = {path: Path(path).read_bytes() for path in PREPARED}
+    assert {path for path in workspace.files() if path.startswith(("data/prepared", "metrics"))} == set(PREPARED)
+    workspace.run("prepare")
+    assert {path: Path(path).read_bytes() for path in PREPARED} == first
+    for seed in ("0", "1"):
+        for path in PREPARED:
+            Path(path).unlink()
+        done = command(PYTHONHASHSEED=seed)
+        assert done.returncode == 0, done.stderr
+        assert {path: Path(path).read_bytes() for path in PREPARED} == first
+
+
+def test_a_bad_file_ends_the_command_with_one_message_and_no_traceback(workspace):
+    write_lines("sft", ["{oops"])
+    done = command()
+    assert done.returncode == 1
+    assert f"{RAW['sft']}:1: " in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.startswith("prepare: ")
+
+
+def test_check_says_yes_to_good_files(workspace):
+    before = workspace.files()
+    done = command("--check", *RAW.values())
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == ["accepted=36 warned=0 rejected=0 skipped=0"]
+    assert workspace.files() == before
+
+
+def test_check_lists_bad_rows_of_all_files_and_says_no(workspace):
+    write_lines("sft", [json.dumps(sft_rows()[0]), "{oops", ""])
+    write_lines("pairs", ['{"prompt": "a", "chosen": "b", "rejected": "b"}'])
+    done = command("--check", RAW["sft"], RAW["pairs"], "nowhere.jsonl")
+    assert done.returncode == 1
+    *listed, ledger = done.stdout.splitlines()
+    assert ledger == "accepted=1 warned=0 rejected=2 skipped=1"
+    assert [line.split(": ")[0] for line in listed] == [f"{RAW['sft']}:2", f"{RAW['pairs']}:1", "nowhere.jsonl"]
+    assert "chosen_equals_rejected" in listed[1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,362 @@
+"""sft: what is measured and trained, step by step, on a tiny model with random weights and rows of random ids."""
+
+import csv
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import trajectories
+from workspace import Workspace
+
+import sft
+from aligner import modeling, training
+from aligner import params as parameters
+
+ROOT = Path(__file__).parent.parent
+ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "provenance.json"}
+LINEAR_LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0, "target_modules": "all-linear"}
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    lora = {f"lora.{key}": value for key, value in LORA.items()}
+    settings = {**trajectories.settings("sft"), "sft.train_sampling_strategy": "random"}
+    return Workspace(tmp_path, monkeypatch, **lora, **settings)
+
+
+def setting(workspace, **changes):
+    """params as the stage sees them, and what main makes of them before it trains."""
+    workspace.params.update(changes)
+    params = parameters.load(sft.PARAMS)
+    modeling.quiet()
+    return SimpleNamespace(
+        params=params, where=modeling.runtime(params.models, params.seed), chat=modeling.load_chat(params.models)
+    )
+
+
+def build(workspace, rows, **changes):
+    given = setting(workspace, **changes)
+    trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
+    training.observe(trainer, "sft", 1, given.params.sft.eval_steps, dict)
+    return trainer
+
+
+def train(workspace, rows, **changes):
+    trainer = build(workspace, rows, **changes)
+    trainer.train()
+    return trainer
+
+
+def random_rows(n, seed=0):
+    """Rows of unequal length; a prompt, an answer, and in every third row a second turn of both."""
+    source = random.Random(seed)
+    return [random_row(source, index) for index in range(n)]
+
+
+def random_row(source, index):
+    row = {"id": f"r{index}", "input_ids": [], "labels": []}
+    for _ in range(2 if index % 3 == 0 else 1):
+        prompt, answer = ([source.randrange(5, 300) for _ in range(source.randrange(2, 12))] for _ in range(2))
+        row["input_ids"] += [*prompt, *answer, 1]
+        row["labels"] += [*[-100] * len(prompt), *answer, 1]
+    return row
+
+
+def adapter_of(trainer):
+    from peft import get_peft_model_state_dict
+
+    return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(trainer.model).items()}
+
+
+# ---- What is measured -----------------------------------------------------------------------------------------------
+
+
+class NextToken:
+    """A model of four tokens that looks at the last one alone: row i holds the chances of what follows token i."""
+
+    CHANCES = [
+        [1 / 2, 1 / 4, 1 / 8, 1 / 8],
+        [1 / 4, 1 / 4, 1 / 4, 1 / 4],
+        [1 / 8, 1 / 8, 1 / 2, 1 / 4],
+        [1 / 4, 1 / 4, 1 / 8, 3 / 8],
+    ]
+    device, training = "cpu", True
+
+    def eval(self):
+        self.training = False
+
+    def train(self, mode):
+        self.training = mode
+
+    def __call__(self, input_ids, attention_mask, use_cache):
+        assert not self.training, "dropout must be off while measuring"
+        return SimpleNamespace(logits=torch.log(torch.tensor(self.CHANCES))[input_ids])
+
+
+TWO_ROWS = [
+    {"input_ids": [0, 0], "labels": [-100, 0]},
+    {"input_ids": [1, 2, 3, 3], "labels": [-100, 2, 3, 3]},
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_evaluate_by_hand(batch_size):
+    """Chances 1/2 | 1/4, 1/4, 3/8 of four tokens: loss (ln 2 + 2 ln 4 + ln 8/3) / 4, not the mean of the two rows.
+
+    The likeliest next tokens are 0 after 0 (right), 0 after 1 (wrong), 2 after 2 (wrong), 3 after 3 (right): 2 of 4.
+    """
+    model = NextToken()
+    measured = sft.evaluate(model, TWO_ROWS, 0, batch_size)
+    loss = (math.log(2) + 2 * math.log(4) + math.log(8 / 3)) / 4
+    assert measured == {"validation_loss": pytest.approx(loss, rel=1e-6), "token_accuracy": 0.5}
+    assert model.training is True
+
+
+def test_evaluate_counts_labelled_tokens_alone():
+    """Of 1, 2, 3, 3 only the last 3 counts: chance 3/8, and it is the likeliest."""
+    measured = sft.evaluate(NextToken(), [{"input_ids": [1, 2, 3, 3], "labels": [-100, -100, -100, 3]}], 0)
+    assert measured == {"validation_loss": pytest.approx(math.log(8 / 3), rel=1e-6), "token_accuracy": 1}
+
+
+def one_row_at_a_time(model, rows):
+    """Loss and accuracy over all labelled tokens, each row alone and without padding, in double precision."""
+    losses, hits = [], []
+    model.eval()
+    for row in rows:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].double()
+        for position, label in enumerate(row["labels"]):
+            if label != -100:
+                losses.append(-torch.log_softmax(logits[position - 1], -1)[label].item())
+                hits.append(logits[position - 1].argmax().item() == label)
+    return {"validation_loss": math.fsum(losses) / len(losses), "token_accuracy": sum(hits) / len(hits)}
+
+
+@pytest.mark.parametrize("model", ["mini", "zephyr_llama", "gpt2"])
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_evaluate_equals_rows_one_at_a_time_whatever_the_batches(tmp_path, monkeypatch, model, batch_size):
+    workspace = Workspace(tmp_path, monkeypatch, model=model)
+    given, rows = setting(workspace), random_rows(14)
+    base = modeling.load_base(given.params.models, given.where)
+    for row in rows[::2]:
+        with torch.no_grad():
+            row["labels"][-1] = base(input_ids=torch.tensor([row["input_ids"]])).logits[0, -2].argmax().item()
+            row["input_ids"][-1] = row["labels"][-1]
+    expected = one_row_at_a_time(base, rows)
+    measured = sft.evaluate(base, rows, given.chat.pad_id, batch_size)
+    assert measured["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-6)
+    assert measured["token_accuracy"] == expected["token_accuracy"] >= 7 / sft.supervised(rows)
+
+
+def test_evaluate_neither_trains_nor_drops_out(workspace):
+    trainer = build(workspace, random_rows(4), **{"lora.lora_dropout": 0.5})
+    trainer.model.train()
+    before = adapter_of(trainer)
+    first, second = (sft.evaluate(trainer.model, random_rows(4), 0) for _ in range(2))
+    assert first == second
+    assert trainer.model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in adapter_of(trainer).items())
+
+
+def test_supervised_counts_labels():
+    """2 + 0 + 3 tokens are neither hidden nor missing."""
+    rows = [{"labels": [-100, 7, 0]}, {"labels": [-100, -100]}, {"labels": [1, 1, 1]}]
+    assert [sft.supervised(rows), sft.supervised([])] == [5, 0]
+
+
+def test_summary_gives_the_perplexity_of_a_token():
+    """exp(ln 8) = 8, with four decimals, over the 4 tokens of the two rows."""
+    measured = {"validation_loss": math.log(8), "token_accuracy": 1 / 3}
+    numbers = {"validation_loss": 2.0794, "perplexity": 8.0, "token_accuracy": 0.3333, "validation_tokens": 4}
+    assert sft.summary(measured, TWO_ROWS) == numbers
+
+
+# ---- What is trained ------------------------------------------------------------------------------------------------
+
+
+def test_only_the_adapter_is_trained(workspace):
+    trainer = build(workspace, random_rows(8))
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    assert {name.split(".lora_")[0].split(".")[-1] for name in trained} == LINEAR_LAYERS
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)}
+    assert moved == trained
+
+
+def test_the_adapter_begins_as_nothing(workspace):
+    given, rows = setting(workspace), random_rows(6)
+    base = sft.evaluate(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id)
+    assert sft.evaluate(build(workspace, rows).model, rows, given.chat.pad_id) == base
+
+
+def test_the_settings_of_lora_reach_the_adapter(workspace):
+    changes = {"lora.r": 2, "lora.lora_alpha": 10, "lora.target_modules": ["q_proj", "down_proj"]}
+    trainer = build(workspace, random_rows(4), **changes)
+    names = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert {name.split(".lora_")[0].split(".")[-1] for name in names} == {"q_proj", "down_proj"}
+    layer = next(module for name, module in trainer.model.named_modules() if name.endswith("layers.0.self_attn.q_proj"))
+    assert layer.scaling == {"default": 5} and layer.r == {"default": 2}
+
+
+def test_the_first_logged_loss_is_that_of_the_trained_tokens_alone(workspace):
+    """One step over all rows: TRL's loss is the mean over labelled tokens, as evaluate has it; hidden ones play no part."""
+    rows = random_rows(8)
+    trainer = train(workspace, rows, **{"models.mini.sft.per_device_train_batch_size": 8, "sft.num_train_epochs": 1})
+    given = setting(workspace)
+    measured = sft.evaluate(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id)
+    assert trajectories.points(trainer.state.log_history)["loss"] == [pytest.approx(measured["validation_loss"], rel=1e-5)]
+
+
+def test_the_trajectory_is_the_committed_one(workspace):
+    trainer = train(workspace, random_rows(40))
+    assert trainer.state.global_step == 20
+    trajectories.check("sft", trainer.state.log_history)
+
+
+def batches_of(rows, passes):
+    return {"models.mini.sft.per_device_train_batch_size": rows, "models.mini.sft.gradient_accumulation_steps": passes}
+
+
+@pytest.mark.parametrize("rows", [8, 10])
+def test_four_rows_at_once_are_one_row_four_times(workspace, rows):
+    """The loss of a step is the mean over its tokens, however they are cut into passes; the last step may be short."""
+    runs = [train(workspace, random_rows(rows), **batches_of(batch, passes)) for batch, passes in ((4, 1), (1, 4))]
+    at_once, one_by_one = (trajectories.points(run.state.log_history) for run in runs)
+    assert one_by_one == {key: pytest.approx(values, rel=1e-5) for key, values in at_once.items()}
+    final, other = (adapter_of(run) for run in runs)
+    assert max(tensor.abs().max() for tensor in final.values()) > 0.05
+    for name, tensor in final.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-5)
+
+
+def test_rebalanced_batches_make_the_same_steps(workspace):
+    """Only which rows of a step share a pass is another matter: the step is the same mean over the same tokens."""
+    strategies = ("random", "batch_rebalance")
+    runs = [
+        train(workspace, random_rows(16), **batches_of(2, 4), **{"sft.train_sampling_strategy": strategy})
+        for strategy in strategies
+    ]
+    plain, rebalanced = (trajectories.points(run.state.log_history) for run in runs)
+    assert len(plain["loss"]) == 4
+    assert rebalanced == {key: pytest.approx(values, rel=1e-5) for key, values in plain.items()}
+
+
+@pytest.mark.parametrize("strategy", ["random", "batch_rebalance"])
+def test_the_seed_decides_the_order_of_the_rows(workspace, strategy):
+    """The adapter begins as nothing: the first loss is that of the rows that come first."""
+    workspace.params.update({"sft.train_sampling_strategy": strategy, "sft.num_train_epochs": 0.25})
+    losses = [
+        trajectories.points(train(workspace, random_rows(16), seed=seed).state.log_history)["loss"][0] for seed in (17, 18, 17)
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == losses[2]
+
+
+def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
+    runs = [train(workspace, random_rows(8), **{"models.mini.gradient_checkpointing": wanted}) for wanted in (False, True)]
+    stored, recomputed = (trajectories.points(run.state.log_history) for run in runs)
+    assert runs[1].model.is_gradient_checkpointing
+    assert recomputed == {key: pytest.approx(values, rel=1e-5) for key, values in stored.items()}
+
+
+def test_measuring_more_often_does_not_change_the_training(workspace):
+    """With dropout on, whose random numbers a measurement must not use up."""
+    rows, losses = random_rows(12), []
+    for steps in (1, 1000):
+        given = setting(workspace, **{"lora.lora_dropout": 0.3})
+        trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
+        measure = lambda model=trainer.model, pad_id=given.chat.pad_id: sft.evaluate(model, rows, pad_id)  # noqa: E731
+        training.observe(trainer, "sft", 1, steps, measure)
+        trainer.train()
+        losses.append(trajectories.points(trainer.state.log_history))
+    assert losses[0] == losses[1]
+
+
+# ---- What is written ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(workspace):
+    workspace.params.update({"sft.eval_steps": 2, "sft.num_train_epochs": 2})
+    workspace.run("prepare")
+    workspace.run("sft")
+    return workspace
+
+
+def test_the_adapter_folder_holds_exactly_three_files(finished):
+    assert {path.name for path in (finished.folder / "models/sft").iterdir()} == ADAPTER_FILES
+    config = finished.json("models/sft/adapter_config.json")
+    assert list(config) == sorted(config)
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert {name.split(".")[-1] for name in config["target_modules"]} == LINEAR_LAYERS
+    assert (config["base_model_name_or_path"], config["inference_mode"]) == ("models/base/weights", True)
+    assert str(finished.folder) not in json.dumps(config)
+
+
+def test_the_provenance_names_base_and_chat(finished):
+    given = setting(finished)
+    expected = {"base": modeling.base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
+    assert finished.json("models/sft/provenance.json") == expected
+    modeling.check_provenance(Path("models/sft"), expected)
+
+
+def test_a_stored_adapter_loads_back_to_the_same_logits(workspace):
+    trainer = train(workspace, random_rows(12))
+    modeling.save_adapter(trainer.model, Path("models/sft"), "models/base/weights", {})
+    given = setting(workspace)
+    base = modeling.load_base(given.params.models, given.where)
+    ids = torch.tensor([random_rows(1)[0]["input_ids"]])
+    with torch.no_grad():
+        trained, plain = trainer.model.eval()(input_ids=ids).logits, base.eval()(input_ids=ids).logits.clone()
+        loaded = modeling.load_adapter(base, Path("models/sft")).eval()(input_ids=ids).logits
+    assert torch.equal(loaded, trained)
+    assert (loaded - plain).abs().max() > 0.01
+
+
+def test_metrics_are_the_measures_of_the_stored_adapter(finished):
+    given, rows = setting(finished), finished.rows("data/prepared/sft_validation.jsonl")
+    model = modeling.load_adapter(modeling.load_base(given.params.models, given.where), Path("models/sft"))
+    assert finished.json("metrics/sft.json") == {"sft": sft.summary(sft.evaluate(model, rows, given.chat.pad_id), rows)}
+
+
+def test_the_curve_has_both_series_from_the_first_to_the_last_step(finished):
+    with open("plots/sft.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "series", "value"]
+    steps = {name: [int(row["step"]) for row in rows if row["series"] == name] for name in ("training", "held out")}
+    assert len(rows) == sum(map(len, steps.values()))
+    last = steps["training"][-1]
+    assert steps == {"training": list(range(1, last + 1)), "held out": [*range(0, last, 2), last]}
+    assert all(earlier < later for series in steps.values() for earlier, later in pairwise(series))
+    final = finished.json("metrics/sft.json")["sft"]["validation_loss"]
+    assert float(rows[-1]["value"]) == pytest.approx(final, abs=1e-4)
+
+
+def test_the_same_bytes_in_another_process_with_another_hash_seed(finished):
+    """target_modules is a set, whose order follows the hash seed."""
+    files = [*(f"models/sft/{name}" for name in sorted(ADAPTER_FILES)), "metrics/sft.json", "plots/sft.csv"]
+    first = {path: Path(path).read_bytes() for path in files}
+    for path in files:
+        Path(path).unlink()
+    run_as_command(hash_seed="1" if os.environ.get("PYTHONHASHSEED") != "1" else "2")
+    assert {path: Path(path).read_bytes() for path in files} == first
+
+
+def run_as_command(hash_seed):
+    environment = {"PATH": os.environ["PATH"], "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    script = [sys.executable, str(ROOT / "src" / "sft.py")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
