@@ -257,16 +257,20 @@ def test_any_contents_without_special_tokens_have_the_ids_of_transformers(name, 
 # ---- By hand --------------------------------------------------------------------------------------------------------
 
 
+def special(id: int, content: str) -> dict:
+    """A special token as tokenizer.json declares it."""
+    return {"id": id, "content": content, "special": True} | dict.fromkeys(
+        ["single_word", "lstrip", "rstrip", "normalized"], False
+    )
+
+
 def letters(template: str, **changes) -> Chat:
-    """A vocabulary of five letters with one merge, a + b, and the end token </s>."""
-    vocabulary = {"a": 0, "b": 1, ":": 2, "c": 3, "</s>": 4, "ab": 5}
-    special = {"id": 4, "content": "</s>", "special": True}
-    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+    """Four letters with one merge, a + b, and the end token </s>."""
     tokenizer = {
         "version": "1.0",
         **dict.fromkeys(["truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"]),
-        "added_tokens": [special | flags],
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"]]},
+        "added_tokens": [special(4, "</s>")],
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, ":": 2, "c": 3, "</s>": 4, "ab": 5}, "merges": [["a", "b"]]},
     }
     return Chat(json.dumps(tokenizer | changes), template, eos_token="</s>", bos_token="", pad_token="</s>")
 
@@ -278,9 +282,9 @@ WITH_COLON = (
 
 
 def test_a_tiny_conversation_by_hand():
-    """b:ab a:ba </s> c.. is cut at the answer: "b:aba:" is b=1 :=2 ab=5 a=0 :=2, then "ba" is b=1 a=0, then </s>=4.
+    """The text is b:ab a:ba </s> b:c a:ab </s>, with a=0 b=1 :=2 c=3 </s>=4 ab=5; it is cut at answers and end tokens.
 
-    The second turn, "b:c" and "a:" behind the end token, is 1 2 3 0 2 in one run, then "ab" is 5, then 4.
+    "b:aba:" is 1 2 5 0 2, the answer "ba" is 1 0, then 4; "b:ca:" is 1 2 3 0 2, the answer "ab" is 5, then 4.
     """
     chat = letters(WITH_COLON)
     messages = ((USER, "ab"), (ASSISTANT, "ba"), (USER, "c"), (ASSISTANT, "ab"))
@@ -317,21 +321,16 @@ def test_a_prompt_that_ends_in_a_space_keeps_its_token():
 
 def test_text_that_becomes_a_control_token_by_a_merge_is_refused():
     """The merge of a and b is declared special: "ab" in a content would be that token."""
-    special = {
-        "id": 5,
-        "content": "ab",
-        "special": True,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-    }
-    chat = letters(WITH_COLON)
-    added = [*json.loads(chat.tokenizer_json)["added_tokens"], special]
-    chat = letters(WITH_COLON, added_tokens=added)
+    chat = letters(WITH_COLON, added_tokens=[special(4, "</s>"), special(5, "ab")])
     assert chat.prompt(((USER, "ba"),)) == [1, 2, 1, 0, 0, 2]
     with pytest.raises(InputError, match="turns plain text into a control token"):
         chat.prompt(((USER, "ab"),))
+
+
+def test_the_longest_special_token_wins():
+    """The template writes b </s>a b: with both </s> and </s>a declared that is 1 6 1, as the tokenizer itself reads it."""
+    chat = letters("{{ messages[0]['content'] }}</s>ab", added_tokens=[special(4, "</s>"), special(6, "</s>a")])
+    assert chat.prompt(((USER, "b"),)) == chat.tokenizer.encode("b</s>ab").ids == [1, 6, 1]
 
 
 def test_truncation_and_padding_of_the_tokenizer_play_no_part():
@@ -462,7 +461,7 @@ def test_rendered_text_is_what_transformers_renders(name):
     """The same settings of Jinja: blocks trimmed, the sandbox, the trailing line end of the file dropped."""
     messages = CONVERSATIONS["system, many turns"]
     rows = [{"role": role, "content": content} for role, content in messages]
-    template = chat_of(name).template + "\n"
+    template = "  {% set indented = 1 %}\n" + chat_of(name).template + "\n"
     expected = transformers_tokenizer(name).apply_chat_template(rows, chat_template=template, tokenize=False)
     assert with_template(name, template)._render(messages, generation_prompt=False) == expected
 

@@ -1,0 +1,163 @@
+"""Composes data/raw/sft_examples.jsonl and dpo_pairs.jsonl: the hand-written rows, and more of them from the concept bank.
+
+reads   data/bank/*.yaml, data/written/*.jsonl
+writes  data/raw/sft_examples.jsonl, data/raw/dpo_pairs.jsonl
+command python data/compose.py       (a test asserts that data/raw holds what this writes)
+
+Every sentence is hand-written; what is composed is the answer. Only concepts with `role: train` are used, and only question
+forms that no eval prompt uses. A chosen answer defines the concept and names most of its key ideas, each once, and ends. A
+rejected one has a failure that small models really show, at about the same length, so that length is not the lesson.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+DATA = Path(__file__).parent
+sys.path.insert(0, str(DATA.parent / "models" / "base"))
+
+from corpus import Concept, read_bank  # noqa: E402
+
+SEED = 17
+TOPICS = {"markov_chains": "markov chains", "probability": "probability", "time_series": "time series"}
+
+# Names in the plural; all others are singular.
+PLURALS = ("equations", "diagnostics")
+
+SFT_QUESTIONS = (
+    "What {be} {name}, and what matters about {it}?",
+    "Tell me about {name}.",
+    "What should I know about {name}?",
+    "Can you explain {name}?",
+)
+PAIR_QUESTIONS = (
+    "What are the key ideas behind {name}?",
+    "Sum up in a few sentences what there is to know about {name}.",
+    "My notes mention {name}. What is that about?",
+    "Please explain {name} as fully as you can in one paragraph.",
+)
+VAGUE = (
+    "It is an important idea that comes up in many places.",
+    "There is a lot to say about it, and many books treat it.",
+    "It depends on the situation, so one has to look at the details.",
+    "People use it for various purposes, in theory and in practice.",
+    "It is related to other ideas of the same kind.",
+    "Understanding it well takes some time and practice.",
+    "In general it behaves as one would expect.",
+    "It has a number of useful properties that are worth knowing.",
+    "Whether it applies has to be decided from case to case.",
+    "It can be simple in some cases and more difficult in others.",
+)
+
+
+def main() -> None:
+    concepts = read_bank(DATA / "bank")
+    trained = [concept for concept in concepts if concept.role == "train"]
+    write("sft_examples.jsonl", [row for concept in trained for row in sft_rows(concept)])
+    write("dpo_pairs.jsonl", [row for index, concept in enumerate(trained) for row in pair_rows(concept, trained, index)])
+
+
+def write(name: str, composed: list[dict]) -> None:
+    """The hand-written rows first, then the composed ones."""
+    written = (DATA / "written" / name).read_text(encoding="utf-8")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in composed)
+    (DATA / "raw" / name).write_text(written + lines, encoding="utf-8", newline="\n")
+
+
+def sft_rows(concept: Concept) -> list[dict]:
+    """One example for each question form: a definition and two or three key ideas."""
+    rng = random.Random(f"{SEED} sft {concept.id}")
+    return [
+        {
+            "id": f"{concept.id}-composed-{number}",
+            "topic": TOPICS[concept.domain],
+            "concept": concept.id,
+            "prompt": ask(question, concept),
+            "response": complete_answer(concept, rng, facts=2 + number % 2),
+        }
+        for number, question in enumerate(SFT_QUESTIONS, start=1)
+    ]
+
+
+def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]:
+    """One pair for each question form, the failures taken in turn."""
+    rng = random.Random(f"{SEED} pairs {concept.id}")
+    rows = []
+    for number, question in enumerate(PAIR_QUESTIONS, start=1):
+        fault, fail = list(FAILURES.items())[(index + number) % len(FAILURES)]
+        rows.append(
+            {
+                "id": f"{concept.id}-composed-{number}",
+                "topic": TOPICS[concept.domain],
+                "concept": concept.id,
+                "fault": fault,
+                "prompt": ask(question, concept),
+                "chosen": complete_answer(concept, rng, facts=rng.choice((3, 4, 5))),
+                "rejected": fail(concept, others, rng),
+            }
+        )
+    return rows
+
+
+def ask(question: str, concept: Concept) -> str:
+    """The question with the concept's name in it, in the right number."""
+    plural = concept.name.endswith(PLURALS)
+    return question.format(name=concept.name, be="are" if plural else "is", it="them" if plural else "it")
+
+
+def complete_answer(concept: Concept, rng: random.Random, facts: int) -> str:
+    """A definition, then `facts` different key ideas in the order of the bank, each in one sentence."""
+    chosen = sorted(rng.sample(range(len(concept.facts)), facts))
+    return " ".join([rng.choice(concept.definition), *(following(concept, fact, rng) for fact in chosen)])
+
+
+def following(concept: Concept, fact: int, rng: random.Random) -> str:
+    """A sentence for a fact, mostly one of those that refer back to the concept without naming it again."""
+    forms = concept.facts[fact][1]
+    return rng.choice(forms[2:] if rng.random() < 0.75 else forms[:2])
+
+
+def half(concept: Concept, others: list[Concept], rng: random.Random) -> str:
+    """One idea said in all its wordings: long, and only one thing."""
+    fact = rng.randrange(len(concept.facts))
+    return " ".join([rng.choice(concept.definition), *rng.sample(concept.facts[fact][1], rng.choice((3, 4)))])
+
+
+def wrong_concept(concept: Concept, others: list[Concept], rng: random.Random) -> str:
+    """Begins with the right concept and goes on with the facts of another one of the same domain."""
+    other = rng.choice([one for one in others if one.domain == concept.domain and one.id != concept.id])
+    facts = rng.sample(range(len(other.facts)), rng.choice((3, 4)))
+    return " ".join([rng.choice(concept.definition), *(following(other, fact, rng) for fact in facts)])
+
+
+def vague(concept: Concept, others: list[Concept], rng: random.Random) -> str:
+    """A definition and sentences that would fit anything."""
+    return " ".join([rng.choice(concept.definition), *rng.sample(VAGUE, rng.choice((4, 5, 6)))])
+
+
+def circular(concept: Concept, others: list[Concept], rng: random.Random) -> str:
+    """The definition again and again, in other words."""
+    return " ".join(rng.sample(concept.definition, rng.choice((3, 4))))
+
+
+def loop(concept: Concept, others: list[Concept], rng: random.Random) -> str:
+    """Two sentences that come back word for word."""
+    fact = following(concept, rng.randrange(len(concept.facts)), rng)
+    return " ".join([rng.choice(concept.definition), *[fact] * rng.choice((3, 4, 5))])
+
+
+FAILURES: dict[str, Callable[[Concept, list[Concept], random.Random], str]] = {
+    "half": half,
+    "wrong_concept": wrong_concept,
+    "vague": vague,
+    "circular": circular,
+    "loop": loop,
+}
+
+
+if __name__ == "__main__":
+    main()

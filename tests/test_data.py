@@ -1,0 +1,118 @@
+"""The data of the repository: the bank's arithmetic and wording, what is composed from it, and that nothing evaluated is trained on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from aligner.keywords import hits
+
+DATA = Path(__file__).parent.parent / "data"
+BANK = [entry for path in sorted((DATA / "bank").glob("*.yaml")) for entry in YAML(typ="safe").load(path)]
+BY_ID = {entry["id"]: entry for entry in BANK}
+
+
+def rows(name: str) -> list[dict]:
+    return [json.loads(line) for line in (DATA / "raw" / name).read_text(encoding="utf-8").splitlines()]
+
+
+def plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+SFT, PAIRS = rows("sft_examples.jsonl"), rows("dpo_pairs.jsonl")
+TEST, DEV = rows("eval_prompts.jsonl"), rows("eval_prompts_dev.jsonl")
+ARITHMETIC = {name: getattr(math, name) for name in dir(math) if not name.startswith("_")} | {
+    "Fraction": Fraction, "abs": abs, "all": all, "len": len, "math": math, "max": max, "min": min, "pow": pow,
+    "range": range, "round": round, "sum": sum,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("concept", BANK, ids=[entry["id"] for entry in BANK])
+class TestConcept:
+    def test_worked_example_is_true(self, concept: dict) -> None:
+        for check in concept["example"]["checks"]:
+            assert eval(check, {"__builtins__": {}}, dict(ARITHMETIC)) is True, check
+
+    def test_every_wording_names_its_idea(self, concept: dict) -> None:
+        for fact in concept["facts"]:
+            group = {"any": [str(keyword) for keyword in fact["keywords"]], "match": "inflect"}
+            assert len(set(fact["forms"])) == 4
+            for form in fact["forms"]:
+                assert hits(form, group), form
+
+    def test_sentences_are_plain_and_complete(self, concept: dict) -> None:
+        texts = [*concept["definition"], *concept["why"], *concept["mistake"], concept["example"]["text"]]
+        for text in texts + [form for fact in concept["facts"] for form in fact["forms"]]:
+            assert text.isascii() and text == text.strip() and "  " not in text, text
+            assert text[0].isupper() or text[0].isdigit(), text
+            assert text[-1] in ".?!", text
+
+    def test_related_concepts_exist(self, concept: dict) -> None:
+        assert set(concept["related"]) <= set(BY_ID)
+
+
+def test_sizes() -> None:
+    assert len(BANK) >= 150 and len(SFT) >= 600 and len(PAIRS) >= 500 and len(TEST) >= 150 and len(DEV) >= 50
+
+
+def test_raw_data_is_what_compose_writes(tmp_path, monkeypatch) -> None:
+    specification = importlib.util.spec_from_file_location("compose", DATA / "compose.py")
+    compose = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(compose)
+    for folder in ("bank", "written"):
+        (tmp_path / folder).symlink_to(DATA / folder)
+    (tmp_path / "raw").mkdir()
+    monkeypatch.setattr(compose, "DATA", tmp_path)
+    compose.main()
+    for name in ("sft_examples.jsonl", "dpo_pairs.jsonl"):
+        assert (tmp_path / "raw" / name).read_bytes() == (DATA / "raw" / name).read_bytes()
+
+
+def test_post_training_sees_only_its_concepts() -> None:
+    for row in SFT + PAIRS:
+        assert BY_ID[row["concept"]]["role"] == "train", row["id"]
+
+
+def test_kind_of_an_eval_prompt_follows_its_concept() -> None:
+    for row in TEST + DEV:
+        assert row["kind"] == {"train": "new_wording", "held_out": "new_concept"}[BY_ID[row["concept"]]["role"]], row["id"]
+
+
+def test_no_eval_prompt_is_trained_on_and_no_two_are_alike() -> None:
+    trained = {plain(row["prompt"]) for row in SFT + PAIRS}
+    evaluated = [plain(row["prompt"]) for row in TEST + DEV]
+    assert len(set(evaluated)) == len(evaluated)
+    assert trained.isdisjoint(evaluated)
+
+
+def test_no_eval_prompt_gives_its_keywords_away() -> None:
+    for row in TEST + DEV:
+        assert not any(hits(row["prompt"], group) for group in row["keywords"]), row["id"]
+
+
+def test_keywords_of_eval_prompts_are_those_of_the_bank() -> None:
+    for row in TEST + DEV:
+        known = [[str(keyword) for keyword in fact["keywords"]] for fact in BY_ID[row["concept"]]["facts"]]
+        assert all(group["any"] in known for group in row["keywords"]), row["id"]
+
+
+def test_composed_answers_are_clean() -> None:
+    """A chosen or SFT answer says no sentence twice; a looping rejected one is meant to."""
+    for text in [row["response"] for row in SFT] + [row["chosen"] for row in PAIRS]:
+        sentences = re.split(r"(?<=[.?!]) ", text)
+        assert len(set(sentences)) == len(sentences), text
+
+
+def test_the_longer_answer_is_not_the_lesson() -> None:
+    """The rule "the longer one is chosen" is right on 40 to 60 % of the pairs (ties as one half)."""
+    gaps = [len(row["chosen"]) - len(row["rejected"]) for row in PAIRS]
+    accuracy = sum(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps) / len(gaps)
+    assert abs(accuracy - 0.5) < 0.1, accuracy
