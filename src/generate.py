@@ -64,7 +64,10 @@ def main(run: Run, name: str) -> None:
 
 def load_model(entry: SimpleNamespace, where: SimpleNamespace, chat: Chat, adapter: Path | None):
     """The base, or the base with an adapter merged into it (one matrix product less a layer and token)."""
+    from transformers import GenerationConfig
+
     base = modeling.load_base(entry, where)
+    base.generation_config = GenerationConfig()  # transformers would take what params leave open from the model's own
     if adapter is None:
         return base.eval()
     modeling.check_provenance(adapter, {"base": modeling.base_fingerprint(entry), "chat": chat.fingerprint})

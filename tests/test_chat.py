@@ -9,11 +9,11 @@ import functools
 import json
 import unicodedata
 
-import jinja2
 import pytest
 from checkpoints import BUILDERS
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from workspace import checkpoint
 
 from aligner.chat import PLAIN_TEMPLATE, Chat
@@ -410,6 +410,17 @@ def test_text_between_prompt_and_answer_is_refused():
         with_template("mini", template).conversation(((USER, "x"), (ASSISTANT, "y")))
 
 
+def test_a_question_that_is_written_otherwise_once_answered_is_refused():
+    """Here the last message alone is marked: training would never see the mark that generation begins with."""
+    chat = with_template(
+        "mini", chat_of("mini").template.replace("{{ message['content'] }}", "{{ '!' if loop.last }}{{ message['content'] }}")
+    )
+    assert chat.decode(chat.prompt(((USER, "x"),))) == "!x"
+    for render in (lambda: chat.completion(((USER, "x"),), "y"), lambda: chat.conversation(((USER, "x"), (ASSISTANT, "y")))):
+        with pytest.raises(InputError, match="renders a prompt alone otherwise than before an answer"):
+            render()
+
+
 def test_raise_exception_is_an_error_for_people(name):
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     chat = with_template(name, template + chat_of(name).template)
@@ -447,14 +458,14 @@ def test_generation_tags_are_passed_through_and_agree_with_the_mask():
 
 
 def test_helpers_that_templates_use_are_there():
-    """tojson without HTML escapes, break and continue, and the tokens by name."""
+    """tojson without HTML or ASCII escapes, break, and the tokens by name."""
     template = (
-        "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}{{ m['role'] | tojson }}:{{ m['content'] }}"
-        "{{ eos_token }}{% endfor %}{{ '\"assistant\":' if add_generation_prompt }}"
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ '<é>' | tojson }}:{{ m['content'] }}"
+        "{{ eos_token }}{% endfor %}{{ bos_token + pad_token }}"
     )
     chat = with_template("mini", template)
     shown = chat.tokenizer.decode(chat.prompt(((USER, "a<b"),)), skip_special_tokens=False)
-    assert shown == '"user":a<b<|end|>"assistant":'
+    assert shown == '"<é>":a<b<|end|><|pad|>'
 
 
 def test_rendered_text_is_what_transformers_renders(name):
@@ -562,4 +573,4 @@ def test_fingerprints_of_models_differ():
 
 def test_jinja_is_the_sandboxed_one():
     """The text of a template is data from a model repository."""
-    assert isinstance(chat_of("mini")._compiled.environment, jinja2.sandbox.ImmutableSandboxedEnvironment)
+    assert isinstance(chat_of("mini")._compiled.environment, ImmutableSandboxedEnvironment)

@@ -1,4 +1,4 @@
-"""The data of the repository: the bank's arithmetic and wording, what is composed from it, and that nothing evaluated is trained on."""
+"""The data of the repository: true arithmetic, wording, what is composed from the bank, and nothing trained on is evaluated."""
 
 from __future__ import annotations
 

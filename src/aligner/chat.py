@@ -132,14 +132,17 @@ class Chat:
 
     def completion(self, messages: Messages, answer: str) -> list[int]:
         """Ids of the assistant's `answer` to `messages`, end token included: what follows `prompt(messages)`."""
-        prompt, whole = self.prompt(messages), self.conversation((*messages, ("assistant", answer))).ids
-        if whole[: len(prompt)] != prompt:
-            raise InputError(_OTHER_PROMPT)
-        return whole[len(prompt) :]
+        return self.conversation((*messages, ("assistant", answer))).ids[len(self.prompt(messages)) :]
 
     def conversation(self, messages: Messages) -> Tokens:
-        """Ids of a whole conversation that ends with an assistant's turn, and which of them are trained."""
-        return self._encode(messages, self._pieces(messages, generation_prompt=False)[:-1])
+        """Ids of a whole conversation that ends with an assistant's turn, and which of them are trained.
+
+        Raises InputError when its last answer does not stand behind the prompt that generation would begin from.
+        """
+        tokens, prompt = self._encode(messages, self._pieces(messages, generation_prompt=False)[:-1]), self.prompt(messages[:-1])
+        if tokens.ids[: len(prompt)] != prompt:
+            raise InputError(_OTHER_PROMPT)
+        return tokens
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens left out, as shown to people."""
