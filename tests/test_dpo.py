@@ -32,13 +32,20 @@ NAMES = {
 }
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "provenance.json"}
 LN_2 = pytest.approx(math.log(2), abs=1e-6)
-PINNED = {"dpo.beta": 0.1, "dpo.loss_type": "sigmoid", "dpo.label_smoothing": 0}
+PINNED = {
+    **trajectories.settings("dpo"),
+    "dpo.beta": 0.1,
+    "dpo.loss_type": "sigmoid",
+    "dpo.label_smoothing": 0,
+    "dpo.max_grad_norm": 0.7,
+    "models.mini.dpo.learning_rate": 0.005,
+}
 
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """A workspace with an SFT adapter of random weights: a policy of its own, far from the base."""
-    workspace = Workspace(tmp_path, monkeypatch, **trajectories.settings("dpo"), **PINNED)
+    workspace = Workspace(tmp_path, monkeypatch, **PINNED)
     write_sft_adapter(setting(workspace))
     return workspace
 
@@ -58,7 +65,7 @@ def write_sft_adapter(given):
 
     torch.manual_seed(1)
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", init_lora_weights=False
+        task_type="CAUSAL_LM", r=4, lora_alpha=2, lora_dropout=0.1, target_modules="all-linear", init_lora_weights=False
     )
     model = get_peft_model(modeling.load_base(given.params.models, given.where), config)
     modeling.save_adapter(model, dpo.SFT_ADAPTER, given.params.models.path, provenance_of(given))

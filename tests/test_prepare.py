@@ -150,7 +150,7 @@ def test_two_answers_to_one_question_stand_on_one_side(workspace):
 
 
 def mixed_rows():
-    """12 good rows, the first with a warning (a system prompt where none is read); 2 duplicates, 1 too long, 3 bad, and a blank line."""
+    """12 good rows, the first with a warning; 2 duplicates, 1 too long, 3 bad, and a blank line."""
     good = sft_rows()
     good[0]["system"] = "Be kind."
     repeated = [{**row, "id": f"again-{row['id']}"} for row in good[:2]]
@@ -500,7 +500,7 @@ def test_chat_json_is_what_the_next_stage_checks(tmp_path, monkeypatch, model):
 
 
 def command(*arguments, **variables):
-    environment = {"PATH": os.environ["PATH"], **variables}
+    environment = {**os.environ, **variables}
     script = [sys.executable, str(ROOT / "src" / "prepare.py"), *arguments]
     return subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
 

@@ -169,6 +169,17 @@ def test_ended_rate_and_mean_tokens(folder):
     assert read_json(score.METRICS)["dpo"] == {"hit_rate": 0, "all_hit_rate": 0, "ended_rate": 0.6667, "tokens_mean": 30}
 
 
+def test_repeating_the_prompt_earns_no_hit(folder):
+    """The prompt names a state; the answer says it again, and then names the step of its own: 1 of 2."""
+    prompt = "Please explain how a state of the chain is left"
+    write_inputs([{**REFERENCES[0], "prompt": prompt}, *REFERENCES[1:]])
+    rows = [answer_row("a", f"{prompt}? Each step is"), *(answer_row(id, ANSWERS["dpo"][id]) for id in "bc")]
+    write_jsonl(score.MODELS["dpo"], rows)
+    run()
+    assert table_of(score.HIT_RATE)[-1]["hit_rate"] == "0.5"
+    assert "dpo: 1 of 2 |" in score.SIDE_BY_SIDE.read_text(encoding="utf-8")
+
+
 # ---- Tables -----------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +343,7 @@ def test_escaped_text_reads_as_the_model_wrote_it(text):
 @given(st.text(alphabet=st.sampled_from("<>|[]()!`*_~#&\\:/ \nwax.1-+$"), max_size=40))
 @settings(deadline=None, max_examples=300)
 def test_no_text_breaks_out_of_its_cell(text):
+    assert not set("<>\n") & set(score.markdown(text))
     page = rendered(score.table(["a", "b"], [["x", score.markdown(text)]]))
     assert re.sub("<t[hd]>[^<]*</t[hd]>", "", page).split() == [
         *["<table>", "<thead>", "<tr>", "</tr>", "</thead>", "<tbody>"],
@@ -375,7 +387,7 @@ def test_as_a_command_it_loads_no_model_library_and_writes_the_same_bytes_under_
 
 
 def run_as_command(hash_seed):
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "PYTHONHASHSEED": hash_seed}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONHASHSEED": hash_seed}
     program = PROGRAM.format(script=str(ROOT / "src" / "score.py"))
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

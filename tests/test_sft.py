@@ -251,6 +251,8 @@ def test_rebalanced_batches_make_the_same_steps(workspace):
     ]
     plain, rebalanced = (trajectories.points(run.state.log_history) for run in runs)
     assert len(plain["loss"]) == 4
+    sizes = [sum(batch["input_ids"].numel() for batch in run.get_train_dataloader()) for run in runs]
+    assert sizes[1] < sizes[0], "rebalanced batches must hold less padding"
     assert rebalanced == {key: pytest.approx(values, rel=1e-5) for key, values in plain.items()}
 
 
@@ -356,7 +358,7 @@ def test_the_same_bytes_in_another_process_with_another_hash_seed(finished):
 
 
 def run_as_command(hash_seed):
-    environment = {"PATH": os.environ["PATH"], "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     script = [sys.executable, str(ROOT / "src" / "sft.py")]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
