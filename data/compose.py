@@ -1,6 +1,6 @@
 """Composes data/raw/sft_examples.jsonl and dpo_pairs.jsonl: the hand-written rows, and more of them from the concept bank.
 
-reads   data/bank/*.yaml, data/written/*.jsonl
+reads   data/bank/*.yaml, data/written/*.jsonl (written by hand; model_failures.jsonl by data/failures.py)
 writes  data/raw/sft_examples.jsonl, data/raw/dpo_pairs.jsonl
 command python data/compose.py       (a test asserts that data/raw holds what this writes)
 
@@ -38,7 +38,6 @@ PAIR_QUESTIONS = (
     "What are the key ideas behind {name}?",
     "Sum up in a few sentences what there is to know about {name}.",
     "My notes mention {name}. What is that about?",
-    "Please explain {name} as fully as you can in one paragraph.",
 )
 VAGUE = (
     "It is an important idea that comes up in many places.",
@@ -58,7 +57,10 @@ def main() -> None:
     concepts = read_bank(DATA / "bank")
     trained = [concept for concept in concepts if concept.role == "train"]
     write("sft_examples.jsonl", [row for concept in trained for row in sft_rows(concept)])
-    write("dpo_pairs.jsonl", [row for index, concept in enumerate(trained) for row in pair_rows(concept, trained, index)])
+    by_id = {concept.id: concept for concept in trained}
+    composed = [row for index, concept in enumerate(trained) for row in pair_rows(concept, trained, index)]
+    failures = (DATA / "written" / "model_failures.jsonl").read_text(encoding="utf-8").splitlines()
+    write("dpo_pairs.jsonl", composed + [failure_row(json.loads(line), by_id) for line in failures])
 
 
 def write(name: str, composed: list[dict]) -> None:
@@ -107,6 +109,16 @@ def ask(question: str, concept: Concept) -> str:
     """The question with the concept's name in it, in the right number."""
     plural = concept.name.endswith(PLURALS)
     return question.format(name=concept.name, be="are" if plural else "is", it="them" if plural else "it")
+
+
+def failure_row(failure: dict, concepts: dict[str, Concept]) -> dict:
+    """A failed answer of the SFT model (data/failures.py) beside a good one, of several the nearest to it in length."""
+    rng = random.Random(f"{SEED} {failure['id']}")
+    concept = concepts[failure["concept"]]
+    answers = [complete_answer(concept, rng, facts) for facts in (2, 3, 4, 5) for _ in range(4)]
+    nearest = min(answers, key=lambda text: abs(len(text) - len(failure["rejected"])))
+    head = {"id": failure["id"], "topic": TOPICS[concept.domain], "concept": concept.id, "fault": failure["fault"]}
+    return head | {"prompt": failure["prompt"], "chosen": nearest, "rejected": failure["rejected"]}
 
 
 def complete_answer(concept: Concept, rng: random.Random, facts: int) -> str:
