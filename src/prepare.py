@@ -80,7 +80,7 @@ def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], d
     part = Part([], [], Ledger(), Counter(), set())
     seen: set[bytes] = set()
     for value in accepted(path, kind, prepare, part.ledger):
-        row = tokenise(value)
+        row = tokenised(value, tokenise, path)
         digest = hashlib.sha256(repr(list(row.values())[1:]).encode()).digest()
         if row.pop("too_long"):
             part.dropped["too_long"] += 1
@@ -88,10 +88,18 @@ def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], d
             part.dropped["duplicate"] += 1
         else:
             seen.add(digest)
-            part.prompts.add(fingerprint(prompt_of(value)))
+            part.prompts.update(map(fingerprint, user_turns(value)))
             side = part.validation if in_validation(prompt_of(value), prepare.validation_share) else part.train
             side.append(row)
     return part
+
+
+def tokenised(value: SftExample | PreferencePair, tokenise: Callable[[Any], dict[str, Any]], path: str) -> dict[str, Any]:
+    """The row's ids; what the chat template has against it is said with file and id."""
+    try:
+        return tokenise(value)
+    except InputError as error:
+        raise InputError(f"{path}: row {value.id}: {error}") from None
 
 
 def accepted(path: str, kind: str, prepare: Any, ledger: Ledger) -> Iterator[Any]:
@@ -132,9 +140,13 @@ def fingerprint(prompt: str) -> bytes:
 
 
 def prompt_of(value: SftExample | PreferencePair) -> str:
-    """What is asked: the user's turns of a conversation."""
+    """What is asked: the user's turns of a conversation, joined."""
+    return "\n".join(user_turns(value))
+
+
+def user_turns(value: SftExample | PreferencePair) -> list[str]:
     messages = value.messages if isinstance(value, SftExample) else value.prompt
-    return "\n".join(content for role, content in messages if role == "user")
+    return [content for role, content in messages if role == "user"]
 
 
 def sft_row(example: SftExample, chat: Chat, max_length: int) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def _snapshot(path: str, revision: str, patterns: list[str]) -> Path:
     from httpx2 import HTTPError  # of the hub's client: its own errors, and connections that break off
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries, one warning each
     command = f"hf download {path} --revision {revision}"
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
