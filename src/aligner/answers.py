@@ -34,6 +34,7 @@ class Answer(NamedTuple):
 
     text: str
     stop: str
+    words: int
     tokens: int
     keyword: keywords.KeywordScore
     loop: bool
@@ -45,10 +46,6 @@ class Answer(NamedTuple):
     @property
     def rate(self) -> float:
         return self.keyword.rate
-
-    @property
-    def words(self) -> int:
-        return len(self.text.split())
 
 
 # ---- Answers to one prompt -------------------------------------------------------------------------------------------
@@ -124,6 +121,7 @@ def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, keywo
     return Answer(
         text=text,
         stop=row["stop"],
+        words=len(text.split()),
         tokens=row["answer_tokens"],
         keyword=keyword,
         loop=text_health.loop(text) is not None,
@@ -187,9 +185,10 @@ def _constant(control: Control) -> str:
 
 
 def _first_literal(group: keywords.Group) -> str | None:
+    """In one line, since a line of its own could be a line of the prompt, and so be taken for its echo."""
     if isinstance(group, str):
-        return group
-    return None if group.get("match") == "regex" else str(group["any"][0])
+        return " ".join(group.split())
+    return None if group.get("match") == "regex" else " ".join(str(group["any"][0]).split())
 
 
 def _check_canary(name: str, found: keywords.KeywordScore, reference: dict[str, Any]) -> None:

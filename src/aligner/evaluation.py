@@ -58,7 +58,7 @@ def compare(first: Sequence[float], second: Sequence[float], tie_threshold: floa
 def differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
     """First minus second, prompt by prompt, with what binary fractions add to zero taken away."""
     gaps = [one - other for one, other in zip(first, second, strict=True)]
-    return [gap if abs(gap) > ROUNDING else 0.0 for gap in gaps]
+    return [0.0 if abs(gap) <= ROUNDING else gap for gap in gaps]
 
 
 def rates(given: Sequence[Answer]) -> list[float]:

@@ -27,9 +27,13 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 def tokens(text: str) -> list[str]:
     """The words and punctuation marks of a text, casefolded. ValueError when text is not a string."""
+    return list(_tokens(_checked(text)))
+
+
+def _checked(text: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"text must be a string, got {text!r}")
-    return list(_tokens(text))
+    return text
 
 
 @lru_cache(maxsize=64)
@@ -45,13 +49,19 @@ def loop(text: str) -> dict[str, int] | None:
     may be cut short. Of several periods the one with the longest L is told, and of equals the shortest. A repetition
     that the text leaves again is no loop; `repetition` counts it.
     """
-    sequence = tokens(text)
+    found = _loop(_checked(text))
+    return found and {"tokens": found[0], "period": found[1]}
+
+
+@lru_cache(maxsize=64)
+def _loop(text: str) -> tuple[int, int] | None:
+    sequence = _tokens(text)
     best = None
     for period in range(1, min(LONGEST_PERIOD, len(sequence) // FEWEST_PERIODS) + 1):
         if sequence[-1] == sequence[-1 - period]:
             length = _periodic_tail(sequence, period)
-            if _is_loop(sequence, length, period) and (best is None or length > best["tokens"]):
-                best = {"tokens": length, "period": period}
+            if _is_loop(sequence, length, period) and (best is None or length > best[0]):
+                best = length, period
     return best
 
 
@@ -73,9 +83,7 @@ def compression_ratio(text: str) -> float | None:
 
     About 1 for one sentence, 2 for a page of prose, above 5 for something that hardly says anything new.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"text must be a string, got {text!r}")
-    return _compression_ratio(text) if text else None
+    return _compression_ratio(text) if _checked(text) else None
 
 
 @lru_cache(maxsize=64)
