@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from aligner import modeling, training
+from aligner import modeling, statistics, training
 from aligner import params as parameters
 from aligner.chat import Chat
 from aligner.files import read_json, read_jsonl, write_csv, write_json
@@ -56,6 +56,7 @@ CURVES = {
     Path("plots/dpo_logps.csv"): {"validation_logp_chosen": "chosen", "validation_logp_rejected": "rejected"},
 }
 STARTING_PAIRS = 16
+REFERENCE_ADAPTER = "reference"
 REWARD_TOLERANCE = {"torch.float32": 1e-3, "torch.bfloat16": 0.5}
 
 
@@ -94,8 +95,9 @@ def main(run: Run) -> None:
 
     final = measure()
     training.require_finite("dpo", final)
-    metrics = {"dpo": summary(final, validation)}
     modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
+    final["kl"] = divergence(trainer.model, validation, chat.pad_id)
+    metrics = {"dpo": summary(final, validation)}
     for path, series in CURVES.items():
         write_csv(path, ["step", "series", "value"], training.curve(trainer.state.log_history, series))
     write_json(METRICS, metrics)
@@ -192,6 +194,41 @@ def log_probabilities(model, rows: list[dict[str, Any]], pad_id: int, batch_size
     return results
 
 
+def divergence(model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16) -> float:
+    """KL(policy || reference) in nats per token, the whole vocabulary summed up, at the tokens of the chosen answers.
+
+    Teacher-forced: the tokens come from the data, not from the policy; a drift that shows only in what the policy itself writes
+    is not seen. The reference, the SFT adapter, is loaded beside the policy's and goes again.
+    """
+    import torch
+
+    was_training = model.training
+    model.load_adapter(SFT_ADAPTER, REFERENCE_ADAPTER, use_safetensors=True)
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    for indices in training.batches(rows, batch_size, lambda row: len(row["prompt_ids"]) + len(row["chosen_ids"])):
+        batch = [rows[index] for index in indices]
+        ids, mask = training.padded([row["prompt_ids"] + row["chosen_ids"] for row in batch], pad_id, model.device)
+        policy, reference = (log_distributions(model, name, ids, mask) for name in ("default", REFERENCE_ADAPTER))
+        positions = torch.arange(1, ids.shape[1], device=ids.device)
+        prompts = torch.tensor([len(row["prompt_ids"]) for row in batch], device=ids.device)
+        answer = (positions >= prompts[:, None]) & mask[:, 1:].bool()
+        total += ((policy.exp() * (policy - reference)).sum(-1) * answer).sum().double().cpu()
+    model.set_adapter("default")
+    model.delete_adapter(REFERENCE_ADAPTER)
+    model.train(was_training)
+    return total.item() / sum(len(row["chosen_ids"]) for row in rows)
+
+
+def log_distributions(model, adapter: str, ids, mask):
+    """log p(. | ids[:, :t]) for t >= 1 under one of the model's adapters, in float32: shape (n, length - 1, vocabulary)."""
+    import torch
+
+    model.set_adapter(adapter)
+    with torch.no_grad():
+        return torch.log_softmax(training.token_log_probabilities(model, ids, mask)[1], dim=-1)
+
+
 def preference_metrics(policy: list[tuple[float, float]], reference: list[tuple[float, float]], beta: float) -> dict[str, float]:
     """What the policy thinks of held-out pairs, from sequence log-probabilities (chosen, rejected) of both models.
 
@@ -210,22 +247,47 @@ def preference_metrics(policy: list[tuple[float, float]], reference: list[tuple[
         "validation_accuracy": _mean([1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]),
         "validation_logp_chosen": _mean([p[0] for p in policy]),
         "validation_logp_rejected": _mean([p[1] for p in policy]),
+        "chosen_change": _mean([p[0] - r[0] for p, r in pairs]),
+        "rejected_change": _mean([p[1] - r[1] for p, r in pairs]),
         "chosen_fell": _mean([float(p[0] < r[0]) for p, r in pairs]),
     }
 
 
-def summary(measured: dict[str, float], validation: list[dict[str, Any]]) -> dict[str, float]:
-    """The numbers of metrics/dpo.json, with n beside them and the rate of the rule "the longer answer is the chosen one"."""
-    longer = [_longer_chosen(row) for row in validation]
+def summary(measured: dict[str, float], validation: list[dict[str, Any]]) -> dict[str, float | str]:
+    """What metrics/dpo.json holds: held-out measures with n and an interval, what moved, and the health in words.
+
+    reward_accuracy_low and _high are Wilson's 95 % interval; longer_is_chosen is the accuracy of the rule "the longer answer is
+    the chosen one"; changes of log-probability are means in nats per answer.
+    """
+    n, longer = len(validation), _mean([_longer_chosen(row) for row in validation])
+    low, high = statistics.wilson_interval(measured["validation_accuracy"] * n, n)
     named = {
         "validation_loss": measured["validation_loss"],
         "reward_accuracy": measured["validation_accuracy"],
+        "reward_accuracy_low": low,
+        "reward_accuracy_high": high,
         "reward_margin": measured["validation_margin"],
         "chosen_reward": measured["validation_reward_chosen"],
+        "chosen_logp_change": measured["chosen_change"],
+        "rejected_logp_change": measured["rejected_change"],
         "chosen_fell": measured["chosen_fell"],
-        "longer_is_chosen": _mean(longer),
+        "kl_per_token_teacher_forced": measured["kl"],
+        "longer_is_chosen": longer,
     }
-    return {**{name: round(value, 4) for name, value in named.items()}, "validation_pairs": len(validation)}
+    rounded = {name: round(value, 4) for name, value in named.items()}
+    return {**rounded, "validation_pairs": n, "health": health(measured, longer)}
+
+
+def health(measured: dict[str, float], longer_is_chosen: float) -> str:
+    """One word on held-out pairs, the worst that applies.
+
+    not learning: the reward accuracy is not above chance, nor above what the lengths alone tell (longer, or shorter, is chosen).
+    displaced: margins grow, but the chosen answers became less likely too (likelihood displacement: Razin et al. 2024,
+    arXiv 2410.08847; Pal et al. 2024, arXiv 2402.13228).
+    """
+    if measured["validation_accuracy"] <= max(0.5, longer_is_chosen, 1 - longer_is_chosen):
+        return "not learning"
+    return "displaced" if measured["chosen_change"] < 0 < measured["validation_margin"] else "healthy"
 
 
 def _longer_chosen(row: dict[str, Any]) -> float:

@@ -1,23 +1,26 @@
 """score: compare base, SFT and DPO on the same prompts by the key ideas that their answers name.
 
 reads   data/generated/{base,sft,dpo}.jsonl, data/prepared/references.jsonl
-writes  metrics/score.json, plots/{hit_rate,topics,outcomes}.csv, reports/side_by_side.md
+writes  metrics/score.json, plots/{hit_rate,topics,outcomes,lengths}.csv, reports/{score.json,side_by_side.md}
 params  score
 command python src/score.py
+
+Four answers that know nothing (canaries) are scored first; the stage ends when one of them is rewarded.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-from aligner import keywords, statistics
 from aligner import params as parameters
+from aligner.answers import Answer, Control, canaries, examine
 from aligner.errors import InputError
+from aligner.evaluation import evaluate, mean, name_of, rounded
 from aligner.files import read_jsonl, write_csv, write_json, write_text
 from aligner.records import Run, run_stage
 
@@ -33,150 +36,142 @@ METRICS = Path("metrics/score.json")
 HIT_RATE = Path("plots/hit_rate.csv")
 TOPICS = Path("plots/topics.csv")
 OUTCOMES = Path("plots/outcomes.csv")
+LENGTHS = Path("plots/lengths.csv")
+REPORT = Path("reports/score.json")
 SIDE_BY_SIDE = Path("reports/side_by_side.md")
-
-# 4/5 - 3/5 is a little more than 0.2 in binary; hit rates that differ at all differ by far more than this.
-ROUNDING = 1e-9
-
-
-class Answer(NamedTuple):
-    """One model's answer to one prompt, with what it got: `keyword` holds the hits, `rate` is hits / groups in [0, 1]."""
-
-    text: str
-    stop: str
-    tokens: int
-    keyword: keywords.KeywordScore
-
-    @property
-    def rate(self) -> float:
-        return self.keyword.rate
-
-
-class Outcome(NamedTuple):
-    """How often the first model of a pair beat the second, prompt by prompt."""
-
-    wins: int
-    ties: int
-    losses: int
-
-    @property
-    def win_rate(self) -> float:
-        """(W + T/2) / n: the share of prompts won, ties counted as half."""
-        return (self.wins + self.ties / 2) / sum(self)
+RATE_COLUMNS = ["group", "model", "hit_rate", "low", "high", "prompts"]
 
 
 def main(run: Run) -> None:
     params = parameters.load(PARAMS)
     run.note(params=params)
-    references = list(read_jsonl(REFERENCES))
-    answers = {name: read_answers(path, references) for name, path in MODELS.items()}
-    outcomes = {pair: compare(answers[pair[0]], answers[pair[1]], params.score.tie_threshold) for pair in PAIRS}
-    metrics = headline(answers, outcomes)
+    references = read_references()
+    rows = {name: read_answers(path, references) for name, path in MODELS.items()}
+    control = Control(references)
+    silenced = canaries(references, control)
+    answers = score_answers(rows, references, control)
+    run.phase("score")
+
+    report = evaluate(answers, references, PAIRS, params.score) | {"canaries": silenced}
+    metrics = headline(answers, report)
+    run.phase("compare")
+
     write_json(METRICS, metrics)
-    write_csv(HIT_RATE, ["group", "model", "hit_rate", "low", "high", "prompts"], rates_by(answers, references, kinds_of))
-    write_csv(
-        TOPICS,
-        ["group", "model", "hit_rate", "low", "high", "prompts"],
-        rates_by(answers, references, lambda row: [row["topic"]]),
-    )
-    write_csv(OUTCOMES, ["comparison", "outcome", "prompts", "share"], outcome_rows(outcomes))
-    write_text(SIDE_BY_SIDE, side_by_side(references, answers, outcomes, params.score))
+    write_json(REPORT, rounded(report))
+    whole = {"all prompts": {"models": {name: model["hit_rate"] for name, model in report["models"].items()}}}
+    write_csv(HIT_RATE, RATE_COLUMNS, rate_rows(whole | report["exploratory"]["kinds"]))
+    write_csv(TOPICS, RATE_COLUMNS, rate_rows(report["exploratory"]["topics"]))
+    write_csv(OUTCOMES, ["comparison", "outcome", "prompts", "share"], outcome_rows(report))
+    write_csv(LENGTHS, ["model", "words", "hit_rate", "answers"], length_rows(answers))
+    write_text(SIDE_BY_SIDE, side_by_side(references, answers, report))
     run.note(metrics=metrics)
+    run.phase("write")
 
 
-def read_answers(path: Path, references: list[dict[str, Any]]) -> list[Answer]:
-    """A model's answers in the order of the references, each with its keyword score; every prompt must have one."""
+def read_references() -> list[dict[str, Any]]:
+    references = list(read_jsonl(REFERENCES))
+    if not references:
+        raise InputError(f"{REFERENCES} holds no prompt; give some in the file that prepare.eval names in params.yaml")
+    return references
+
+
+def read_answers(path: Path, references: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a model's answers in the order of the references; every prompt must have one."""
     rows = {row["id"]: row for row in read_jsonl(path)}
     missing = [reference["id"] for reference in references if reference["id"] not in rows]
     if missing or len(rows) != len(references):
         raise InputError(
             f"{path} does not answer the prompts of {REFERENCES} ({len(missing)} missing). Run: dvc repro --force generate"
         )
-    return [scored(rows[reference["id"]], reference) for reference in references]
+    return [rows[reference["id"]] for reference in references]
 
 
-def scored(row: dict[str, Any], reference: dict[str, Any]) -> Answer:
-    found = keywords.score(row["answer"], reference["keywords"], reference.get("forbidden", ()), reference["prompt"])
-    return Answer(row["answer"], row["stop"], row["answer_tokens"], found)
+def score_answers(rows: dict[str, list[dict]], references: list[dict], control: Control) -> dict[str, list[Answer]]:
+    """Every model's answers by what they get, prompt by prompt."""
+    examined = [
+        examine(place, reference, {name: given[place] for name, given in rows.items()}, control)
+        for place, reference in enumerate(references)
+    ]
+    return {name: [given[name] for given in examined] for name in rows}
 
 
-def compare(first: list[Answer], second: list[Answer], tie_threshold: float) -> Outcome:
-    """Wins, ties and losses of `first` over `second`: a tie where the hit rates differ by no more than `tie_threshold`."""
-    differences = [one.rate - other.rate for one, other in zip(first, second, strict=True)]
-    wins = sum(difference > tie_threshold + ROUNDING for difference in differences)
-    losses = sum(difference < -tie_threshold - ROUNDING for difference in differences)
-    return Outcome(wins, len(differences) - wins - losses, losses)
-
-
-def headline(answers: dict[str, list[Answer]], outcomes: dict[tuple[str, str], Outcome]) -> dict[str, Any]:
-    """The few numbers that `dvc metrics diff` compares."""
+def headline(answers: dict[str, list[Answer]], report: dict[str, Any]) -> dict[str, Any]:
+    """The few numbers that `dvc metrics diff` compares; all else is in the report."""
     models = {
         name: {
-            "hit_rate": round(mean(answer.rate for answer in given), 4),
-            "all_hit_rate": round(mean(answer.keyword.all_hit for answer in given), 4),
-            "ended_rate": round(mean(answer.stop == "end" for answer in given), 4),
+            "hit_rate": four(report["models"][name]["hit_rate"]["estimate"]),
+            "lift": four(report["models"][name]["lift"]["estimate"]),
+            "degenerate": four(report["models"][name]["health"]["degenerate"]["estimate"]),
+            "ended_rate": four(mean(answer.stop == "end" for answer in given)),
             "tokens_mean": round(mean(answer.tokens for answer in given), 1),
         }
         for name, given in answers.items()
     }
-    pairs = {f"{first}_vs_{second}": {"win_rate": round(outcome.win_rate, 4)} for (first, second), outcome in outcomes.items()}
-    return models | pairs | {"eval": {"prompts": len(answers["base"])}}
+    pairs = {
+        name: {
+            "win_rate": four(pair["win_rate"]["estimate"]),
+            "p_adjusted": four(pair["p_holm"]),
+            "verdict": pair["decision"]["verdict"],
+        }
+        for name, pair in report["pairs"].items()
+    }
+    return models | pairs | {"eval": {"prompts": report["prompts"]}}
 
 
-def rates_by(answers: dict[str, list[Answer]], references: list[dict], groups_of: Callable[[dict], list[str]]) -> list[list[Any]]:
-    """(group, model, mean hit rate, its 95 % interval, n) for every group of prompts; the interval is the exact bootstrap's."""
-    groups = sorted({group for reference in references for group in groups_of(reference)})
-    rows = []
-    for group in groups:
-        for name, given in answers.items():
-            rates = [answer.rate for answer, reference in zip(given, references, strict=True) if group in groups_of(reference)]
-            low, high = statistics.exact_bootstrap_interval(rates) or (None, None)
-            rows.append([group, name, mean(rates), low, high, len(rates)])
-    return rows
+def four(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
-def kinds_of(reference: dict[str, Any]) -> list[str]:
-    """A prompt counts among all, and among its kind where it has one."""
-    return ["all prompts", *([reference["kind"].replace("_", " ")] if "kind" in reference else [])]
+def rate_rows(groups: dict[str, Any]) -> Iterator[list[Any]]:
+    """(group, model, mean hit rate, its 95 % interval, n) for every group of prompts."""
+    for group, found in groups.items():
+        for name, rate in found["models"].items():
+            yield [group, name, rate["estimate"], rate["low"], rate["high"], rate["n"]]
 
 
-def outcome_rows(outcomes: dict[tuple[str, str], Outcome]) -> Iterable[list[Any]]:
-    for (first, second), outcome in outcomes.items():
-        for name, count in outcome._asdict().items():
-            yield [f"{first} vs {second}", name, count, count / sum(outcome)]
+def outcome_rows(report: dict[str, Any]) -> Iterator[list[Any]]:
+    for first, second in PAIRS:
+        found = report["pairs"][name_of((first, second))]
+        for outcome in ("wins", "ties", "losses"):
+            yield [f"{first} vs {second}", outcome, found[outcome], found[outcome] / found["n"]]
 
 
-def side_by_side(references: list[dict], answers: dict[str, list[Answer]], outcomes: dict, score: SimpleNamespace) -> str:
+def length_rows(answers: dict[str, list[Answer]]) -> Iterator[list[Any]]:
+    """(model, words, hit rate, how many answers have just these), in order."""
+    for name, given in answers.items():
+        for (words, rate), count in sorted(Counter((answer.words, answer.rate) for answer in given).items()):
+            yield [name, words, rate, count]
+
+
+def side_by_side(references: list[dict], answers: dict[str, list[Answer]], report: dict[str, Any]) -> str:
     """Every prompt with the answers of all models beside each other, as Markdown."""
-    rule = f"Two answers tie when their hit rates differ by no more than {score.tie_threshold:g}."
+    rule = f"Two answers tie when their hit rates differ by no more than {report['settings']['tie_threshold']:g}."
     parts = [
         "# Answers side by side",
         f"{len(references)} prompts. A hit is a key idea that the answer names, in any of its wordings. {rule}",
-        model_table(answers),
-        outcome_table(outcomes),
+        model_table(report["models"]),
+        outcome_table(report["pairs"]),
     ]
     for index, reference in enumerate(references):
         parts += prompt_section(reference, {name: given[index] for name, given in answers.items()})
     return "\n\n".join(parts) + "\n"
 
 
-def model_table(answers: dict[str, list[Answer]]) -> str:
+def model_table(models: dict[str, Any]) -> str:
     rows = []
-    for name, given in answers.items():
-        rates = [answer.rate for answer in given]
-        shares = mean(answer.keyword.all_hit for answer in given), mean(answer.stop == "end" for answer in given)
-        bounds = interval(statistics.exact_bootstrap_interval(rates))
-        rows.append([name, f"{mean(rates):.3f}", bounds, *(f"{share:.3f}" for share in shares)])
-    return table(["model", "hit rate", "95% interval", "all ideas named", "ended by itself"], rows)
+    for name, found in models.items():
+        rate, ended = found["hit_rate"], 1 - found["health"]["truncated"]["estimate"]
+        rows.append([name, three(rate), interval(rate), three(found["lift"]), three(found["all_hit_rate"]), f"{ended:.3f}"])
+    return table(["model", "hit rate", "95% interval", "lift", "all ideas named", "ended by itself"], rows)
 
 
-def outcome_table(outcomes: dict[tuple[str, str], Outcome]) -> str:
+def outcome_table(pairs: dict[str, Any]) -> str:
     rows = []
-    for (first, second), outcome in outcomes.items():
-        low, high = statistics.tango_interval(*outcome)
-        bounds = interval(((1 + low) / 2, (1 + high) / 2))
-        rows.append([f"{first} over {second}", *map(str, outcome), f"{outcome.win_rate:.3f}", bounds])
-    return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval"], rows)
+    for name, found in pairs.items():
+        counts, rate = (str(found[outcome]) for outcome in ("wins", "ties", "losses")), found["win_rate"]
+        decided = [f"{found['p_holm']:.2g}", found["decision"]["verdict"]]
+        rows.append([name.replace("_vs_", " over "), *counts, three(rate), interval(rate), *decided])
+    return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval", "adjusted p", "verdict"], rows)
 
 
 def prompt_section(reference: dict[str, Any], given: dict[str, Answer]) -> list[str]:
@@ -209,13 +204,12 @@ def markdown(text: str) -> str:
     return escaped.replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/")
 
 
-def interval(bounds: tuple[float, float] | None) -> str:
-    return "undefined" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+def three(found: dict[str, Any]) -> str:
+    return "undefined" if found["estimate"] is None else f"{found['estimate']:.3f}"
 
 
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+def interval(found: dict[str, Any]) -> str:
+    return "undefined" if found["low"] is None else f"{found['low']:.3f} to {found['high']:.3f}"
 
 
 if __name__ == "__main__":

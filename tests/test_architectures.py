@@ -24,7 +24,7 @@ FAST = {"models.mini.sft.learning_rate": 0.02, "models.mini.dpo.learning_rate": 
 PREPARED = ["chat.json", "prompts.jsonl", "references.jsonl"]
 ROWS = ["sft_train.jsonl", "sft_validation.jsonl", "dpo_train.jsonl", "dpo_validation.jsonl"]
 ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "provenance.json"]
-PLOTS = ["sft", "dpo_loss", "dpo_rewards", "dpo_accuracy", "dpo_logps", "hit_rate", "topics", "outcomes"]
+PLOTS = ["sft", "dpo_loss", "dpo_rewards", "dpo_accuracy", "dpo_logps", "hit_rate", "topics", "outcomes", "lengths"]
 INPUTS = {"params.yaml", *RAW.values()}
 OUTPUTS = {
     *(f"data/prepared/{name}" for name in PREPARED + ROWS),
@@ -32,6 +32,7 @@ OUTPUTS = {
     *(f"models/{stage}/{name}" for stage in ("sft", "dpo") for name in ADAPTER),
     *(f"metrics/{stage}.json" for stage in ("prepare", "sft", "dpo", "score")),
     *(f"plots/{name}.csv" for name in PLOTS),
+    "reports/score.json",
     "reports/side_by_side.md",
 }
 RECORDS = ["dpo", "generate@base", "generate@dpo", "generate@sft", "prepare", "score", "sft"]

@@ -168,19 +168,44 @@ def test_swapping_chosen_and_rejected_mirrors_the_measures(pairs, beta):
 
 
 def test_summary_counts_and_rounds():
-    """Chosen longer, as long, shorter: (1 + 1/2 + 0) / 3 = 0.5; four decimals."""
+    """Chosen longer, as long, shorter: (1 + 1/2 + 0) / 3 = 0.5; Wilson of 3 of 3 from 3 / (3 + 1.96^2); four decimals."""
     rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * 2} for chosen in (3, 2, 1)]
-    numbers = dpo.summary(dpo.preference_metrics([(-1, -2)] * 3, [(-2, -2)] * 3, 0.1), rows)
+    numbers = dpo.summary(dpo.preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1) | {"kl": 0.01234}, rows)
     loss = round(math.log1p(math.exp(-0.1)), 4)
     assert numbers == {
         "validation_loss": loss,
         "reward_accuracy": 1,
+        "reward_accuracy_low": 0.4385,
+        "reward_accuracy_high": 1,
         "reward_margin": 0.1,
         "chosen_reward": 0.1,
+        "chosen_logp_change": 1,
+        "rejected_logp_change": 0,
         "chosen_fell": 0,
+        "kl_per_token_teacher_forced": 0.0123,
         "longer_is_chosen": 0.5,
         "validation_pairs": 3,
+        "health": "healthy",
     }
+
+
+HEALTH = [
+    ((0.9, 0.2, 0.3), 0.5, "healthy"),
+    ((0.9, -0.2, 0.3), 0.5, "displaced"),
+    ((0.5, 0.2, 0.3), 0.5, "not learning"),
+    ((0.7, 0.2, 0.3), 0.7, "not learning"),
+    ((0.7, 0.2, 0.3), 0.3, "not learning"),
+    ((0.71, 0.2, 0.3), 0.3, "healthy"),
+    ((0.4, -0.2, -0.1), 0.5, "not learning"),
+    ((0.9, -0.2, -0.1), 0.5, "healthy"),
+]
+
+
+@pytest.mark.parametrize(("measures", "longer", "word"), HEALTH)
+def test_health_in_words(measures, longer, word):
+    """Accuracy must beat chance and both rules of length; a fall of the chosen answers with a growing margin is displacement."""
+    names = ("validation_accuracy", "chosen_change", "validation_margin")
+    assert dpo.health(dict(zip(names, measures, strict=True)), longer) == word
 
 
 # ---- Log-probabilities ----------------------------------------------------------------------------------------------
@@ -440,6 +465,31 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
+def test_the_divergence_from_the_reference_is_the_textbook_s(workspace):
+    """sum_v p(v) log(p(v) / q(v)), one row at a time in double precision, at the tokens of the chosen answers; then no trace."""
+    given, rows = setting(workspace), random_rows(9)
+    policy = train(workspace, rows).model
+    reference = modeling.load_adapter(modeling.load_base(given.params.models, given.where), dpo.SFT_ADAPTER).eval()
+    expected = math.fsum(naive_divergence(policy.eval(), reference, row) for row in rows)
+    policy.train()
+    found = dpo.divergence(policy, rows, given.chat.pad_id, 4)
+    assert found == pytest.approx(expected / sum(len(row["chosen_ids"]) for row in rows), rel=1e-4) and found > 1e-3
+    assert list(policy.peft_config) == ["default"] and policy.active_adapter == "default" and policy.training
+
+
+def naive_divergence(policy, reference, row):
+    ids = torch.tensor([row["prompt_ids"] + row["chosen_ids"]])
+    with torch.no_grad():
+        ours, theirs = (torch.log_softmax(model(input_ids=ids).logits[0].double(), -1) for model in (policy, reference))
+    each = (ours.exp() * (ours - theirs)).sum(-1)
+    return each[len(row["prompt_ids"]) - 1 : -1].sum().item()
+
+
+def test_the_reference_does_not_diverge_from_itself(workspace):
+    given = setting(workspace)
+    assert dpo.divergence(load_policy(given), random_rows(5), given.chat.pad_id) == pytest.approx(0, abs=1e-7)
+
+
 def test_the_sft_adapter_on_disk_stays_as_it_was(workspace):
     before = contents("models/sft")
     workspace.run("prepare")
@@ -459,6 +509,8 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     ]
     policy, reference = (dpo.log_probabilities(model, rows, given.chat.pad_id) for model in policies)
     measures = dpo.preference_metrics(policy, reference, given.params.dpo.beta)
+    policies[0].eval()
+    measures["kl"] = dpo.divergence(policies[0], rows, given.chat.pad_id)
     assert finished.json("metrics/dpo.json") == {"dpo": dpo.summary(measures, rows)}
 
 

@@ -90,6 +90,8 @@ RULES = {
     "generate.temperature": Rule(5.0, SAMPLING),
     "generate.top_p": Rule(0.01, SAMPLING),
     "score.tie_threshold": Rule(1),
+    "score.alpha": Rule(0.0001),
+    "score.equivalence_margin": Rule(0.9),
 }
 
 

@@ -19,7 +19,7 @@ FILE = ROOT / "params.yaml"
 TEXT = FILE.read_text(encoding="utf-8")
 VALUES = YAML(typ="safe", pure=True).load(TEXT)
 GIVEN = {"dpo.label_smoothing": {"dpo.loss_type": "robust"}}  # what must hold for a key to take other values
-ONE_IS_TOO_MUCH = {"prepare.validation_share", "lora.lora_dropout", "dpo.label_smoothing"}
+ONE_IS_TOO_MUCH = {"prepare.validation_share", "lora.lora_dropout", "dpo.label_smoothing", "score.alpha"}
 
 
 def schema_keys(section=Params, parents=()):

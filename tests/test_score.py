@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
+from test_evaluation import nulls
 
 import score
 from aligner.errors import InputError
+from aligner.evaluation import Outcome, compare
 from aligner.files import read_json, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +41,7 @@ ANSWERS = {
     "sft": {"a": "A state in a step", "b": "The mean", "c": "Two events"},
     "dpo": {"a": "The state", "b": "Its mean with its variance", "c": "A space has the union event, or an outcome"},
 }
-FILES = [score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.SIDE_BY_SIDE]
+FILES = [score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS, score.REPORT, score.SIDE_BY_SIDE]
 OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
 
 
@@ -52,10 +54,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_params(tie_threshold):
+def write_params(tie_threshold, **others):
     yaml = YAML()
     values = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["score"]["tie_threshold"] = tie_threshold
+    values["score"].update(others, tie_threshold=tie_threshold)
     with open("params.yaml", "w", encoding="utf-8") as file:
         yaml.dump(values, file)
 
@@ -82,11 +84,6 @@ def table_of(path):
         return list(csv.DictReader(file))
 
 
-def answers_with(*rates, groups=20):
-    """Answers that differ in nothing but their hit rate."""
-    return [score.Answer("", "end", 1, Mock(rate=round(rate * groups) / groups)) for rate in rates]
-
-
 # ---- Counting ---------------------------------------------------------------------------------------------------------
 
 
@@ -95,7 +92,8 @@ def test_hit_rates_of_the_small_files(folder):
     run()
     metrics = read_json(score.METRICS)
     assert [metrics[name]["hit_rate"] for name in score.MODELS] == [0.3333, 0.5833, 0.8333]
-    assert [metrics[name]["all_hit_rate"] for name in score.MODELS] == [0, 0.3333, 0.6667]
+    report = read_json(score.REPORT)
+    assert [report["models"][name]["all_hit_rate"]["estimate"] for name in score.MODELS] == [0, 0.333333, 0.666667]
     assert metrics["eval"] == {"prompts": 3}
 
 
@@ -133,10 +131,10 @@ def test_the_tie_threshold_of_params_decides(folder, threshold, outcome):
 def test_one_group_apart_is_a_tie_at_the_threshold_of_one_group(groups):
     """0.8 - 0.6 is a little more than 0.2 in binary, and still no more than one group of five."""
     rates = [index / groups for index in range(groups + 1)]
-    first, second = answers_with(*rates[1:], groups=groups), answers_with(*rates[:-1], groups=groups)
-    assert score.compare(first, second, 1 / groups) == score.Outcome(0, groups, 0)
-    assert score.compare(second, first, 1 / groups) == score.Outcome(0, groups, 0)
-    assert score.compare(first, second, 0.99 / groups) == score.Outcome(groups, 0, 0)
+    first, second = rates[1:], rates[:-1]
+    assert compare(first, second, 1 / groups) == Outcome(0, groups, 0)
+    assert compare(second, first, 1 / groups) == Outcome(0, groups, 0)
+    assert compare(first, second, 0.99 / groups) == Outcome(groups, 0, 0)
 
 
 @given(
@@ -145,8 +143,8 @@ def test_one_group_apart_is_a_tie_at_the_threshold_of_one_group(groups):
 )
 @settings(deadline=None)
 def test_swapping_the_models_mirrors_the_outcome(pairs, threshold):
-    first, second = (answers_with(*(pair[side] / 20 for pair in pairs)) for side in (0, 1))
-    one, other = score.compare(first, second, threshold), score.compare(second, first, threshold)
+    first, second = ([pair[side] / 20 for pair in pairs] for side in (0, 1))
+    one, other = compare(first, second, threshold), compare(second, first, threshold)
     assert (one.wins, one.ties, one.losses) == (other.losses, other.ties, other.wins)
     assert one.win_rate + other.win_rate == pytest.approx(1, abs=1e-12)
     assert sum(one) == len(pairs)
@@ -154,8 +152,8 @@ def test_swapping_the_models_mirrors_the_outcome(pairs, threshold):
 
 def test_the_win_rate_counts_a_tie_as_half():
     """(3 + 2/2) / 10 = 0.4; all ties give one half."""
-    assert score.Outcome(wins=3, ties=2, losses=5).win_rate == 0.4
-    assert score.Outcome(0, 7, 0).win_rate == 0.5
+    assert Outcome(wins=3, ties=2, losses=5).win_rate == 0.4
+    assert Outcome(0, 7, 0).win_rate == 0.5
 
 
 def test_ended_rate_and_mean_tokens(folder):
@@ -166,7 +164,34 @@ def test_ended_rate_and_mean_tokens(folder):
     ]
     write_jsonl(score.MODELS["dpo"], rows)
     run()
-    assert read_json(score.METRICS)["dpo"] == {"hit_rate": 0, "all_hit_rate": 0, "ended_rate": 0.6667, "tokens_mean": 30}
+    assert read_json(score.METRICS)["dpo"] == {"hit_rate": 0, "lift": 0, "degenerate": 0, "ended_rate": 0.6667, "tokens_mean": 30}
+
+
+def test_the_headline_has_about_twenty_numbers_and_three_verdicts(folder):
+    run()
+    metrics = read_json(score.METRICS)
+    models = {"hit_rate", "lift", "degenerate", "ended_rate", "tokens_mean"}
+    assert [set(metrics[name]) for name in score.MODELS] == [models] * 3
+    pairs = ["sft_vs_base", "dpo_vs_sft", "dpo_vs_base"]
+    assert [set(metrics[name]) for name in pairs] == [{"win_rate", "p_adjusted", "verdict"}] * 3
+    assert set(metrics) == {*score.MODELS, *pairs, "eval"}
+
+
+def test_alpha_and_the_margin_of_params_decide_verdicts(folder):
+    """Three prompts can show nothing at .05; a margin that no difference exceeds makes any two models equivalent.
+
+    Then dpo over base is +1/2, +1, +1/2: p = 2/8, times 3; sd .2887, MDE at alpha .4 (.8416 + .8416) * .2887 / sqrt(3) = 28.1 pp.
+    """
+    run()
+    assert read_json(score.METRICS)["dpo_vs_base"]["verdict"].startswith("inconclusive (MDE ")
+    write_params(0, equivalence_margin=1)
+    run()
+    assert read_json(score.METRICS)["dpo_vs_sft"]["verdict"] == "equivalent"
+    write_params(0, alpha=0.4)
+    write_inputs(answers=ANSWERS | {"dpo": ANSWERS["dpo"] | {"a": "A state in a step"}})
+    run()
+    verdict = "inconclusive (MDE 28.1 pp at n = 3)"
+    assert read_json(score.METRICS)["dpo_vs_base"] == {"win_rate": 1, "p_adjusted": 0.75, "verdict": verdict}
 
 
 def test_repeating_the_prompt_earns_no_hit(folder):
@@ -186,8 +211,21 @@ def test_repeating_the_prompt_earns_no_hit(folder):
 def test_the_tables_have_exactly_these_columns(folder):
     files = run()
     rates = b"group,model,hit_rate,low,high,prompts"
-    headers = {path: files[path].splitlines()[0] for path in (score.HIT_RATE, score.TOPICS, score.OUTCOMES)}
-    assert headers == {score.HIT_RATE: rates, score.TOPICS: rates, score.OUTCOMES: b"comparison,outcome,prompts,share"}
+    headers = {path: files[path].splitlines()[0] for path in (score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS)}
+    assert headers == {
+        score.HIT_RATE: rates,
+        score.TOPICS: rates,
+        score.OUTCOMES: b"comparison,outcome,prompts,share",
+        score.LENGTHS: b"model,words,hit_rate,answers",
+    }
+
+
+def test_the_lengths_count_every_answer_once(folder):
+    run()
+    rows = table_of(score.LENGTHS)
+    assert [sum(int(row["answers"]) for row in rows if row["model"] == name) for name in score.MODELS] == [3, 3, 3]
+    words = [(len(f"{ANSWERS['sft'][id]}, {TAIL}".split()), rate) for id, rate in (("a", 1), ("b", 0.5), ("c", 0.25))]
+    assert [(int(row["words"]), float(row["hit_rate"])) for row in rows if row["model"] == "sft"] == sorted(words)
 
 
 def test_every_group_has_its_prompts_and_every_model(folder):
@@ -221,14 +259,22 @@ def test_shares_of_a_comparison_add_up_to_one(folder):
         assert math.fsum(float(row["share"]) for row in rows[start : start + 3]) == pytest.approx(1, abs=1e-5)
 
 
-def test_metrics_are_two_levels_of_finite_numbers_with_four_decimals(folder):
+def test_metrics_are_two_levels_of_verdicts_and_finite_numbers_with_four_decimals(folder):
     run()
     metrics = read_json(score.METRICS)
     assert list(metrics) == ["base", "sft", "dpo", "sft_vs_base", "dpo_vs_sft", "dpo_vs_base", "eval"]
     for section in metrics.values():
-        for value in section.values():
-            assert type(value) in (int, float)
-            assert math.isfinite(value) and round(value, 4) == value
+        for name, value in section.items():
+            assert type(value) in ((str,) if name == "verdict" else (int, float))
+            assert name == "verdict" or (math.isfinite(value) and round(value, 4) == value)
+
+
+def test_the_report_is_sorted_and_every_null_has_its_reason(folder):
+    text = run()[score.REPORT].decode()
+    report = json.loads(text)
+    assert text == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    assert list(nulls(report)) == []
+    assert set(report) == {"bradley_terry", "canaries", "exploratory", "models", "pairs", "prompts", "settings"}
 
 
 # ---- What the files must hold -------------------------------------------------------------------------------------------
@@ -239,6 +285,12 @@ def test_a_missing_answer_is_refused_with_the_command_that_mends_it(folder, miss
     rows = [answer_row(id, text) for id, text in ANSWERS["sft"].items() if id != missing]
     write_jsonl(score.MODELS["sft"], rows)
     with pytest.raises(InputError, match=r"sft\.jsonl does not answer .*\(1 missing\)\. Run: dvc repro --force generate"):
+        run()
+
+
+def test_no_prompt_at_all_is_refused(folder):
+    write_inputs(references=[], answers={name: {} for name in score.MODELS})
+    with pytest.raises(InputError, match=r"references\.jsonl holds no prompt"):
         run()
 
 
@@ -283,7 +335,7 @@ def test_the_report_shows_every_prompt_with_all_answers(folder):
     assert "| base: 1 of 2 | sft: 2 of 2 | dpo: 1 of 2 |" in report
     assert "| state | state, step | state |" in report
     assert "| none | mean | mean, variance |" in report
-    assert "| base | 0.333 | 0.000 to 0.500 | 0.000 | 1.000 |" in report
+    assert re.search(r"\| base \| 0\.333 \| 0\.000 to 0\.500 \| 0\.\d{3} \| 0\.000 \| 1\.000 \|", report)
     assert "differ by no more than 0." in report
     for texts in ANSWERS.values():
         assert all(f"{text}, {TAIL}" in report for text in texts.values())
@@ -377,17 +429,18 @@ print(sorted({{"torch", "transformers", "trl", "peft", "tokenizers", "datasets"}
 """
 
 
-def test_as_a_command_it_loads_no_model_library_and_writes_the_same_bytes_under_any_hash_seed(folder):
+def test_as_a_command_it_loads_no_model_library_and_writes_the_same_bytes_under_any_hash_seed_and_threads(folder):
     expected = run()
-    for seed in ("0", "1"):
+    for seed, threads in (("0", "1"), ("1", "2")):
         for path in FILES:
             path.unlink()
-        assert run_as_command(seed) == "[]"
+        assert run_as_command(seed, threads) == "[]"
         assert {path: path.read_bytes() for path in FILES} == expected
 
 
-def run_as_command(hash_seed):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONHASHSEED": hash_seed}
+def run_as_command(hash_seed, threads):
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src")}
+    environment |= {"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
     program = PROGRAM.format(script=str(ROOT / "src" / "score.py"))
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

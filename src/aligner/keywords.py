@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from typing import NamedTuple
 
 from aligner.text_health import degenerate
 
@@ -159,6 +160,8 @@ _NUMBER = re.compile(
     rf"(?:(?<![\w)\]])[-+])?(?<![^\W{_UNSPACED}])(?<!\d\.)(?:\d+(?:\.\d+)?|\.\d+)"
     r"(?:e[-+]?\d+|\s?\*\s?10\^[-+]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)*(?!\.?\d)"
 )
+_RUN = re.compile(rf"[^\W_{_UNSPACED}]+")
+_SPACED = re.compile(r"\S+")
 _TIMES_TEN_TO = re.compile(r"\s?\*\s?10\^")
 
 
@@ -184,11 +187,24 @@ class Text:
     @cached_property
     def places(self) -> dict[str, list[int]]:
         """Base form -> indices of the tokens that may be an inflection of it."""
-        places: dict[str, list[int]] = {}
+        where: dict[str, list[int]] = {}
         for index, (word, _, _) in enumerate(self.tokens):
+            where.setdefault(word, []).append(index)
+        places: dict[str, list[int]] = {}
+        for word, indices in where.items():
             for base in base_forms(word):
-                places.setdefault(base, []).append(index)
+                places.setdefault(base, []).extend(indices)
         return places
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The runs of letters and digits, those of unspaced scripts left out: what stands between two word boundaries."""
+        return frozenset(_RUN.findall(self.plain))
+
+    @cached_property
+    def word_ends(self) -> list[int]:
+        """Where each word ends, a word being what stands between two spaces."""
+        return [each.end() for each in _SPACED.finditer(self.plain)]
 
     @cached_property
     def numbers(self) -> list[tuple[float, int, int]]:
@@ -224,7 +240,7 @@ def _prepared(text: str, prompt: str | None) -> Text:
     lines = text.splitlines()
     kept = [line for line in lines if _folded(line) not in asked]
     plain = normalise("\n".join(kept))
-    novel = _without_beginning(plain, normalise(prompt))
+    novel = _without_beginning(plain, _prepared(prompt, None).plain)
     return Text(novel, echoes=len(kept) < len(lines) or novel != plain)
 
 
@@ -400,10 +416,13 @@ def _blocked(plain: str, end: int, beside: int) -> bool:
 
 def _inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterator[Span]:
     """Runs of tokens, nothing but space and hyphens between, each of which shares a base form with its keyword word."""
+    bases_there = text.places.keys()
+    if any(map(bases_there.isdisjoint, words)):
+        return
     for first in sorted({index for base in words[0] for index in text.places.get(base, ())}):
         run = text.tokens[first : first + len(words)]
-        pairs = zip(words, run, strict=False)
-        if len(run) == len(words) and all(bases & base_forms(token) for bases, (token, _, _) in pairs):
+        rest = zip(words[1:], run[1:], strict=False)
+        if len(run) == len(words) and not any(bases.isdisjoint(base_forms(token)) for bases, (token, _, _) in rest):
             yield run[0][1], run[-1][2]
 
 
@@ -516,20 +535,45 @@ def _option(group: Group, key: str, default: object) -> object:
     return default if isinstance(group, str) else group.get(key, default)
 
 
-def _spans(text: Text, group: Group) -> Iterator[Span]:
-    """Where the keywords of a group stand, as far as they count. ValueError names the group that cannot be read."""
+class _Read(NamedTuple):
+    """A group in the form in which texts are searched for it."""
+
+    finders: list[Finder]
+    rejects: bool
+    is_regex: bool
+
+    def spans(self, text: Text) -> Iterator[Span]:
+        """Where the keywords of the group stand, as far as they count."""
+        for finder in self.finders:
+            for span in finder(text):
+                if not (self.rejects and _negated(text, span[0])):
+                    yield span
+
+    def is_in(self, text: Text) -> bool:
+        return next(self.spans(text), None) is not None
+
+    def tokens(self, text: Text, end: int | None = None) -> frozenset[int] | None:
+        """The tokens (by index) that belong to a match, of those that end by `end`; None when the group is not hit.
+
+        Of a regex match only the first token counts, since a pattern may run over any number of words that are no keywords.
+        """
+        spans = [span for span in self.spans(text) if end is None or span[1] <= end]
+        if not spans:
+            return None
+        tokens: set[int] = set()
+        for start, stop in spans:
+            first, last = bisect.bisect_left(text.starts, start), bisect.bisect_left(text.starts, stop)
+            tokens.update(range(first, min(last, first + 1) if self.is_regex else last))
+        return frozenset(tokens)
+
+
+def _read(group: Group) -> _Read:
+    """ValueError names the group that cannot be read."""
     problems = _shape_problems(group)
     if problems:
         raise ValueError(f"keyword group {group!r}: {'; '.join(problems)}")
-    match, reject = _option(group, "match", "word"), _option(group, "negation", "ignore") == "reject"
-    for keyword in _keywords(group):
-        for span in _finder(keyword, match)(text):
-            if not (reject and _negated(text, span[0])):
-                yield span
-
-
-def _is_hit(text: Text, group: Group) -> bool:
-    return next(_spans(text, group), None) is not None
+    match, rejects = _option(group, "match", "word"), _option(group, "negation", "ignore") == "reject"
+    return _Read([_finder(keyword, match) for keyword in _keywords(group)], rejects, match == "regex")
 
 
 def hits(text: str | Text, group: Group, prompt: str | None = None) -> bool:
@@ -542,8 +586,8 @@ def hits(text: str | Text, group: Group, prompt: str | None = None) -> bool:
     if isinstance(text, Text):
         if prompt is not None:
             raise ValueError(f"a prepared text has its prompt taken away already, got prompt {prompt!r}")
-        return _is_hit(text, group)
-    return _is_hit(prepare(text, prompt), group)
+        return _read(group).is_in(text)
+    return _read(group).is_in(prepare(text, prompt))
 
 
 # ---- The score of a response -----------------------------------------------------------------------------------------
@@ -603,29 +647,46 @@ def score(
     prompt: str | None = None,
 ) -> KeywordScore:
     """The KeywordScore of a response. ValueError without a group: a prompt that asks for nothing scores nothing."""
-    _check_groups(groups, forbidden)
-    answer = prepare(text, prompt)
-    matched = tuple(_is_hit(answer, group) for group in groups)
-    denied = tuple(_is_hit(answer, group) for group in forbidden)
-    density = _density(answer, [group for group, hit in zip(groups, matched, strict=True) if hit])
-    loops = degenerate(text)
-    stuffed = loops or (sum(matched) >= STUFFED_GROUPS and density > STUFFED_DENSITY)
-    counted = [hit and not stuffed for hit in matched]
-    weights = [float(_option(group, "weight", 1)) for group in groups]
-    novel = None if prompt is None else [not _is_hit(prepare(prompt), group) for group in groups]
-    raised = {"empty": not text.strip(), "echo": answer.echoes, "degenerate": loops, "stuffed": stuffed}
-    return KeywordScore(
-        hits=sum(counted),
-        groups=len(groups),
-        matched=matched,
-        weighted_hits=math.fsum(itertools.compress(weights, counted)),
-        total_weight=math.fsum(weights),
-        novel_hits=None if novel is None else sum(itertools.compress(counted, novel)),
-        novel_groups=None if novel is None else sum(novel),
-        forbidden=denied,
-        density=density,
-        flags=tuple(name for name, is_raised in (raised | {"forbidden": any(denied)}).items() if is_raised),
-    )
+    return Scorer(groups, forbidden, prompt).score(text)
+
+
+class Scorer:
+    """The groups of one prompt, read once to score any number of responses."""
+
+    def __init__(self, groups: Sequence[Group], forbidden: Sequence[Group] = (), prompt: str | None = None):
+        _check_groups(groups, forbidden)
+        self._groups, self._forbidden, self._prompt = [*map(_read, groups)], [*map(_read, forbidden)], prompt
+        self._weights = [float(_option(group, "weight", 1)) for group in groups]
+        self._novel = None if prompt is None else [not group.is_in(prepare(prompt)) for group in self._groups]
+
+    def score(self, text: str) -> KeywordScore:
+        answer = prepare(text, self._prompt)
+        found = [group.tokens(answer) for group in self._groups]
+        matched = tuple(tokens is not None for tokens in found)
+        denied = tuple(group.is_in(answer) for group in self._forbidden)
+        loops = degenerate(text)
+        stuffed = loops or is_stuffed(found, len(answer.tokens))
+        counted = [hit and not stuffed for hit in matched]
+        raised = {"empty": not text.strip(), "echo": answer.echoes, "degenerate": loops, "stuffed": stuffed}
+        return KeywordScore(
+            hits=sum(counted),
+            groups=len(found),
+            matched=matched,
+            weighted_hits=math.fsum(itertools.compress(self._weights, counted)),
+            total_weight=math.fsum(self._weights),
+            novel_hits=None if self._novel is None else sum(itertools.compress(counted, self._novel)),
+            novel_groups=None if self._novel is None else sum(self._novel),
+            forbidden=denied,
+            density=_density(found, len(answer.tokens)),
+            flags=tuple(name for name, is_raised in (raised | {"forbidden": any(denied)}).items() if is_raised),
+        )
+
+    def hits_within(self, text: Text, words: int) -> int:
+        """How many groups the first `words` words of a prepared text name; none when they are stuffed with keywords."""
+        end = text.word_ends[min(words, len(text.word_ends)) - 1] if words and text.word_ends else 0
+        found = [group.tokens(text, end) for group in self._groups]
+        stuffed = is_stuffed(found, bisect.bisect_left(text.starts, end))
+        return 0 if stuffed else sum(tokens is not None for tokens in found)
 
 
 def _check_groups(groups: Sequence[Group], forbidden: Sequence[Group]) -> None:
@@ -636,17 +697,74 @@ def _check_groups(groups: Sequence[Group], forbidden: Sequence[Group]) -> None:
         raise ValueError(f"groups must hold at least one keyword group, got {groups!r}")
 
 
-def _density(text: Text, groups: Iterable[Group]) -> float | None:
-    """Tokens within a match of one of the groups / all tokens.
+def is_stuffed(found: Iterable[frozenset[int] | None], tokens: int) -> bool:
+    """Is a text of so many tokens a heap of keywords: two groups or more hit, and above 30 % of its tokens theirs?
 
-    Of a regex match only the first token counts, since a pattern may run over any number of words that are no keywords.
+    `found` holds for each group the tokens that belong to its matches, None where it is not hit.
     """
-    if not text.tokens:
-        return None
-    matched = set()
-    for group in groups:
-        is_regex = _option(group, "match", "word") == "regex"
-        for start, end in _spans(text, group):
-            first, last = bisect.bisect_left(text.starts, start), bisect.bisect_left(text.starts, end)
-            matched.update(range(first, min(last, first + 1) if is_regex else last))
-    return len(matched) / len(text.tokens)
+    hit = [each for each in found if each is not None]
+    return len(hit) >= STUFFED_GROUPS and (_density(hit, tokens) or 0) > STUFFED_DENSITY
+
+
+def _density(found: Iterable[frozenset[int] | None], tokens: int) -> float | None:
+    """Tokens within a match of one of the groups / all tokens."""
+    return len(frozenset().union(*filter(None, found))) / tokens if tokens else None
+
+
+# ---- Many groups at once ---------------------------------------------------------------------------------------------
+
+
+class Index:
+    """Which of very many groups a text hits, without trying all: a keyword is tried when the words that it needs are there."""
+
+    def __init__(self, groups: Sequence[Group]):
+        self.groups = list(groups)
+        self._entries: list[tuple[int, _Read]] = []
+        self._always: set[int] = set()
+        self._by_run: dict[str, list[tuple[int, frozenset[str]]]] = {}
+        self._by_base: dict[str, list[tuple[int, list[frozenset[str]]]]] = {}
+        self._targets: list[tuple[float, int]] = []
+        for number, group in enumerate(self.groups):
+            read = _read(group)
+            for keyword, finder in zip(_keywords(group), read.finders, strict=True):
+                if finder is not _nowhere:
+                    self._enter(len(self._entries), keyword, finder)
+                    self._entries.append((number, read._replace(finders=[finder])))
+        self._targets.sort()
+
+    def _enter(self, entry: int, keyword: str, finder: partial) -> None:
+        """Under one word that a text must hold for this keyword: its longest, which is mostly its rarest."""
+        runs = _RUN.findall(normalise(keyword))
+        if finder.func is _number_spans:
+            self._targets.append((finder.args[0], entry))
+        elif finder.func is _inflected_spans:
+            for base in max(finder.args[0], key=lambda bases: max(map(len, bases))):
+                self._by_base.setdefault(base, []).append((entry, finder.args[0]))
+        elif finder.func is _word_spans and runs and not _UNSPACED_LETTER.search(normalise(keyword)):
+            self._by_run.setdefault(max(runs, key=len), []).append((entry, frozenset(runs)))
+        else:
+            self._always.add(entry)
+
+    def found(self, text: Text) -> dict[int, frozenset[int]]:
+        """Number of each group that the text hits -> the tokens that belong to its matches."""
+        found: dict[int, frozenset[int]] = {}
+        for entry in sorted(self._candidates(text)):
+            number, keyword = self._entries[entry]
+            tokens = keyword.tokens(text)
+            if tokens is not None:
+                found[number] = found[number] | tokens if number in found else tokens
+        return found
+
+    def _candidates(self, text: Text) -> set[int]:
+        found = set(self._always)
+        for run in self._by_run.keys() & text.words if self._by_run else ():
+            found.update(entry for entry, runs in self._by_run[run] if runs <= text.words)
+        bases_there = text.places.keys() if self._by_base else frozenset()
+        for base in self._by_base.keys() & bases_there:
+            found.update(entry for entry, words in self._by_base[base] if not any(map(bases_there.isdisjoint, words)))
+        for value, _, _ in text.numbers if self._targets else ():
+            slack = 2 * NUMBER_TOLERANCE * max(1.0, abs(value))
+            first = bisect.bisect_left(self._targets, (value - slack, -1))
+            last = bisect.bisect_right(self._targets, (value + slack, len(self._entries)))
+            found.update(entry for _, entry in self._targets[first:last])
+        return found

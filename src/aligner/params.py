@@ -152,6 +152,8 @@ class Generate(Section):
 
 class Score(Section):
     tie_threshold: NonNegativeFloat
+    alpha: Annotated[Float, Field(gt=0, lt=0.5)]
+    equivalence_margin: Annotated[Float, Field(gt=0, le=1)]
 
 
 class Params(Section):

@@ -20,6 +20,8 @@ LATTICE_TOLERANCE = 1e-12
 LATTICE_POINTS = 2**22
 SIGN_FLIP_OPERATIONS = 2 * 10**9
 PSEUDO_WIN = 0.5
+BATTLE_RESAMPLES = 1000
+MOST_ROUNDS = 5000
 
 
 # ---- Input -----------------------------------------------------------------------------------------------------------
@@ -262,19 +264,24 @@ def permutation_test(differences: Sequence[float]) -> float:
 
 
 def _exact_sign_flip(steps: Sequence[int]) -> float:
-    """`chance[s]`: the probability that the differences that keep a plus sum to s; each one halves and shifts it."""
+    """`chance[s]`: the probability that the differences that get a minus sum to s; each one halves and shifts it.
+
+    Only sums up to (total - observed) / 2 are kept: they are the tail that is asked for, and no larger sum leads back to them.
+    """
     import numpy as np
 
     sizes, observed = sorted(map(abs, steps)), abs(sum(steps))
     if observed == 0:
         return 1.0
-    chance, reach = np.zeros(sum(sizes) + 1), 0
+    limit, reach = (sum(sizes) - observed) // 2, 0
+    chance = np.zeros(limit + 1)
     chance[0] = 1.0
     for size in sizes:
-        reach += size
+        reach = min(reach + size, limit)
         chance[: reach + 1] *= 0.5
-        chance[size : reach + 1] += chance[: reach + 1 - size].copy()
-    return min(1.0, 2 * math.fsum(chance[(reach + observed) // 2 :]))
+        if size <= reach:
+            chance[size : reach + 1] += chance[: reach + 1 - size].copy()
+    return min(1.0, 2 * math.fsum(chance))
 
 
 def _sampled_sign_flip(values: Sequence[float]) -> float:
@@ -472,6 +479,46 @@ def separated(win_matrix: Sequence[Sequence[float]]) -> bool:
     """
     beaten = [[won > 0 for won in row] for row in _win_matrix(win_matrix)]
     return not (_all_reachable(beaten) and _all_reachable([list(column) for column in zip(*beaten, strict=True)]))
+
+
+def bradley_terry_bootstrap(battles: Sequence[Sequence[Sequence[float]]], confidence: float = 0.95) -> list[Interval] | None:
+    """Percentile intervals of the log-abilities when prompts, each with all its battles, are drawn again (first item: 0, 0).
+
+    battles[i] is the win matrix of prompt i, in which every two items meet. 1,000 resamples with a pinned seed, as counts of
+    equal prompts, so that the order of prompts plays no part; fitted all at once by minorisation-maximisation (Hunter 2004,
+    Annals of Statistics 32, 384-406); separated resamples get pseudo-wins as in `bradley_terry`. None for n < 2.
+    """
+    import numpy as np
+
+    tails = ((1 - _share("confidence", confidence)) / 2, (1 + confidence) / 2)
+    if len(battles) < 2:
+        return None
+    kinds, counts = np.unique(np.array([_win_matrix(matrix) for matrix in battles]), axis=0, return_counts=True)
+    generator = np.random.Generator(np.random.PCG64(RESAMPLING_SEED))
+    drawn = generator.multinomial(len(battles), counts / len(battles), size=BATTLE_RESAMPLES)
+    abilities = _fit_many(np.tensordot(drawn.astype(float), kinds, axes=1))
+    bounds = np.quantile(abilities, tails, axis=0, method="inverted_cdf").T
+    return [(float(low), float(high)) for low, high in bounds]
+
+
+def _fit_many(wins):
+    """Log-abilities, shape (resamples, items), of win matrices of shape (resamples, items, items), the first item at 0."""
+    import numpy as np
+
+    items = wins.shape[1]
+    reached = ((wins > 0) | np.eye(items, dtype=bool)).astype(float)
+    for _ in range(items):
+        reached = (reached @ reached > 0).astype(float)
+    wins = wins + PSEUDO_WIN * (~np.all(reached > 0, axis=(1, 2)))[:, None, None] * (1 - np.eye(items))
+    battles, won, strength = wins + wins.transpose(0, 2, 1), wins.sum(axis=2), np.ones(wins.shape[:2])
+    for _ in range(MOST_ROUNDS):
+        raised = won / (battles / (strength[:, :, None] + strength[:, None, :])).sum(axis=2)
+        raised /= raised[:, :1]
+        done = np.abs(np.log(raised / strength)).max() < 1e-10
+        strength = raised
+        if done:
+            break
+    return np.log(strength)
 
 
 def _win_matrix(win_matrix: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 LONGEST_PERIOD = 64
 FEWEST_PERIODS = 4
@@ -26,9 +27,18 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 def tokens(text: str) -> list[str]:
     """The words and punctuation marks of a text, casefolded. ValueError when text is not a string."""
+    return list(_tokens(_checked(text)))
+
+
+def _checked(text: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"text must be a string, got {text!r}")
-    return _TOKEN.findall(text.casefold())
+    return text
+
+
+@lru_cache(maxsize=64)
+def _tokens(text: str) -> tuple[str, ...]:
+    return tuple(_TOKEN.findall(text.casefold()))
 
 
 def loop(text: str) -> dict[str, int] | None:
@@ -39,13 +49,19 @@ def loop(text: str) -> dict[str, int] | None:
     may be cut short. Of several periods the one with the longest L is told, and of equals the shortest. A repetition
     that the text leaves again is no loop; `repetition` counts it.
     """
-    sequence = tokens(text)
+    found = _loop(_checked(text))
+    return found and {"tokens": found[0], "period": found[1]}
+
+
+@lru_cache(maxsize=64)
+def _loop(text: str) -> tuple[int, int] | None:
+    sequence = _tokens(text)
     best = None
     for period in range(1, min(LONGEST_PERIOD, len(sequence) // FEWEST_PERIODS) + 1):
         if sequence[-1] == sequence[-1 - period]:
             length = _periodic_tail(sequence, period)
-            if _is_loop(sequence, length, period) and (best is None or length > best["tokens"]):
-                best = {"tokens": length, "period": period}
+            if _is_loop(sequence, length, period) and (best is None or length > best[0]):
+                best = length, period
     return best
 
 
@@ -67,10 +83,13 @@ def compression_ratio(text: str) -> float | None:
 
     About 1 for one sentence, 2 for a page of prose, above 5 for something that hardly says anything new.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"text must be a string, got {text!r}")
+    return _compression_ratio(text) if _checked(text) else None
+
+
+@lru_cache(maxsize=64)
+def _compression_ratio(text: str) -> float:
     raw = text.encode("utf-8", "surrogatepass")
-    return len(raw) / len(zlib.compress(raw, 9)) if raw else None
+    return len(raw) / len(zlib.compress(raw, 9))
 
 
 def degenerate(text: str) -> bool:
@@ -96,8 +115,13 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
     """
     _check_order(n)
     _check_texts(texts)
-    seen = Counter(gram for text in texts for gram in _ngrams(tokens(text), n))
-    return len(seen) / seen.total() if seen else None
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for text in texts:
+        grams = _ngrams(tokens(text), n)
+        seen.update(grams)
+        total += len(grams)
+    return len(seen) / total if total else None
 
 
 def _check_texts(texts: Sequence[str]) -> None:
@@ -132,20 +156,22 @@ def self_bleu(texts: Sequence[str]) -> float | None:
 
 
 class _References:
-    """The n-gram counts of all texts, and for every n-gram its two largest counts, so that a text can be left out."""
+    """The n-gram counts of all texts, and for n-grams of several texts the two largest, so that a text can be left out."""
 
     def __init__(self, sequences: Sequence[Sequence[str]], order: int):
         self.counts = [Counter(_ngrams(sequence, order)) for sequence in sequences]
-        self.largest: dict[tuple[str, ...], tuple[int, int]] = {}
+        spread = Counter(gram for counts in self.counts for gram in counts)
+        self.largest = {gram: (0, 0) for gram, texts in spread.items() if texts > 1}
         for counts in self.counts:
-            for gram, count in counts.items():
-                first, second = self.largest.get(gram, (0, 0))
-                self.largest[gram] = (max(first, count), max(second, min(first, count)))
+            for gram in counts.keys() & self.largest.keys():
+                first, second = self.largest[gram]
+                self.largest[gram] = (max(first, counts[gram]), max(second, min(first, counts[gram])))
 
     def clipped_precision(self, index: int) -> tuple[int, int]:
         """(matches, n-grams) of text `index`; an n-gram matches at most as often as the richest other text has it."""
         counts = self.counts[index]
-        matches = sum(min(count, self._elsewhere(gram, count)) for gram, count in counts.items())
+        shared = counts.keys() & self.largest.keys()
+        matches = sum(min(counts[gram], self._elsewhere(gram, counts[gram])) for gram in shared)
         return matches, max(1, counts.total())
 
     def _elsewhere(self, gram: tuple[str, ...], own: int) -> int:

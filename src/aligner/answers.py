@@ -1,0 +1,208 @@
+"""What one answer gets: its hits, its health, its hits when cut to another's length, and its hits on other prompts' keywords.
+
+Also the canaries: four answers that know nothing, scored like any other on every run. A score that rewards one of them measures
+something else than knowledge. (One constant text wins 86.5 % on AlpacaEval's length-controlled judge: Zheng et al. 2024,
+arXiv 2410.07137.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from aligner import keywords, text_health
+from aligner.errors import InputError
+
+REPETITION_ORDER = 4
+COMMON_GROUPS = 3
+CARRIER = (
+    "There is a lot that one could say here, and much of it depends on what came before; in short, it has to do with "
+    "{keywords}, as anyone who has looked into it for a while would agree, whatever else may have been asked."
+)
+ROUNDING = 1e-9
+
+
+class Answer(NamedTuple):
+    """One model's answer to one prompt. `rate`, hits / groups in [0, 1], is what models are compared by.
+
+    `cut` holds the rate that is left when the answer is cut to the length of each other model's answer, where that is shorter;
+    `shuffled` the mean rate on the keywords of all other prompts, None when there are none.
+    """
+
+    text: str
+    stop: str
+    words: int
+    tokens: int
+    keyword: keywords.KeywordScore
+    loop: bool
+    compression: float | None
+    repetition: float
+    shuffled: float | None
+    cut: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        return self.keyword.rate
+
+
+# ---- Answers to one prompt -------------------------------------------------------------------------------------------
+
+
+class Control:
+    """The shuffled control: what answers get on the keywords of prompts that they do not answer.
+
+    H_shuf = 1/(n(n-1)) sum over i != j of hits(answer_i, keywords_j) / groups_j: what is due to common words and not to the
+    question. Exact, by the rules of `keywords.score` (a degenerate or stuffed answer gets nothing); the prompt whose echo is
+    taken away is the answer's own. Each answer is searched once for all different groups, not once for every prompt.
+    """
+
+    def __init__(self, references: Sequence[dict[str, Any]]):
+        numbers: dict[str, int] = {}
+        names = [[json.dumps(group, sort_keys=True) for group in reference["keywords"]] for reference in references]
+        self.scorers = [keywords.Scorer(row["keywords"], row.get("forbidden", ()), row["prompt"]) for row in references]
+        self.prompts = [[numbers.setdefault(name, len(numbers)) for name in named] for named in names]
+        self.index = keywords.Index([json.loads(name) for name in numbers])
+        self.common = math.lcm(*map(len, self.prompts)) if self.prompts else 1
+        self.asking: list[Counter[int]] = [Counter() for _ in numbers]
+        for prompt, groups in enumerate(self.prompts):
+            for number in groups:
+                self.asking[number][prompt] += 1
+        self.last: tuple[str, dict[int, frozenset[int]]] = ("", {})
+        self.worth = [sum(times * self._unit(prompt) for prompt, times in asked.items()) for asked in self.asking]
+
+    def _unit(self, prompt: int) -> int:
+        """What one hit is worth there, in parts of the common denominator."""
+        return self.common // len(self.prompts[prompt])
+
+    def rate(self, own: int, text: keywords.Text, degenerate: bool) -> float | None:
+        """The mean rate of the answer to prompt `own` over all other prompts; None when there are none."""
+        others = len(self.prompts) - 1
+        if others < 1:
+            return None
+        found = {} if degenerate else self._found(text)
+        total = sum(self.worth[number] for number in found) - self._prompt_total(own, found)
+        for prompt in self._stuffed_prompts(found, len(text.tokens)) - {own}:
+            total -= self._prompt_total(prompt, found)
+        return total / (self.common * others)
+
+    def _found(self, text: keywords.Text) -> dict[int, frozenset[int]]:
+        """The groups that a text hits; the last result is kept, since the same text often comes again."""
+        if text.plain != self.last[0]:
+            self.last = text.plain, self.index.found(text)
+        return self.last[1]
+
+    def _prompt_total(self, prompt: int, found: dict[int, frozenset[int]]) -> int:
+        return self._unit(prompt) * sum(number in found for number in self.prompts[prompt])
+
+    def _stuffed_prompts(self, found: dict[int, frozenset[int]], tokens: int) -> set[int]:
+        """The prompts whose own keywords make a heap of the text; none when all that was found together makes none.
+
+        The empty set stands for a group that a prompt asks for twice, which counts twice there.
+        """
+        if not keywords.is_stuffed([*found.values(), frozenset()], tokens):
+            return set()
+        asked = {prompt for number in found for prompt in self.asking[number]}
+        return {prompt for prompt in asked if keywords.is_stuffed(map(found.get, self.prompts[prompt]), tokens)}
+
+
+def examine(place: int, reference: dict[str, Any], rows: dict[str, dict[str, Any]], control: Control) -> dict[str, Answer]:
+    """The answers of all models to prompt number `place`, from the rows of their files, each by what it gets."""
+    texts = {name: keywords.prepare(row["answer"], reference["prompt"]) for name, row in rows.items()}
+    return {name: _examined(name, row, place, texts, control) for name, row in rows.items()}
+
+
+def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, keywords.Text], control: Control) -> Answer:
+    text = row["answer"]
+    scorer = control.scorers[place]
+    keyword = scorer.score(text)
+    return Answer(
+        text=text,
+        stop=row["stop"],
+        words=len(text.split()),
+        tokens=row["answer_tokens"],
+        keyword=keyword,
+        loop=text_health.loop(text) is not None,
+        compression=text_health.compression_ratio(text),
+        repetition=text_health.repetition(text, REPETITION_ORDER),
+        shuffled=control.rate(place, texts[name], "degenerate" in keyword.flags),
+        cut={other: _cut_rate(keyword, scorer, texts[name], texts[other]) for other in texts if other != name},
+    )
+
+
+def _cut_rate(full: keywords.KeywordScore, scorer: keywords.Scorer, text: keywords.Text, other: keywords.Text) -> float:
+    """The rate of as many words from the beginning as the other answer has; a degenerate answer still gets nothing."""
+    words = len(other.word_ends)
+    if words >= len(text.word_ends) or "degenerate" in full.flags:
+        return full.rate
+    return scorer.hits_within(text, words) / full.groups
+
+
+# ---- Canaries --------------------------------------------------------------------------------------------------------
+
+
+def canaries(references: Sequence[dict[str, Any]], control: Control) -> dict[str, dict[str, Any]]:
+    """The hit rates of four answers that know nothing; InputError names the first that gets what it must not.
+
+    empty: no text. It must hit nothing on any prompt.
+    prompt echo: the prompt itself. Its lines are taken away as echo, so it must hit nothing, even where the prompt names a group.
+    all keywords: the first keyword of every group of the prompt (but patterns, which are no words), one a line. Nearly all of
+    it is keywords, so wherever it hits two groups it is stuffed and must get nothing. One single hit must be let pass: a
+    keyword alone cannot be told from a short right answer. On prompts of one group it therefore gets the full rate.
+    constant: one and the same sentence around the most common keywords, for all prompts. It may hit, and is not stuffed; but
+    an answer that does not depend on the prompt does as well on shuffled keywords: its rate must equal the control's.
+    """
+    constant = _constant(control)
+    totals = dict.fromkeys(("empty", "prompt echo", "all keywords", "constant"), 0.0)
+    shuffled = []
+    for place, reference in enumerate(references):
+        given = {"empty": "", "prompt echo": reference["prompt"], "all keywords": _joined(reference), "constant": constant}
+        for name, text in given.items():
+            found = control.scorers[place].score(text)
+            _check_canary(name, found, reference)
+            totals[name] += found.rate
+        prepared = keywords.prepare(constant, reference["prompt"])
+        shuffled.append(control.rate(place, prepared, text_health.degenerate(constant)))
+    rates = {name: total / len(references) for name, total in totals.items()}
+    if None not in shuffled:
+        _check_constant(rates["constant"], math.fsum(shuffled) / len(references))
+    return {name: {"hit_rate": rate, "prompts": len(references)} for name, rate in rates.items()}
+
+
+def _joined(reference: dict[str, Any]) -> str:
+    """A stop after each keyword, so that no negation reaches the next, and a line end, so that no markup does."""
+    first = (_first_literal(group) for group in reference["keywords"])
+    return "\n".join(f"{keyword}." for keyword in first if keyword)
+
+
+def _constant(control: Control) -> str:
+    """The carrier sentence around the groups that most prompts ask for; of equals, those that come first in the file."""
+    order = sorted(range(len(control.asking)), key=lambda number: (-len(control.asking[number]), number))
+    literals = (_first_literal(control.index.groups[number]) for number in order)
+    return CARRIER.format(keywords=", ".join([keyword for keyword in literals if keyword][:COMMON_GROUPS]) or "much")
+
+
+def _first_literal(group: keywords.Group) -> str | None:
+    """In one line, since a line of its own could be a line of the prompt, and so be taken for its echo."""
+    if isinstance(group, str):
+        return " ".join(group.split())
+    return None if group.get("match") == "regex" else " ".join(str(group["any"][0]).split())
+
+
+def _check_canary(name: str, found: keywords.KeywordScore, reference: dict[str, Any]) -> None:
+    allowed = {"empty": 0, "prompt echo": 0, "all keywords": 1}.get(name, found.groups)
+    if found.hits > allowed:
+        raise InputError(
+            f"canary {name!r} hits {found.hits} of {found.groups} groups of prompt {reference['id']!r}, more than {allowed}: "
+            "hit rates would reward answers that know nothing. Look at the prompt's keywords in the file of prepare.eval"
+        )
+
+
+def _check_constant(rate: float, shuffled: float) -> None:
+    if abs(rate - shuffled) > ROUNDING:
+        raise InputError(
+            f"canary 'constant' has a hit rate of {rate:.6f} but {shuffled:.6f} on shuffled keywords: they must be equal for an "
+            "answer that is the same for all prompts, so the shuffled control is wrong. Does a prompt hold the canary's sentence?"
+        )
