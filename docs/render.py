@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 IMAGES = ROOT / "docs" / "images"
 MODELS = ("base", "sft", "dpo")
+PAIRS = (("sft", "base"), ("dpo", "sft"), ("dpo", "base"))
 PICTURES = {"hit_rate": "plots/hit_rate.csv", "dpo_rewards": "plots/dpo_rewards.csv"}
 
 
@@ -49,16 +50,17 @@ def results() -> str:
         cells = [_rate(row) for row in rows if row["model"] == model]
         ended, tokens = score[model]["ended_rate"], score[model]["tokens_mean"]
         lines.append(f"| {model} | " + " | ".join(cells) + f" | {ended:.2f} | {tokens:.0f} |")
-    wins = [f"{first} over {second} {score[f'{first}_vs_{second}']['win_rate']:.2f}" for first, second in _pairs()]
-    return "\n".join(lines) + f"\n\nWin rates, prompt by prompt, ties as half: {', '.join(wins)}.\n"
+    wins = "; ".join(_comparison(f"{first} over {second}", score[f"{first}_vs_{second}"]) for first, second in PAIRS)
+    return "\n".join(lines) + f"\n\nWin rates, prompt by prompt, ties as half: {wins}.\n"
+
+
+def _comparison(title: str, pair: dict) -> str:
+    p = "p below 0.0001" if pair["p_adjusted"] < 0.0001 else f"p = {pair['p_adjusted']:.4f}"
+    return f"{title} {pair['win_rate']:.2f} ({pair['verdict']}, {p})"
 
 
 def _rate(row: dict[str, str]) -> str:
     return f"{float(row['hit_rate']):.2f} ({float(row['low']):.2f} to {float(row['high']):.2f})"
-
-
-def _pairs() -> list[tuple[str, str]]:
-    return [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
 
 
 def answers(count: int = 5) -> str:

@@ -1,0 +1,51 @@
+"""What README.md says is there: its table is that of the metrics, its paths exist, its commands are real."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def render():
+    specification = importlib.util.spec_from_file_location("render", ROOT / "docs" / "render.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_result_table_is_that_of_the_metrics() -> None:
+    module = render()
+    assert module.between("results", module.results(), README) == README
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
+
+
+def test_named_files_exist() -> None:
+    made_by_a_run = ("reports/", "experiments/", "data/prepared", "data/generated")
+    for name in re.findall(r"`([\w./]+/[\w./*]+)`", README):
+        if not name.startswith(made_by_a_run) and name != "file:line:":
+            assert list(ROOT.glob(name)), name
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_parameters_in_commands_exist() -> None:
+    from ruamel.yaml import YAML
+
+    params = YAML(typ="safe").load(ROOT / "params.yaml")
+    for name in re.findall(r"-S '?([\w.]+)=", README):
+        value = params
+        for key in name.split("."):
+            value = value[key]
