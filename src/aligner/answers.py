@@ -88,6 +88,10 @@ class Control:
             total -= self._prompt_total(prompt, found)
         return total / (self.common * others)
 
+    def own(self, place: int, text: keywords.Text) -> list[frozenset[int] | None]:
+        """What the answer to prompt `place` hits of its own groups: the tokens of each, None where it is not hit."""
+        return list(map(self._found(text).get, self.prompts[place]))
+
     def _found(self, text: keywords.Text) -> dict[int, frozenset[int]]:
         """The groups that a text hits; the last result is kept, since the same text often comes again."""
         if text.plain != self.last[0]:
@@ -117,7 +121,7 @@ def examine(place: int, reference: dict[str, Any], rows: dict[str, dict[str, Any
 def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, keywords.Text], control: Control) -> Answer:
     text = row["answer"]
     scorer = control.scorers[place]
-    keyword = scorer.score(text)
+    keyword = scorer.score(text, control.own(place, texts[name]))
     return Answer(
         text=text,
         stop=row["stop"],
@@ -137,7 +141,7 @@ def _cut_rate(full: keywords.KeywordScore, scorer: keywords.Scorer, text: keywor
     words = len(other.word_ends)
     if words >= len(text.word_ends) or "degenerate" in full.flags:
         return full.rate
-    return scorer.hits_within(text, words) / full.groups
+    return scorer.hits_within(text, words, full.matched) / full.groups
 
 
 # ---- Canaries --------------------------------------------------------------------------------------------------------

@@ -415,15 +415,19 @@ def _blocked(plain: str, end: int, beside: int) -> bool:
 
 
 def _inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterator[Span]:
-    """Runs of tokens, nothing but space and hyphens between, each of which shares a base form with its keyword word."""
-    bases_there = text.places.keys()
-    if any(map(bases_there.isdisjoint, words)):
-        return
-    for first in sorted({index for base in words[0] for index in text.places.get(base, ())}):
-        run = text.tokens[first : first + len(words)]
-        rest = zip(words[1:], run[1:], strict=False)
-        if len(run) == len(words) and not any(bases.isdisjoint(base_forms(token)) for bases, (token, _, _) in rest):
-            yield run[0][1], run[-1][2]
+    for first in _inflected_runs(words, text):
+        yield text.tokens[first][1], text.tokens[first + len(words) - 1][2]
+
+
+def _inflected_runs(words: Sequence[frozenset[str]], text: Text) -> list[int]:
+    """First tokens of runs, nothing but space and hyphens between, each of which shares a base form with its keyword word."""
+    places = text.places
+    if any(map(places.keys().isdisjoint, words)):
+        return []
+    runs = {index for base in words[0] for index in places.get(base, ())}
+    for offset, bases in enumerate(words[1:], start=1):
+        runs &= {index - offset for base in bases for index in places.get(base, ())}
+    return sorted(runs)
 
 
 def _number_spans(target: float, text: Text) -> Iterator[Span]:
@@ -659,9 +663,11 @@ class Scorer:
         self._weights = [float(_option(group, "weight", 1)) for group in groups]
         self._novel = None if prompt is None else [not group.is_in(prepare(prompt)) for group in self._groups]
 
-    def score(self, text: str) -> KeywordScore:
+    def score(self, text: str, found: Sequence[frozenset[int] | None] | None = None) -> KeywordScore:
+        """The KeywordScore of a response; `found` spares the search when an Index has done it: the tokens of each group."""
         answer = prepare(text, self._prompt)
-        found = [group.tokens(answer) for group in self._groups]
+        if found is None:
+            found = [group.tokens(answer) for group in self._groups]
         matched = tuple(tokens is not None for tokens in found)
         denied = tuple(group.is_in(answer) for group in self._forbidden)
         loops = degenerate(text)
@@ -681,10 +687,13 @@ class Scorer:
             flags=tuple(name for name, is_raised in (raised | {"forbidden": any(denied)}).items() if is_raised),
         )
 
-    def hits_within(self, text: Text, words: int) -> int:
-        """How many groups the first `words` words of a prepared text name; none when they are stuffed with keywords."""
+    def hits_within(self, text: Text, words: int, matched: Sequence[bool]) -> int:
+        """How many groups the first `words` words of a prepared text name; none when they are stuffed with keywords.
+
+        `matched` tells which groups the whole text names; no other can be in its beginning.
+        """
         end = text.word_ends[min(words, len(text.word_ends)) - 1] if words and text.word_ends else 0
-        found = [group.tokens(text, end) for group in self._groups]
+        found = [group.tokens(text, end) if hit else None for group, hit in zip(self._groups, matched, strict=True)]
         stuffed = is_stuffed(found, bisect.bisect_left(text.starts, end))
         return 0 if stuffed else sum(tokens is not None for tokens in found)
 
@@ -723,6 +732,7 @@ class Index:
         self._always: set[int] = set()
         self._by_run: dict[str, list[tuple[int, frozenset[str]]]] = {}
         self._by_base: dict[str, list[tuple[int, list[frozenset[str]]]]] = {}
+        self._inflected: dict[int, list[frozenset[str]]] = {}
         self._targets: list[tuple[float, int]] = []
         for number, group in enumerate(self.groups):
             read = _read(group)
@@ -730,6 +740,8 @@ class Index:
                 if finder is not _nowhere:
                     self._enter(len(self._entries), keyword, finder)
                     self._entries.append((number, read._replace(finders=[finder])))
+                    if finder.func is _inflected_spans and not read.rejects:
+                        self._inflected[len(self._entries) - 1] = finder.args[0]
         self._targets.sort()
 
     def _enter(self, entry: int, keyword: str, finder: partial) -> None:
@@ -750,7 +762,8 @@ class Index:
         found: dict[int, frozenset[int]] = {}
         for entry in sorted(self._candidates(text)):
             number, keyword = self._entries[entry]
-            tokens = keyword.tokens(text)
+            words = self._inflected.get(entry)
+            tokens = keyword.tokens(text) if words is None else _tokens_of_runs(words, text)
             if tokens is not None:
                 found[number] = found[number] | tokens if number in found else tokens
         return found
@@ -768,3 +781,9 @@ class Index:
             last = bisect.bisect_right(self._targets, (value + slack, len(self._entries)))
             found.update(entry for _, entry in self._targets[first:last])
         return found
+
+
+def _tokens_of_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int] | None:
+    """What `_Read.tokens` gives for a keyword of inflected words, without the way through characters."""
+    runs = _inflected_runs(words, text)
+    return frozenset(first + offset for first in runs for offset in range(len(words))) if runs else None
