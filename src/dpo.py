@@ -64,6 +64,7 @@ def main(run: Run) -> None:
     params = parameters.load(PARAMS)
     run.note(params=params, seed=params.seed)
     modeling.quiet()
+    training.compact_head()
     where = modeling.runtime(params.models, params.seed)
     chat = modeling.load_chat(params.models)
     modeling.check_chat(chat, read_json(CHAT))

@@ -48,6 +48,16 @@ def training_arguments(
     }
 
 
+def compact_head() -> None:
+    """Lets trl score supervised positions only, on every device: it does so by itself where Triton runs, and nowhere else.
+
+    The losses are the same to the bit; on two CPU cores a DPO step takes a fifth less time.
+    """
+    import trl.trainer.utils
+
+    trl.trainer.utils._use_triton = lambda device: True
+
+
 def trainer_tokenizer(chat: Chat):
     """The tokenizer in the form that trl's trainers ask for; they use it for padding alone."""
     from transformers import PreTrainedTokenizerFast
