@@ -226,6 +226,21 @@ def test_the_trajectory_is_the_committed_one(workspace):
     trajectories.check("sft", trainer.state.log_history)
 
 
+def test_the_compact_head_leaves_every_loss_as_it_is(workspace, monkeypatch):
+    """trl's head over all positions, and over the supervised ones alone: the same losses and gradients."""
+    import trl.trainer.utils
+
+    monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
+    whole = losses_of(train(workspace, random_rows(8)))
+    training.compact_head()
+    assert trl.trainer.utils._use_triton("cpu")
+    assert losses_of(train(workspace, random_rows(8))) == pytest.approx(whole, rel=1e-5)
+
+
+def losses_of(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
 def batches_of(rows, passes):
     return {"models.mini.sft.per_device_train_batch_size": rows, "models.mini.sft.gradient_accumulation_steps": passes}
 
