@@ -220,6 +220,7 @@ class TestMistakes:
         before = set(records.glob("sft-*.json"))
         while not (new := set(records.glob("sft-*.json")) - before):
             time.sleep(0.1)
+        time.sleep(20)  # past the imports, into training
         os.killpg(running.pid, signal.SIGINT)
         errors = running.communicate(timeout=120)[1]
         assert running.returncode != 0 and "Traceback" not in errors

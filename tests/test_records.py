@@ -257,3 +257,27 @@ def test_a_folder_for_records_that_cannot_be_made_is_one_message(folder, capsys)
     (folder / "experiments").write_text("a file is in the way", encoding="utf-8")
     code, shown = ended(lambda run: None, capsys)
     assert code == 1 and shown == "sft: File exists: experiments. Mend it, then: dvc repro\n"
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_is_still_an_interrupt(tmp_path, monkeypatch, capsys):
+    """As when Ctrl-C falls into an import with a bare `except:` around it."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+
+    def main(run):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except BaseException:
+            raise ModuleNotFoundError("No module named 'version'") from None
+
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            records.run_stage("sft", main)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    assert ended.value.code == 130
+    assert "sft: interrupted" in capsys.readouterr().err
+    (path,) = (tmp_path / "experiments").glob("sft-*.json")
+    assert json.loads(path.read_text())["state"] == "interrupted"

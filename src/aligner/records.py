@@ -23,6 +23,8 @@ from typing import Any
 
 from aligner.errors import InputError
 
+_interruptions: list[int] = []
+
 RESTORE = "git checkout . && dvc checkout"
 LIBRARIES = [
     "torch",
@@ -85,7 +87,9 @@ class Run:
 
 def run_stage(stage: str, main: Callable[[Run], None]) -> None:
     """Runs a stage under a record. What a person can mend ends in one message and exit code 1; a bug keeps its traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    _interruptions.clear()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     try:
         _recorded(Run(stage), main)
     except InputError as error:
@@ -106,13 +110,15 @@ def _recorded(run: Run, main: Callable[[Run], None]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             run.finish(*_ending(error))
+        if _interruptions:
+            raise KeyboardInterrupt from None
         raise
     run.finish("completed")
 
 
 def _ending(error: BaseException) -> tuple[str, str | None]:
     """State and reason of a run that `error` ended."""
-    if isinstance(error, KeyboardInterrupt):
+    if _interruptions or isinstance(error, KeyboardInterrupt):
         return "interrupted", None
     if isinstance(error, InputError | OSError):
         return "failed", str(error)
@@ -153,6 +159,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def _interrupt(signum: int, frame: Any) -> None:
+    """Remembers the signal: a library that is just being imported may turn the KeyboardInterrupt into an error of its own."""
+    _interruptions.append(signum)
     raise KeyboardInterrupt
 
 
