@@ -13,6 +13,7 @@ import torch
 import trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from next_token import NextToken
 from workspace import Workspace, pair_rows
 
 import dpo
@@ -209,28 +210,6 @@ def test_health_in_words(measures, longer, word):
 
 
 # ---- Log-probabilities ----------------------------------------------------------------------------------------------
-
-
-class NextToken:
-    """A model of four tokens that looks at the last one alone: row i holds the chances of what follows token i."""
-
-    CHANCES = [
-        [1 / 2, 1 / 4, 1 / 8, 1 / 8],
-        [1 / 4, 1 / 4, 1 / 4, 1 / 4],
-        [1 / 8, 1 / 8, 1 / 2, 1 / 4],
-        [1 / 4, 1 / 4, 1 / 8, 3 / 8],
-    ]
-    device, training = "cpu", True
-
-    def eval(self):
-        self.training = False
-
-    def train(self, mode):
-        self.training = mode
-
-    def __call__(self, input_ids, attention_mask, use_cache):
-        assert not self.training, "dropout must be off while measuring"
-        return SimpleNamespace(logits=torch.log(torch.tensor(self.CHANCES))[input_ids])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import trajectories
+from next_token import NextToken
 from workspace import Workspace
 
 import sft
@@ -80,28 +81,6 @@ def adapter_of(trainer):
 
 
 # ---- What is measured -----------------------------------------------------------------------------------------------
-
-
-class NextToken:
-    """A model of four tokens that looks at the last one alone: row i holds the chances of what follows token i."""
-
-    CHANCES = [
-        [1 / 2, 1 / 4, 1 / 8, 1 / 8],
-        [1 / 4, 1 / 4, 1 / 4, 1 / 4],
-        [1 / 8, 1 / 8, 1 / 2, 1 / 4],
-        [1 / 4, 1 / 4, 1 / 8, 3 / 8],
-    ]
-    device, training = "cpu", True
-
-    def eval(self):
-        self.training = False
-
-    def train(self, mode):
-        self.training = mode
-
-    def __call__(self, input_ids, attention_mask, use_cache):
-        assert not self.training, "dropout must be off while measuring"
-        return SimpleNamespace(logits=torch.log(torch.tensor(self.CHANCES))[input_ids])
 
 
 TWO_ROWS = [
