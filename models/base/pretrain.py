@@ -87,16 +87,13 @@ def rows(tokenizer, texts: Iterator[str], length: int) -> Iterator[list[int]]:
 
 
 def train(tokenizer, texts: Iterator[str], held_out: Iterator[str], params: SimpleNamespace):
-    """AdamW with warm-up and cosine decay over `steps` batches of fresh documents; returns the model and its loss curve."""
+    """Warm-up and cosine decay over `steps` batches of fresh documents; returns the model and its loss curve."""
     import torch
 
     torch.set_num_threads(params.threads)
     torch.manual_seed(params.seed)
     model = build_model(tokenizer, params)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=params.learning_rate, betas=(0.9, 0.95), weight_decay=params.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, params))
+    optimizers = build_optimizers(model, params)
     stream = rows(tokenizer, texts, params.sequence_length)
     validation = torch.tensor(list(itertools.islice(rows(tokenizer, held_out, params.sequence_length), 32)))
     curve, started = [], time.monotonic()
@@ -105,9 +102,11 @@ def train(tokenizer, texts: Iterator[str], held_out: Iterator[str], params: Simp
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = params.learning_rate * learning_rate_factor(step, params)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if step % params.log_steps == 0 or step == params.steps:
             curve.append((step, step * batch.numel(), loss.item(), evaluate(model, validation)))
             report(step, params.steps, batch.numel() * step / (time.monotonic() - started), curve[-1])
@@ -133,10 +132,23 @@ def build_model(tokenizer, params: SimpleNamespace):
     return LlamaForCausalLM(config)
 
 
+def build_optimizers(model, params: SimpleNamespace) -> list:
+    """Muon for the matrices of the layers, AdamW for the embedding (which is the head too) and the norms."""
+    import torch
+    from muon import Muon
+
+    embedding, norms = model.get_input_embeddings().weight, [each for each in model.parameters() if each.ndim == 1]
+    matrices = [each for each in model.parameters() if each.ndim == 2 and each is not embedding]
+    return [
+        Muon(matrices, lr=params.learning_rate, weight_decay=params.weight_decay),
+        torch.optim.AdamW([embedding, *norms], lr=params.learning_rate, betas=(0.9, 0.95), weight_decay=params.weight_decay),
+    ]
+
+
 def learning_rate_factor(step: int, params: SimpleNamespace) -> float:
-    """Linear warm-up to 1, then half a cosine down to 0 at the last step."""
-    if step < params.warmup_steps:
-        return (step + 1) / params.warmup_steps
+    """Linear warm-up to 1 at step `warmup_steps`, then half a cosine down to 0 at the last step; steps count from 1."""
+    if step <= params.warmup_steps:
+        return step / params.warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - params.warmup_steps) / max(1, params.steps - params.warmup_steps)))
 
 
