@@ -5,7 +5,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: repro test lint help
+.PHONY: repro test lint seeds help
 .DEFAULT_GOAL := help
 
 help:                ## Say what can be made
@@ -23,6 +23,15 @@ test: $(READY)       ## Install what is missing, then check the style and run al
 
 lint: $(READY)       ## Check the style
 	@$(BIN)/ruff check .
+
+SEEDS := 18 19 20 21
+
+seeds: $(READY)      ## Repeat the run with four other seeds (a quarter of an hour), and gather the five in docs/seeds.csv and README.md
+	@for seed in $(SEEDS); do PATH="$(CURDIR)/$(BIN):$$PATH"; \
+		dvc exp remove --quiet seed-$$seed 2>/dev/null; dvc exp run --queue --name seed-$$seed -S seed=$$seed; done
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc exp run --run-all
+	@$(BIN)/python docs/seeds.py $(SEEDS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/render.py
 
 # The stamp names the requirements that were installed; pip runs again only when they change.
 $(READY): requirements.txt

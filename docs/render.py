@@ -11,6 +11,7 @@ import csv
 import hashlib
 import json
 import re
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ README = ROOT / "README.md"
 IMAGES = ROOT / "docs" / "images"
 MODELS = ("base", "sft", "dpo")
 PAIRS = (("sft", "base"), ("dpo", "sft"), ("dpo", "base"))
+SHOWN = ("sft_vs_base", "dpo_vs_sft")
 PICTURES = {"hit_rate": "plots/hit_rate.csv", "dpo_rewards": "plots/dpo_rewards.csv"}
 
 
@@ -26,6 +28,7 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     text = between("results", results(), text)
     text = between("answers", answers(), text)
+    text = between("seeds", seeds(), text)
     README.write_text(text, encoding="utf-8", newline="\n")
     for name, plot in PICTURES.items():
         (IMAGES / f"{name}.svg").write_text(picture(plot), encoding="utf-8", newline="\n")
@@ -61,6 +64,27 @@ def _comparison(title: str, pair: dict) -> str:
 
 def _rate(row: dict[str, str]) -> str:
     return f"{float(row['hit_rate']):.2f} ({float(row['low']):.2f} to {float(row['high']):.2f})"
+
+
+def seeds() -> str:
+    """The same run with five seeds, from docs/seeds.csv, with mean and standard deviation."""
+    with (ROOT / "docs" / "seeds.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| seed | base | sft | dpo | sft over base | dpo over sft | adjusted p | verdict | precision of dpo |", "|---" * 9 + "|"]
+    for row in rows:
+        gaps = [f"{float(row[f'{p}_difference']):.3f} ({float(row[f'{p}_low']):.3f} to {float(row[f'{p}_high']):.3f})" for p in SHOWN]
+        cells = [row["seed"], *(f"{float(row[f'{model}_hit_rate']):.3f}" for model in MODELS), *gaps]
+        cells += [f"{float(row['dpo_vs_sft_p_adjusted']):.4f}", row["dpo_vs_sft_verdict"], f"{float(row['dpo_precision']):.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    numbers = [*(f"{model}_hit_rate" for model in MODELS), *(f"{pair}_difference" for pair in SHOWN)]
+    cells = [_mean_and_deviation([float(row[name]) for row in rows]) for name in numbers]
+    last = _mean_and_deviation([float(row["dpo_precision"]) for row in rows])
+    lines.append("| mean (sd) | " + " | ".join(cells) + f" | | | {last} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_deviation(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({statistics.stdev(values):.3f})"
 
 
 def answers(count: int = 5) -> str:
