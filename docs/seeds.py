@@ -55,7 +55,8 @@ def row(seed: int, read: Callable[[str], str]) -> dict[str, float | int | str]:
     found |= {f"{model}_hit_rate": score[model]["hit_rate"] for model in MODELS}
     for pair in PAIRS:
         gap = report["pairs"][pair]["mean_difference"]
-        found |= {f"{pair}_{name}": round(gap[key], 4) for name, key in (("difference", "estimate"), ("low", "low"), ("high", "high"))}
+        found |= {f"{pair}_difference": round(gap["estimate"], 4)}
+        found |= {f"{pair}_{bound}": round(gap[bound], 4) for bound in ("low", "high")}
         found |= {f"{pair}_p_adjusted": score[pair]["p_adjusted"], f"{pair}_verdict": score[pair]["verdict"]}
     found["ordered"] = " ".join(ordered_groups(read("plots/hit_rate.csv")))
     found |= {f"{model}_precision": score[model]["precision"] for model in MODELS}
