@@ -243,7 +243,7 @@ def test_the_recipe_of_the_base_has_its_imports_and_parameters_as_deps():
     folder = ROOT / "models/base"
     stage = BASE_PIPELINE["stages"]["pretrain"]
     assert {f"{path.stem}.py" for path in first_party(folder / "pretrain.py", folder)} < set(stage["deps"])
-    assert {path for path in stage["deps"] if path.endswith(".py")} == {"corpus.py", "pretrain.py"}
+    assert {path for path in stage["deps"] if path.endswith(".py")} == {"corpus.py", "muon.py", "pretrain.py"}
     assert stage["params"] == list(read_yaml(folder / "params.yaml"))
 
 
