@@ -28,17 +28,38 @@ TOPICS = {"markov_chains": "markov chains", "probability": "probability", "time_
 # Names in the plural; all others are singular.
 PLURALS = ("equations", "diagnostics")
 
+# Of these forms each concept gets some, so that no form belongs to a concept, and the concept's name is what tells.
 SFT_QUESTIONS = (
     "What {be} {name}, and what matters about {it}?",
     "Tell me about {name}.",
     "What should I know about {name}?",
     "Can you explain {name}?",
+    "I keep hearing of {name}. What lies behind {it}?",
+    "Please help me with {name}.",
+    "Could you say something about {name}?",
+    "I have to learn about {name} by Friday. What is essential?",
+    "How would a teacher present {name}?",
+    "For my notes I need a few lines on {name}.",
+    "What does one mean by {name}?",
+    "Let us talk about {name}. Where do we begin?",
+    "I missed the lesson on {name}. What did I miss?",
 )
+SFT_ROWS = 6
 PAIR_QUESTIONS = (
     "What are the key ideas behind {name}?",
     "Sum up in a few sentences what there is to know about {name}.",
     "My notes mention {name}. What is that about?",
+    "I want to get {name} right. What counts?",
+    "What would you put on a poster about {name}?",
+    "Remind me of the main points about {name}.",
+    "Someone asked me about {name}, and I was lost. What should I have said?",
+    "Which facts about {name} should stay in my memory?",
+    "Take me through {name}, please.",
 )
+PAIR_ROWS = 4
+# Of so many rejected answers the one is taken whose length is nearest to so many times that of the chosen one.
+DRAWS = 4
+LENGTHENED = 1.1
 VAGUE = (
     "It is an important idea that comes up in many places.",
     "There is a lot to say about it, and many books treat it.",
@@ -71,7 +92,7 @@ def write(name: str, composed: list[dict]) -> None:
 
 
 def sft_rows(concept: Concept) -> list[dict]:
-    """One example for each question form: a definition and two or three key ideas."""
+    """Some question forms, and to each a definition with two or three key ideas."""
     rng = random.Random(f"{SEED} sft {concept.id}")
     return [
         {
@@ -81,16 +102,17 @@ def sft_rows(concept: Concept) -> list[dict]:
             "prompt": ask(question, concept),
             "response": complete_answer(concept, rng, facts=2 + number % 2),
         }
-        for number, question in enumerate(SFT_QUESTIONS, start=1)
+        for number, question in enumerate(rng.sample(SFT_QUESTIONS, SFT_ROWS), start=1)
     ]
 
 
 def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]:
-    """One pair for each question form, the failures taken in turn."""
+    """Some question forms, and to each a pair, the failures taken in turn."""
     rng = random.Random(f"{SEED} pairs {concept.id}")
     rows = []
-    for number, question in enumerate(PAIR_QUESTIONS, start=1):
+    for number, question in enumerate(rng.sample(PAIR_QUESTIONS, PAIR_ROWS), start=1):
         fault, fail = list(FAILURES.items())[(index + number) % len(FAILURES)]
+        chosen = complete_answer(concept, rng, facts=rng.choice((3, 4, 5)))
         rows.append(
             {
                 "id": f"{concept.id}-composed-{number}",
@@ -98,11 +120,16 @@ def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]
                 "concept": concept.id,
                 "fault": fault,
                 "prompt": ask(question, concept),
-                "chosen": complete_answer(concept, rng, facts=rng.choice((3, 4, 5))),
-                "rejected": fail(concept, others, rng),
+                "chosen": chosen,
+                "rejected": about_as_long(chosen, [fail(concept, others, rng) for _ in range(DRAWS)]),
             }
         )
     return rows
+
+
+def about_as_long(chosen: str, drafts: list[str]) -> str:
+    """The draft nearest in length to the chosen answer, a little longer rather than shorter: length must not be the lesson."""
+    return min(drafts, key=lambda text: abs(len(text) - LENGTHENED * len(chosen)))
 
 
 def ask(question: str, concept: Concept) -> str:
