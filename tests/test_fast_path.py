@@ -82,7 +82,9 @@ def assert_alike(one, other):
 
 
 @pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
-def test_outputs_and_gradients_are_those_of_trl_and_peft(folder, pairs):
+@pytest.mark.parametrize("head_rows", [3, 1000])
+def test_outputs_and_gradients_are_those_of_trl_and_peft(folder, pairs, head_rows, monkeypatch):
+    monkeypatch.setattr(fast_path, "HEAD_ROWS", head_rows)
     inputs = PAIRS if pairs else SINGLE
     assert_alike(run(policy(folder, fast=True, pairs=pairs), inputs), run(policy(folder, fast=False), inputs))
 
@@ -136,12 +138,15 @@ def test_what_does_not_fit_is_padded_as_ever(folder, reason, capsys):
 
 def test_models_that_do_more_before_their_logits_do_not_fit():
     config = SimpleNamespace(_attn_implementation="sdpa", get_text_config=lambda: config)
-    model = SimpleNamespace(config=config, _supports_attention_backend=True)
+    head = torch.nn.Linear(2, 3).requires_grad_(False)
+    model = SimpleNamespace(config=config, _supports_attention_backend=True, get_output_embeddings=lambda: head)
     assert fast_path.can_unpad(model, gradient_checkpointing=False)
     for key, value in {"final_logit_softcapping": 30.0, "logits_scaling": 8.0, "sliding_window": 64, "num_experts": 8}.items():
         setattr(config, key, value)
         assert not fast_path.can_unpad(model, gradient_checkpointing=False), key
         delattr(config, key)
+    head.requires_grad_(True)
+    assert not fast_path.can_unpad(model, gradient_checkpointing=False)
 
 
 def test_low_precision_keeps_pefts_layers(folder):

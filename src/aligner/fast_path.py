@@ -24,6 +24,10 @@ BEFORE_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", 
 
 # ---- No padding ------------------------------------------------------------------------------------------------------
 
+# What trl asks of a head, in the order of `_FrozenHead`, which takes so many positions at a time.
+SCORES = ("log_probs", "entropy", "mean_logits", "is_top1")
+HEAD_ROWS = 128
+
 
 class Layout(NamedTuple):
     """Where the tokens of a rectangle (rows, length) stand in the row of all different tokens.
@@ -68,7 +72,8 @@ def can_unpad(model, gradient_checkpointing: bool) -> bool:
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     exchangeable = config._attn_implementation == "sdpa" and model._supports_attention_backend
     dense = getattr(config, "num_experts", None) is None and getattr(config, "num_local_experts", None) is None
-    return plain and exchangeable and dense and not windowed and not gradient_checkpointing
+    frozen_head = not model.get_output_embeddings().weight.requires_grad
+    return plain and exchangeable and dense and frozen_head and not windowed and not gradient_checkpointing
 
 
 def transformers_attention():
@@ -120,16 +125,39 @@ def score(model, hidden: torch.Tensor, layout: Layout, labels: torch.Tensor):
     from trl.trainer.utils import FusedCausalLMOutput
 
     wanted = labels[:, 1:] != -100
-    targets = labels[:, 1:][wanted]
     head = model.get_output_embeddings()
-    logits = F.linear(hidden[layout.slots[:, :-1][wanted]], head.weight, head.bias).float()
-    log_probabilities = F.log_softmax(logits, dim=-1)
-    with torch.no_grad():
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
-        found = {"entropy": entropy, "mean_logits": logits.mean(-1), "is_top1": logits.argmax(-1) == targets}
-    found["log_probs"] = log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
-    spread = {name: value.new_zeros(wanted.shape).masked_scatter(wanted, value) for name, value in found.items()}
-    return FusedCausalLMOutput(**spread, label_mask=wanted)
+    scored = _FrozenHead.apply(hidden[layout.slots[:, :-1][wanted]], head.weight, head.bias, labels[:, 1:][wanted])
+    spread = [value.new_zeros(wanted.shape).masked_scatter(wanted, value) for value in scored]
+    return FusedCausalLMOutput(**dict(zip(SCORES, spread, strict=True)), label_mask=wanted)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probability, entropy, mean logit and being the likeliest, of each target: hidden (n, width), targets (n,) -> four (n,).
+
+    Logits live for a few rows at a time. Since the head is not trained, the gradient of a log-probability, W[target] - p W, is
+    taken while the probabilities p are at hand, so nothing of the size of the vocabulary is kept or computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets):
+        parts = []
+        for some, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+            logits = F.linear(some, weight, bias).float()
+            total = logits.logsumexp(-1)
+            probabilities = (logits - total[:, None]).exp_()
+            chosen = logits.gather(-1, wanted[:, None]).squeeze(-1) - total
+            entropy = total - torch.linalg.vecdot(probabilities, logits)
+            slope = weight[wanted] - probabilities.to(weight.dtype) @ weight
+            parts.append((chosen, entropy, logits.mean(-1), logits.argmax(-1) == wanted, slope))
+        *scored, slope = map(torch.cat, zip(*parts, strict=True))
+        ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(*scored[1:])
+        return tuple(scored)
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        (slope,) = ctx.saved_tensors
+        return gradient.to(slope.dtype)[:, None] * slope, None, None, None
 
 
 # ---- LoRA as one product --------------------------------------------------------------------------------------------
