@@ -32,6 +32,7 @@ PARAMS = [
     "models.${model}.device",
     "models.${model}.dpo",
     "models.${model}.dtype",
+    "models.${model}.fast_path",
     "models.${model}.gradient_checkpointing",
     "models.${model}.path",
     "models.${model}.revision",
@@ -121,6 +122,8 @@ def build_trainer(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
+    from aligner import fast_path
+
     class PreparedDPOTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args, **kwargs):
             return dataset
@@ -147,6 +150,9 @@ def build_trainer(
         model=policy, args=config, train_dataset=dataset, processing_class=training.trainer_tokenizer(chat)
     )
     trainer.model.delete_adapter("ref")
+    if params.models.fast_path:
+        fast_path.merge_products(trainer.model)
+        fast_path.unpad(trainer, pairs=True)
     return trainer
 
 

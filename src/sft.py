@@ -28,6 +28,7 @@ PARAMS = [
     "models.${model}.chat_template",
     "models.${model}.device",
     "models.${model}.dtype",
+    "models.${model}.fast_path",
     "models.${model}.gradient_checkpointing",
     "models.${model}.path",
     "models.${model}.revision",
@@ -85,6 +86,8 @@ def build_trainer(params: SimpleNamespace, where: SimpleNamespace, chat: Chat, r
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    from aligner import fast_path
+
     class SeededSFTTrainer(SFTTrainer):
         def _get_train_sampler(self, *args, **kwargs):
             sampler = super()._get_train_sampler(*args, **kwargs)
@@ -99,13 +102,17 @@ def build_trainer(params: SimpleNamespace, where: SimpleNamespace, chat: Chat, r
         **training.training_arguments(params.sft, params.models.sft, params.models, params.seed, where),
     )
     dataset = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
-    return SeededSFTTrainer(
+    trainer = SeededSFTTrainer(
         model=modeling.load_base(params.models, where),
         args=config,
         train_dataset=dataset,
         processing_class=training.trainer_tokenizer(chat),
         peft_config=LoraConfig(task_type="CAUSAL_LM", bias="none", **vars(params.lora)),
     )
+    if params.models.fast_path:
+        fast_path.merge_products(trainer.model)
+        fast_path.unpad(trainer, pairs=False)
+    return trainer
 
 
 def summary(measured: dict[str, float], validation: list[dict[str, Any]]) -> dict[str, float]:

@@ -47,6 +47,7 @@ RULES = {
     "models.*.dtype": Rule("bfloat16"),
     "models.*.attn_implementation": Rule("eager"),
     "models.*.threads": Rule(2),
+    "models.*.fast_path": Rule(False),
     "models.*.gradient_checkpointing": Rule(True),
     "models.*.sft.learning_rate": Rule(0.02),
     "models.*.sft.per_device_train_batch_size": Rule(2),

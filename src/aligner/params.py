@@ -91,6 +91,7 @@ class ModelEntry(Section):
     dtype: Literal["auto", "float32", "bfloat16"]
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
     threads: NonNegativeInt
+    fast_path: Flag
     gradient_checkpointing: Flag
     sft: Optimisation
     dpo: Optimisation

@@ -1,0 +1,222 @@
+"""The same training steps in less time: no padding, the prompt of a pair once, a LoRA layer as one product.
+
+trl stacks a batch into a rectangle, puts the prompt of a pair before both answers, and on a CPU sends every position through the
+head. `unpad` lays all different tokens of a batch in one row: layers see each token once, and only attention, which must know
+who may look at whom, puts the tokens back into sequences. `merge_products` adds each adapter's small matrix to the frozen one
+before the tokens pass. Log-probabilities are trl's and peft's own up to the last bits of float32 (tests/test_fast_path.py), and
+the trainers cannot tell the difference. A model that one of the two does not fit keeps the stock way.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+NAME = "unpadded"
+# Keys of a configuration by which a model does something between its last layer and its logits.
+BEFORE_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
+
+# ---- No padding ------------------------------------------------------------------------------------------------------
+
+# What trl asks of a head, in the order of `_FrozenHead`, which takes so many positions at a time.
+SCORES = ("log_probs", "entropy", "mean_logits", "is_top1")
+HEAD_ROWS = 128
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a rectangle (rows, length) stand in the row of all different tokens.
+
+    slots: (rows, length), the place of each token; padding points to place 0. own: places in the flat rectangle of the tokens
+    that stand there first, in order, so that `flat[own]` is the row. ids and positions: (1, tokens).
+    """
+
+    slots: torch.Tensor
+    own: torch.Tensor
+    ids: torch.Tensor
+    positions: torch.Tensor
+
+
+def unpad(trainer, pairs: bool) -> bool:
+    """Gives the model of a trl trainer a forward without padding; where that does not fit, says so and returns False.
+
+    pairs: the second half of each batch's rows are the rejected answers to the prompts of the first half (trl's DPO).
+    """
+    model = trainer.model.get_base_model()
+    if not can_unpad(model, trainer.args.gradient_checkpointing):
+        print("fast_path: batches are padded, as in trl (not a plain causal model with sdpa attention)", file=sys.stderr)
+        return False
+    transformers_attention().register(NAME, attend)
+    stock = model.forward
+
+    @functools.wraps(type(model).forward)  # generate() checks its arguments against this signature
+    def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
+        if not fused_lm_head:
+            return stock(*args, **kwargs, **({} if labels is None else {"labels": labels}))
+        layout = arrange(kwargs["input_ids"], kwargs["attention_mask"], labels, pairs)
+        return score(self, hidden_states(self, layout), layout, labels)
+
+    model.forward = types.MethodType(forward, model)
+    return True
+
+
+def can_unpad(model, gradient_checkpointing: bool) -> bool:
+    """Whether a model is of the plain kind: attention that can be exchanged, full and causal, and a plain linear head."""
+    config = model.config.get_text_config()
+    plain = all(getattr(config, key, None) is None for key in BEFORE_LOGITS)
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    exchangeable = config._attn_implementation == "sdpa" and model._supports_attention_backend
+    dense = getattr(config, "num_experts", None) is None and getattr(config, "num_local_experts", None) is None
+    frozen_head = not model.get_output_embeddings().weight.requires_grad
+    return plain and exchangeable and dense and frozen_head and not windowed and not gradient_checkpointing
+
+
+def transformers_attention():
+    from transformers import AttentionInterface
+
+    return AttentionInterface
+
+
+def arrange(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: bool) -> Layout:
+    """The layout of right-padded rows (rows, length); with `pairs` a rejected row borrows the prompt of its chosen row."""
+    rows, length = ids.shape
+    own = mask.bool()
+    if pairs:
+        half, places = rows // 2, torch.arange(length, device=ids.device)
+        prompts = (labels != -100).int().argmax(1)
+        same = (prompts[:half] == prompts[half:]) & ((ids[:half] == ids[half:]) | (places >= prompts[:half, None])).all(1)
+        borrowed = (places < prompts[half:, None]) & same[:, None]
+        own = torch.cat([own[:half], own[half:] & ~borrowed])
+    flat = own.flatten().nonzero().squeeze(1)
+    slots = torch.zeros(rows * length, dtype=torch.long, device=ids.device)
+    slots[flat] = torch.arange(len(flat), device=ids.device)
+    slots = slots.view(rows, length)
+    if pairs:
+        slots = torch.cat([slots[:half], torch.where(borrowed, slots[:half], slots[half:])])
+    return Layout(slots, flat, ids.flatten()[flat][None], (flat % length)[None])
+
+
+def hidden_states(model, layout: Layout) -> torch.Tensor:
+    """The last layer's output for the row of tokens: (tokens, width)."""
+    config, before = model.config.get_text_config(), model.config.get_text_config()._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        output = model.base_model(input_ids=layout.ids, position_ids=layout.positions, use_cache=False, layout=layout)
+    finally:
+        config._attn_implementation = before
+    return output.last_hidden_state[0]
+
+
+def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, layout: Layout | None = None, **kwargs):
+    """Causal attention within each sequence. query, key, value: (1, heads, tokens, width), returns (1, tokens, heads, width)."""
+    rectangle = [each[0].transpose(0, 1)[layout.slots].transpose(1, 2) for each in (query, key, value)]
+    grouped = query.shape[1] != key.shape[1]
+    output = F.scaled_dot_product_attention(*rectangle, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
+    return output.transpose(1, 2).flatten(0, 1)[layout.own][None], None
+
+
+def score(model, hidden: torch.Tensor, layout: Layout, labels: torch.Tensor):
+    """What trl asks of a head, at the supervised positions; 0 elsewhere. Each field: (rows, length - 1)."""
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    wanted = labels[:, 1:] != -100
+    head = model.get_output_embeddings()
+    scored = _FrozenHead.apply(hidden[layout.slots[:, :-1][wanted]], head.weight, head.bias, labels[:, 1:][wanted])
+    spread = [value.new_zeros(wanted.shape).masked_scatter(wanted, value) for value in scored]
+    return FusedCausalLMOutput(**dict(zip(SCORES, spread, strict=True)), label_mask=wanted)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probability, entropy, mean logit and being the likeliest, of each target: hidden (n, width), targets (n,) -> four (n,).
+
+    Logits live for a few rows at a time. Since the head is not trained, the gradient of a log-probability, W[target] - p W, is
+    taken while the probabilities p are at hand, so nothing of the size of the vocabulary is kept or computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets):
+        parts = []
+        for some, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+            logits = F.linear(some, weight, bias).float()
+            total = logits.logsumexp(-1)
+            probabilities = (logits - total[:, None]).exp_()
+            chosen = logits.gather(-1, wanted[:, None]).squeeze(-1) - total
+            entropy = total - torch.linalg.vecdot(probabilities, logits)
+            slope = weight[wanted] - probabilities.to(weight.dtype) @ weight
+            parts.append((chosen, entropy, logits.mean(-1), logits.argmax(-1) == wanted, slope))
+        *scored, slope = map(torch.cat, zip(*parts, strict=True))
+        ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(*scored[1:])
+        return tuple(scored)
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        (slope,) = ctx.saved_tensors
+        return gradient.to(slope.dtype)[:, None] * slope, None, None, None
+
+
+# ---- LoRA as one product --------------------------------------------------------------------------------------------
+
+
+class _MergedLinear(torch.autograd.Function):
+    """y = x (W + s B A)^T, where PEFT has y = x W^T + s (x A^T) B^T: two thin products and four passes over all tokens less.
+
+    x (..., inputs), weight (outputs, inputs), down A (r, inputs), up B (outputs, r); gradients of x, A and B."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, down, up, scaling):
+        ctx.save_for_backward(x, weight, down, up)
+        ctx.scaling = scaling
+        return F.linear(x, torch.addmm(weight, up, down, alpha=scaling), bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, down, up = ctx.saved_tensors
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = gradient @ torch.addmm(weight, up, down, alpha=ctx.scaling)
+        x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
+        of_down = ((gradient @ up) * ctx.scaling).T @ x
+        of_up = gradient.T @ ((x @ down.T) * ctx.scaling)
+        return of_x, None, None, of_down, of_up, None
+
+
+def merge_products(model) -> int:
+    """Gives every LoRA layer of a PEFT model that allows it the merged forward; returns how many.
+
+    While nothing is trained, PEFT's own forward stays: what is measured is what a stored adapter gives. It also stays while
+    dropout is at work, or while adapters are off, merged, or not exactly one.
+    """
+    from peft.tuners.lora.layer import Linear
+
+    layers = [module for module in model.modules() if isinstance(module, Linear) and can_merge(module)]
+    for layer in layers:
+        layer.forward = types.MethodType(_merged_forward(layer.forward), layer)
+    return len(layers)
+
+
+def can_merge(layer) -> bool:
+    """A plain linear layer under a plain LoRA, in float32: in lower precision the frozen matrix would swallow a small one."""
+    base = layer.get_base_layer()
+    plain = type(base) is torch.nn.Linear and base.weight.dtype is torch.float32 and not base.weight.requires_grad
+    return plain and not layer.lora_variant and not any(layer.lora_bias.values())
+
+
+def _merged_forward(stock):
+    @functools.wraps(stock)
+    def forward(self, x, *args, **kwargs):
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        dropping = self.training and any(getattr(self.lora_dropout[name], "p", 0) for name in active)
+        stays = not torch.is_grad_enabled() or self.disable_adapters or self.merged or dropping or len(active) != 1
+        if stays or args or kwargs:
+            return stock(x, *args, **kwargs)
+        (name,), base = active, self.get_base_layer()
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        return _MergedLinear.apply(x, base.weight, base.bias, down, up, self.scaling[name])
+
+    return forward

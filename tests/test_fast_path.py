@@ -1,0 +1,171 @@
+"""The fast path computes what trl and peft compute: log-probabilities, metrics and gradients, over several architectures."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from checkpoints import BUILDERS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aligner import fast_path
+
+FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
+PAD = 0
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def folder(request, tmp_path_factory):
+    return BUILDERS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+def policy(folder, fast: bool, pairs: bool = False, dropout: float = 0.0, attention: str = "sdpa", checkpointing: bool = False):
+    """A model under a random adapter with trl's head, and with the fast path on top where wanted."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from trl.trainer.utils import add_fused_lm_head
+
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    add_fused_lm_head(base, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    torch.manual_seed(3)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(base, config)
+    if fast:
+        fast_path.merge_products(model)
+        fast_path.unpad(SimpleNamespace(model=model, args=SimpleNamespace(gradient_checkpointing=checkpointing)), pairs)
+    return model.eval()  # without the dropout that GPT-2 has of its own; gradients are there all the same
+
+
+def batch(prompts, answers):
+    """Right-padded rows of prompt + answer: ids, attention mask, labels on the answers."""
+    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    labels = torch.tensor([
+        [-100] * len(prompt) + answer + [-100] * (longest - len(prompt) - len(answer))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ])  # fmt: skip
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def some_ids(count: int, seed: int) -> list[int]:
+    return torch.randint(5, 60, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+PROMPTS = [some_ids(count, seed) for seed, count in enumerate((7, 1, 12, 4))]
+ANSWERS = [some_ids(count, 10 + seed) for seed, count in enumerate((5, 9, 1, 30))]
+OTHERS = [some_ids(count, 20 + seed) for seed, count in enumerate((8, 2, 17, 3))]
+SINGLE = batch(PROMPTS, ANSWERS)
+PAIRS = batch(PROMPTS * 2, ANSWERS + OTHERS)
+
+
+def run(model, inputs):
+    """Everything that trl reads of a forward pass, and the gradients of a loss that weighs every position differently."""
+    output = model(**inputs, use_cache=False, fused_lm_head=True)
+    weights = torch.linspace(0.5, 1.5, output.log_probs.numel()).view_as(output.log_probs)
+    (output.log_probs * weights).sum().backward()
+    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return {name: getattr(output, name).detach() for name in FIELDS}, gradients
+
+
+def assert_alike(one, other):
+    """Equal but for the last bits: differences below a hundred-thousandth of the largest value."""
+    (fields, gradients), (other_fields, other_gradients) = one, other
+    assert gradients.keys() == other_gradients.keys() and gradients
+    for name, value in {**fields, **gradients}.items():
+        expected = {**other_fields, **other_gradients}[name].float()
+        assert value.shape == expected.shape
+        assert (value.float() - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
+@pytest.mark.parametrize("head_rows", [3, 1000])
+def test_outputs_and_gradients_are_those_of_trl_and_peft(folder, pairs, head_rows, monkeypatch):
+    monkeypatch.setattr(fast_path, "HEAD_ROWS", head_rows)
+    inputs = PAIRS if pairs else SINGLE
+    assert_alike(run(policy(folder, fast=True, pairs=pairs), inputs), run(policy(folder, fast=False), inputs))
+
+
+def test_a_layer_sees_each_token_once(folder):
+    model, seen = policy(folder, fast=True, pairs=True), []
+    model.get_input_embeddings().register_forward_pre_hook(lambda layer, inputs: seen.append(tuple(inputs[0].shape)))
+    run(model, PAIRS)
+    assert seen == [(1, sum(map(len, PROMPTS + ANSWERS + OTHERS)))]
+
+
+def test_prompts_of_a_pair_that_differ_are_both_read(folder):
+    """Also where one is as long as the other, or its beginning."""
+    altered = [PROMPTS[0][:-1] + [61], PROMPTS[1], PROMPTS[2][:5], [*PROMPTS[3], 9]]
+    inputs = batch(PROMPTS + altered, ANSWERS + OTHERS)
+    assert_alike(run(policy(folder, fast=True, pairs=True), inputs), run(policy(folder, fast=False), inputs))
+
+
+def test_dropout_stays_pefts(folder):
+    """With dropout the merged product would be another function; without padding the model still trains."""
+    model = policy(folder, fast=True, dropout=0.5).train()
+    first, second = (run(model, SINGLE)[0]["log_probs"] for _ in range(2))
+    assert not torch.equal(first, second)
+    model.eval()
+    model.zero_grad()
+    assert_alike(run(model, SINGLE), run(policy(folder, fast=False), SINGLE))
+
+
+def test_what_is_measured_is_what_peft_gives(folder):
+    """Without gradients the stock forward runs, to the bit; a plain call is never touched."""
+    inputs = {key: value for key, value in SINGLE.items() if key != "labels"}
+    with torch.no_grad():
+        fast, stock = (policy(folder, fast=wanted)(**inputs, use_cache=False).logits for wanted in (True, False))
+    assert torch.equal(fast, stock)
+
+
+def test_a_model_with_its_adapter_off_is_the_base(folder):
+    model = policy(folder, fast=True)
+    with model.disable_adapter():
+        off = model(**SINGLE, use_cache=False, fused_lm_head=True).log_probs
+    other = policy(folder, fast=False)
+    with other.disable_adapter():
+        torch.testing.assert_close(off, other(**SINGLE, use_cache=False, fused_lm_head=True).log_probs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reason", [{"attention": "eager"}, {"checkpointing": True}], ids=str)
+def test_what_does_not_fit_is_padded_as_ever(folder, reason, capsys):
+    assert_alike(run(policy(folder, fast=True, **reason), SINGLE), run(policy(folder, fast=False), SINGLE))
+    assert "fast_path: batches are padded, as in trl" in capsys.readouterr().err
+
+
+def test_models_that_do_more_before_their_logits_do_not_fit():
+    config = SimpleNamespace(_attn_implementation="sdpa", get_text_config=lambda: config)
+    head = torch.nn.Linear(2, 3).requires_grad_(False)
+    model = SimpleNamespace(config=config, _supports_attention_backend=True, get_output_embeddings=lambda: head)
+    assert fast_path.can_unpad(model, gradient_checkpointing=False)
+    for key, value in {"final_logit_softcapping": 30.0, "logits_scaling": 8.0, "sliding_window": 64, "num_experts": 8}.items():
+        setattr(config, key, value)
+        assert not fast_path.can_unpad(model, gradient_checkpointing=False), key
+        delattr(config, key)
+    head.requires_grad_(True)
+    assert not fast_path.can_unpad(model, gradient_checkpointing=False)
+
+
+def test_low_precision_keeps_pefts_layers(folder):
+    model = policy(folder, fast=False).to(torch.bfloat16)
+    assert fast_path.merge_products(model) == 0
+
+
+lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths)
+def test_every_token_has_its_place(shape):
+    """Whatever the lengths: reading the row of tokens through the slots gives the rectangle back, padding aside."""
+    prompts, chosen, rejected = zip(*[[some_ids(n, 7 * n + k) for k, n in enumerate(each)] for each in shape], strict=True)
+    inputs = batch([*prompts, *prompts], [*chosen, *rejected])
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    layout = fast_path.arrange(ids, inputs["attention_mask"], inputs["labels"], pairs=True)
+    assert torch.equal(layout.ids[0][layout.slots][mask], ids[mask])
+    places = torch.arange(ids.shape[1]).expand_as(ids)
+    assert torch.equal(layout.positions[0][layout.slots][mask], places[mask])
+    assert layout.ids.shape[1] == sum(map(len, prompts + chosen + rejected))
