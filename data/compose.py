@@ -1,12 +1,12 @@
-"""Composes data/raw/sft_examples.jsonl and dpo_pairs.jsonl: the hand-written rows, and more of them from the concept bank.
+"""Composes data/raw: SFT examples and preference pairs, hand-written and more from the concept bank, and the bank's concepts.
 
 reads   data/bank/*.yaml, data/written/*.jsonl (written by hand; model_failures.jsonl by data/failures.py)
-writes  data/raw/sft_examples.jsonl, data/raw/dpo_pairs.jsonl
+writes  data/raw/sft_examples.jsonl, data/raw/dpo_pairs.jsonl, data/raw/concepts.jsonl
 command python data/compose.py       (a test asserts that data/raw holds what this writes)
 
-Every sentence is hand-written; what is composed is the answer. Only concepts with `role: train` are used, and only question
-forms that no eval prompt uses. A chosen answer defines the concept and names most of its key ideas, each once, and ends. A
-rejected one has a failure that small models really show, at about the same length, so that length is not the lesson.
+Every sentence is hand-written; what is composed is the answer. Examples and pairs use only concepts with `role: train`, and
+only question forms that no eval prompt uses. A chosen answer defines the concept and names most of its key ideas, each once, and
+ends. A rejected one has a failure that small models really show, at about the same length, so that length is not the lesson.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 DATA = Path(__file__).parent
@@ -77,18 +77,25 @@ VAGUE = (
 def main() -> None:
     concepts = read_bank(DATA / "bank")
     trained = [concept for concept in concepts if concept.role == "train"]
-    write("sft_examples.jsonl", [row for concept in trained for row in sft_rows(concept)])
+    write("sft_examples.jsonl", by_hand("sft_examples.jsonl") + lines(row for concept in trained for row in sft_rows(concept)))
     by_id = {concept.id: concept for concept in trained}
     composed = [row for index, concept in enumerate(trained) for row in pair_rows(concept, trained, index)]
     failures = (DATA / "written" / "model_failures.jsonl").read_text(encoding="utf-8").splitlines()
-    write("dpo_pairs.jsonl", composed + [failure_row(json.loads(line), by_id) for line in failures])
+    failed = (failure_row(json.loads(line), by_id) for line in failures)
+    write("dpo_pairs.jsonl", by_hand("dpo_pairs.jsonl") + lines(composed) + lines(failed))
+    write("concepts.jsonl", lines(map(concept_row, concepts)))
 
 
-def write(name: str, composed: list[dict]) -> None:
-    """The hand-written rows first, then the composed ones."""
-    written = (DATA / "written" / name).read_text(encoding="utf-8")
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in composed)
-    (DATA / "raw" / name).write_text(written + lines, encoding="utf-8", newline="\n")
+def by_hand(name: str) -> str:
+    return (DATA / "written" / name).read_text(encoding="utf-8")
+
+
+def lines(rows: Iterable[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write(name: str, text: str) -> None:
+    (DATA / "raw" / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def sft_rows(concept: Concept) -> list[dict]:
@@ -130,6 +137,17 @@ def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]
 def about_as_long(chosen: str, drafts: list[str]) -> str:
     """The draft nearest in length to the chosen answer, a little longer rather than shorter: length must not be the lesson."""
     return min(drafts, key=lambda text: abs(len(text) - LENGTHENED * len(chosen)))
+
+
+def concept_row(concept: Concept) -> dict:
+    """The concept's key ideas as in eval prompts, and every sentence of the bank about it, one a line."""
+    forms = (form for _, forms in concept.facts for form in forms)
+    return {
+        "concept": concept.id,
+        "topic": TOPICS[concept.domain],
+        "keywords": [{"any": list(keywords), "match": "inflect"} for keywords, _ in concept.facts],
+        "text": "\n".join([*concept.definition, *forms, *concept.why, *concept.mistake, concept.example]),
+    }
 
 
 def ask(question: str, concept: Concept) -> str:

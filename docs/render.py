@@ -1,6 +1,6 @@
-"""Writes what README.md shows of the last run: the result table, five answers picked by rule, and two plots as SVG.
+"""Writes what README.md shows of the last run: two tables of results, five answers picked by rule, and two plots as SVG.
 
-reads   metrics/*.json, plots/*.csv, data/generated/*.jsonl, data/prepared/references.jsonl, .dvc/plots
+reads   metrics/*.json, plots/*.csv, reports/score.json, data/generated/*.jsonl, data/prepared/references.jsonl, .dvc/plots
 writes  README.md (between its markers), docs/images/*.svg
 command python docs/render.py          after dvc repro
 """
@@ -27,6 +27,7 @@ PICTURES = {"hit_rate": "plots/hit_rate.csv", "dpo_rewards": "plots/dpo_rewards.
 def main() -> None:
     text = README.read_text(encoding="utf-8")
     text = between("results", results(), text)
+    text = between("lengths", lengths(), text)
     text = between("answers", answers(), text)
     text = between("seeds", seeds(), text)
     README.write_text(text, encoding="utf-8", newline="\n")
@@ -41,25 +42,53 @@ def between(name: str, content: str, text: str) -> str:
 
 
 def results() -> str:
-    """The result table: hit rates with their intervals by kind of prompt, and win rates."""
+    """The result table: hit rates with their intervals by kind of prompt, precision, and win rates."""
     with (ROOT / "plots" / "hit_rate.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     score = json.loads((ROOT / "metrics" / "score.json").read_text(encoding="utf-8"))
     groups = list(dict.fromkeys(row["group"] for row in rows))
     counts = {row["group"]: row["prompts"] for row in rows}
-    lines = ["| model | " + " | ".join(f"{group} (n = {counts[group]})" for group in groups) + " | ended by itself | tokens |"]
-    lines.append("|---" * (len(groups) + 3) + "|")
+    titles = ["model", *(f"{group} (n = {counts[group]})" for group in groups), "precision", "ended by itself", "tokens"]
+    lines = [_line(titles), "|---" * len(titles) + "|"]
     for model in MODELS:
         cells = [_rate(row) for row in rows if row["model"] == model]
-        ended, tokens = score[model]["ended_rate"], score[model]["tokens_mean"]
-        lines.append(f"| {model} | " + " | ".join(cells) + f" | {ended:.2f} | {tokens:.0f} |")
+        precision, ended = score[model]["precision"], score[model]["ended_rate"]
+        cells += ["undefined" if precision is None else f"{precision:.2f}", f"{ended:.2f}", f"{score[model]['tokens_mean']:.0f}"]
+        lines.append(_line([model, *cells]))
     wins = "; ".join(_comparison(f"{first} over {second}", score[f"{first}_vs_{second}"]) for first, second in PAIRS)
     return "\n".join(lines) + f"\n\nWin rates, prompt by prompt, ties as half: {wins}.\n"
 
 
+def lengths() -> str:
+    """Each pair's mean difference of hit rates where length can play no part, with its interval and unadjusted p."""
+    pairs = json.loads((ROOT / "reports" / "score.json").read_text(encoding="utf-8"))["pairs"]
+    titles = ["mean difference of hit rates", "at similar length", "cut to the shorter answer's length"]
+    lines = [_line(titles), "|---" * len(titles) + "|"]
+    for first, second in PAIRS:
+        matched = pairs[f"{first}_vs_{second}"]["length_matched"]
+        lines.append(_line([f"{first} over {second}", *(_difference(matched[how]) for how in ("similar", "truncated"))]))
+    return "\n".join(lines) + "\n"
+
+
+def _difference(found: dict) -> str:
+    """0.019 (-0.010 to 0.048; n = 96, p = 0.2200), or what of it there is."""
+    gap = found["mean_difference"]
+    if gap["estimate"] is None:
+        return f"undefined (n = {found['n']})"
+    shown = "no interval" if gap["low"] is None else f"{gap['low']:.3f} to {gap['high']:.3f}"
+    return f"{gap['estimate']:.3f} ({shown}; n = {found['n']}, {_p(found['p'])})"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _comparison(title: str, pair: dict) -> str:
-    p = "p below 0.0001" if pair["p_adjusted"] < 0.0001 else f"p = {pair['p_adjusted']:.4f}"
-    return f"{title} {pair['win_rate']:.2f} ({pair['verdict']}, {p})"
+    return f"{title} {pair['win_rate']:.2f} ({pair['verdict']}, {_p(pair['p_adjusted'])})"
+
+
+def _p(p: float) -> str:
+    return "p below 0.0001" if p < 0.0001 else f"p = {p:.4f}"
 
 
 def _rate(row: dict[str, str]) -> str:

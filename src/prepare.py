@@ -1,7 +1,7 @@
 """prepare: read and validate the raw files, split them, and turn every message into token ids, once.
 
-reads   the three files of params.yaml (prepare.sft, prepare.pairs, prepare.eval) and the tokenizer of the chosen model
-writes  data/prepared/ (ids for sft, dpo and generate; references for score), metrics/prepare.json
+reads   the four files that prepare names in params.yaml (sft, pairs, eval, concepts) and the tokenizer of the chosen model
+writes  data/prepared/ (ids for sft, dpo and generate; references and concepts for score), metrics/prepare.json
 params  prepare, model, the entry's path, revision, chat_template and max_length
 command python src/prepare.py            the stage, as dvc repro runs it
         python src/prepare.py --check data/raw/sft_examples.jsonl …    only look at files of yours
@@ -24,7 +24,7 @@ from aligner.files import write_json, write_jsonl
 from aligner.hub import TOKENIZER_FILES, model_folder
 from aligner.progress import bar
 from aligner.records import Run, run_stage
-from aligner.rows import EvalPrompt, Ledger, PreferencePair, Row, SftExample, check, read_rows
+from aligner.rows import ConceptEntry, EvalPrompt, Ledger, PreferencePair, Row, SftExample, check, read_rows
 
 PARAMS = [
     "model",
@@ -59,12 +59,14 @@ def main(run: Run) -> None:
     pairs = prepare_file(params.prepare.pairs, "pairs", params.prepare, lambda row: pair_row(row, chat, model.max_length))
     prompts, references, eval_ledger = prepare_eval(params.prepare, chat, model.max_length)
     require_unseen(references, sft.prompts | pairs.prompts)
+    concepts, concept_ledger = prepare_concepts(params.prepare)
     for name, part in {"sft": sft, "dpo": pairs}.items():
         require_rows(name, part)
         write_jsonl(PREPARED / f"{name}_train.jsonl", part.train)
         write_jsonl(PREPARED / f"{name}_validation.jsonl", part.validation)
     write_jsonl(PREPARED / "prompts.jsonl", prompts)
     write_jsonl(PREPARED / "references.jsonl", references)
+    write_jsonl(PREPARED / "concepts.jsonl", concepts)
     write_json(PREPARED / "chat.json", {"fingerprint": chat.fingerprint, "end_id": chat.end_id, "pad_id": chat.pad_id})
     metrics = {
         "sft_data": summary(sft, sft_length),
@@ -72,7 +74,8 @@ def main(run: Run) -> None:
         "eval_data": {"prompts": len(prompts)},
     }
     write_json(METRICS, metrics)
-    run.note(metrics=metrics, ledger={"sft": sft.ledger.line(), "dpo": pairs.ledger.line(), "eval": eval_ledger.line()})
+    ledgers = {"sft": sft.ledger, "dpo": pairs.ledger, "eval": eval_ledger, "concepts": concept_ledger}
+    run.note(metrics=metrics, ledger={name: ledger.line() for name, ledger in ledgers.items()})
 
 
 def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], dict[str, Any]]) -> Part:
@@ -182,6 +185,13 @@ def reference(row: EvalPrompt) -> dict[str, Any]:
     optional = {"concept": row.concept, "kind": row.kind, "forbidden": list(row.forbidden)}
     required = {"id": row.id, "prompt": row.prompt, "topic": row.topic, "keywords": list(row.keywords)}
     return required | {key: value for key, value in optional.items() if value}
+
+
+def prepare_concepts(prepare: Any) -> tuple[list[dict[str, Any]], Ledger]:
+    """The catalogue of concepts for score; a file without rows is fine and leaves precision undefined."""
+    ledger = Ledger()
+    rows: Iterator[ConceptEntry] = accepted(prepare.concepts, "concepts", prepare, ledger)
+    return [{"concept": row.id, "keywords": list(row.keywords), "text": row.text} for row in rows], ledger
 
 
 def require_unseen(references: list[dict[str, Any]], trained_on: set[bytes]) -> None:

@@ -1,6 +1,6 @@
 """score: compare base, SFT and DPO on the same prompts by the key ideas that their answers name.
 
-reads   data/generated/{base,sft,dpo}.jsonl, data/prepared/references.jsonl
+reads   data/generated/{base,sft,dpo}.jsonl, data/prepared/{references,concepts}.jsonl
 writes  metrics/score.json, plots/{hit_rate,topics,outcomes,lengths}.csv, reports/{score.json,side_by_side.md}
 params  score
 command python src/score.py
@@ -20,6 +20,7 @@ from typing import Any
 
 from aligner import params as parameters
 from aligner.answers import Answer, Control, canaries, examine
+from aligner.concepts import Catalogue
 from aligner.errors import InputError
 from aligner.evaluation import evaluate, mean, name_of, rounded
 from aligner.files import read_jsonl, write_csv, write_json, write_text
@@ -27,6 +28,7 @@ from aligner.records import Run, run_stage
 
 PARAMS = ["score"]
 REFERENCES = Path("data/prepared/references.jsonl")
+CONCEPTS = Path("data/prepared/concepts.jsonl")
 MODELS = {
     "base": Path("data/generated/base.jsonl"),
     "sft": Path("data/generated/sft.jsonl"),
@@ -50,7 +52,7 @@ def main(run: Run) -> None:
     rows = {name: read_answers(path, references) for name, path in MODELS.items()}
     control = Control(references)
     silenced = canaries(references, control)
-    answers = score_answers(rows, references, control)
+    answers = score_answers(rows, references, control, Catalogue(list(read_jsonl(CONCEPTS))))
     run.phase("score")
 
     report = evaluate(answers, references, PAIRS, params.score) | {"canaries": silenced}
@@ -87,10 +89,12 @@ def read_answers(path: Path, references: list[dict[str, Any]]) -> list[dict[str,
     return [rows[reference["id"]] for reference in references]
 
 
-def score_answers(rows: dict[str, list[dict]], references: list[dict], control: Control) -> dict[str, list[Answer]]:
+def score_answers(
+    rows: dict[str, list[dict]], references: list[dict], control: Control, catalogue: Catalogue
+) -> dict[str, list[Answer]]:
     """Every model's answers by what they get, prompt by prompt."""
     examined = [
-        examine(place, reference, {name: given[place] for name, given in rows.items()}, control)
+        examine(place, reference, {name: given[place] for name, given in rows.items()}, control, catalogue)
         for place, reference in enumerate(references)
     ]
     return {name: [given[name] for given in examined] for name in rows}
@@ -102,6 +106,7 @@ def headline(answers: dict[str, list[Answer]], report: dict[str, Any]) -> dict[s
         name: {
             "hit_rate": four(report["models"][name]["hit_rate"]["estimate"]),
             "lift": four(report["models"][name]["lift"]["estimate"]),
+            "precision": four(report["models"][name]["precision"]["estimate"]),
             "degenerate": four(report["models"][name]["health"]["degenerate"]["estimate"]),
             "ended_rate": four(mean(answer.stop == "end" for answer in given)),
             "tokens_mean": round(mean(answer.tokens for answer in given), 1),
@@ -146,10 +151,11 @@ def length_rows(answers: dict[str, list[Answer]]) -> Iterator[list[Any]]:
 
 def side_by_side(references: list[dict], answers: dict[str, list[Answer]], report: dict[str, Any]) -> str:
     """Every prompt with the answers of all models beside each other, as Markdown."""
+    precise = "Precision is the share of key ideas named that belong to the concept asked about, as far as a prompt names one."
     rule = f"Two answers tie when their hit rates differ by no more than {report['settings']['tie_threshold']:g}."
     parts = [
         "# Answers side by side",
-        f"{len(references)} prompts. A hit is a key idea that the answer names, in any of its wordings. {rule}",
+        f"{len(references)} prompts. A hit is a key idea that the answer names, in any of its wordings. {precise} {rule}",
         model_table(report["models"]),
         outcome_table(report["pairs"]),
     ]
@@ -162,8 +168,11 @@ def model_table(models: dict[str, Any]) -> str:
     rows = []
     for name, found in models.items():
         rate, ended = found["hit_rate"], 1 - found["health"]["truncated"]["estimate"]
-        rows.append([name, three(rate), interval(rate), three(found["lift"]), three(found["all_hit_rate"]), f"{ended:.3f}"])
-    return table(["model", "hit rate", "95% interval", "lift", "all ideas named", "ended by itself"], rows)
+        precise = [three(found["precision"]), interval(found["precision"])]
+        others = [three(found["lift"]), *precise, three(found["all_hit_rate"]), f"{ended:.3f}"]
+        rows.append([name, three(rate), interval(rate), *others])
+    columns = ["model", "hit rate", "95% interval", "lift", "precision", "95% interval", "all ideas named", "ended by itself"]
+    return table(columns, rows)
 
 
 def outcome_table(pairs: dict[str, Any]) -> str:
@@ -176,16 +185,24 @@ def outcome_table(pairs: dict[str, Any]) -> str:
 
 
 def prompt_section(reference: dict[str, Any], given: dict[str, Answer]) -> list[str]:
-    """A heading, and a table with one column a model: its hits, its answer, and the ideas that it named."""
+    """A heading, and a table with one column a model: its hits, its answer, and the ideas that it named, others' included."""
     about = ", ".join(filter(None, [reference["topic"], reference.get("kind", "").replace("_", " ")]))
     titles = [f"{name}: {answer.keyword.hits} of {answer.keyword.groups}" for name, answer in given.items()]
     texts = [markdown(answer.text) or "(empty)" for answer in given.values()]
     named = [markdown(", ".join(named_ideas(answer, reference["keywords"]))) or "none" for answer in given.values()]
-    return [f"## {markdown(reference['prompt'])}", f"`{reference['id']}`, {markdown(about)}", table(titles, [texts, named])]
+    foreign = [markdown(foreign_ideas(answer)) for answer in given.values() if answer.ideas is not None]
+    rows = [row for row in (texts, named, foreign) if row]
+    return [f"## {markdown(reference['prompt'])}", f"`{reference['id']}`, {markdown(about)}", table(titles, rows)]
 
 
 def named_ideas(answer: Answer, groups: list[str | dict]) -> list[str]:
     return [keyword_label(group) for group, hit in zip(groups, answer.keyword.matched, strict=True) if hit]
+
+
+def foreign_ideas(answer: Answer) -> str:
+    """The ideas of other concepts in an answer, each with a concept that it belongs to."""
+    ideas = (f"{keyword_label(group)} ({concept})" for concept, group in answer.ideas.foreign)
+    return f"foreign: {', '.join(ideas) or 'none'}"
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -210,7 +227,7 @@ def three(found: dict[str, Any]) -> str:
 
 
 def interval(found: dict[str, Any]) -> str:
-    return "undefined" if found["low"] is None else f"{found['low']:.3f} to {found['high']:.3f}"
+    return "undefined" if found.get("low") is None else f"{found['low']:.3f} to {found['high']:.3f}"
 
 
 if __name__ == "__main__":

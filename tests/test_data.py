@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from aligner.keywords import hits
+from aligner.concepts import Catalogue
+from aligner.keywords import hits, prepare
 
 DATA = Path(__file__).parent.parent / "data"
 BANK = [entry for path in sorted((DATA / "bank").glob("*.yaml")) for entry in YAML(typ="safe").load(path)]
@@ -29,6 +30,7 @@ def plain(text: str) -> str:
 
 SFT, PAIRS = rows("sft_examples.jsonl"), rows("dpo_pairs.jsonl")
 TEST, DEV = rows("eval_prompts.jsonl"), rows("eval_prompts_dev.jsonl")
+CONCEPTS = rows("concepts.jsonl")
 ARITHMETIC = {name: getattr(math, name) for name in dir(math) if not name.startswith("_")} | {
     "Fraction": Fraction, "abs": abs, "all": all, "len": len, "math": math, "max": max, "min": min, "pow": pow,
     "range": range, "round": round, "sum": sum,
@@ -72,7 +74,7 @@ def test_raw_data_is_what_compose_writes(tmp_path, monkeypatch) -> None:
     (tmp_path / "raw").mkdir()
     monkeypatch.setattr(compose, "DATA", tmp_path)
     compose.main()
-    for name in ("sft_examples.jsonl", "dpo_pairs.jsonl"):
+    for name in ("sft_examples.jsonl", "dpo_pairs.jsonl", "concepts.jsonl"):
         assert (tmp_path / "raw" / name).read_bytes() == (DATA / "raw" / name).read_bytes()
 
 
@@ -102,6 +104,35 @@ def test_keywords_of_eval_prompts_are_those_of_the_bank() -> None:
     for row in TEST + DEV:
         known = [[str(keyword) for keyword in fact["keywords"]] for fact in BY_ID[row["concept"]]["facts"]]
         assert all(group["any"] in known for group in row["keywords"]), row["id"]
+
+
+def test_the_catalogue_holds_every_concept_with_its_key_ideas() -> None:
+    """So every eval prompt's concept is in it, and a key idea that a prompt asks for is one of its concept's own."""
+    groups = {row["concept"]: row["keywords"] for row in CONCEPTS}
+    assert sorted(groups) == sorted(BY_ID) and len(CONCEPTS) == len(BANK)
+    for row in TEST + DEV:
+        assert all(group in groups[row["concept"]] for group in row["keywords"]), row["id"]
+
+
+def test_every_sentence_of_the_bank_is_precise_about_its_own_concept() -> None:
+    """No sentence names a foreign idea, and all of a concept's text names every key idea of it."""
+    catalogue = Catalogue(CONCEPTS)
+    for row in CONCEPTS:
+        for sentence in row["text"].splitlines():
+            assert catalogue.ideas(row["concept"], prepare(sentence)).foreign == (), sentence
+        assert catalogue.ideas(row["concept"], prepare(row["text"])) == (len(row["keywords"]), ())
+
+
+def test_a_complete_answer_to_another_question_is_hardly_precise() -> None:
+    """The training answers about one concept, taken for answers about another one: nearly all their ideas are foreign."""
+    catalogue, others = Catalogue(CONCEPTS), [row["concept"] for row in SFT]
+    named = [
+        catalogue.ideas(other, prepare(row["response"]))
+        for row, other in zip(SFT, others[len(others) // 2 :] + others[: len(others) // 2], strict=True)
+        if row["concept"] != other
+    ]
+    own, foreign = sum(ideas.own for ideas in named), sum(len(ideas.foreign) for ideas in named)
+    assert own / (own + foreign) < 0.1
 
 
 def test_composed_answers_are_clean() -> None:

@@ -20,6 +20,7 @@ from test_statistics import PHI2, differences_of
 from aligner import answers as single
 from aligner import evaluation, keywords, statistics
 from aligner.answers import Answer, Control, canaries, examine
+from aligner.concepts import Catalogue, Foreign, Ideas
 from aligner.errors import InputError
 from aligner.evaluation import comparison, evaluate, rounded
 
@@ -29,14 +30,14 @@ GROUPS = 4
 TAIL = "and then the talk goes on for a while, about the weather, the garden, a train to the sea, and much else."
 
 
-def answer(hits, words=10, stop="end", shuffled=0.1, flags=(), text=None, cut=None):
+def answer(hits, words=10, stop="end", shuffled=0.1, flags=(), text=None, cut=None, ideas=None):
     """An answer that gets `hits` of four groups."""
     keyword = keywords.KeywordScore(
         hits, GROUPS, (True,) * hits + (False,) * (GROUPS - hits), hits, GROUPS, hits, GROUPS, (), 0.1, flags
     )
     text = " ".join(["word"] * words) if text is None else text
     rates = dict.fromkeys(("base", "sft", "dpo"), hits / GROUPS) | (cut or {})
-    return Answer(text, stop, words, words, keyword, False, 1.5, 0.0, shuffled, rates)
+    return Answer(text, stop, words, words, keyword, False, 1.5, 0.0, shuffled, rates, ideas)
 
 
 def models(**hits):
@@ -96,6 +97,72 @@ def test_shares_of_bad_signs():
     counts = {name: found[name]["count"] for name in ("empty", "truncated", "stuffed", "degenerate", "echo", "duplicate", "loop")}
     assert counts == {"empty": 1, "truncated": 1, "stuffed": 1, "degenerate": 1, "echo": 0, "duplicate": 2, "loop": 0}
     assert (found["empty"]["low"], found["empty"]["high"]) == statistics.wilson_interval(1, 4)
+
+
+def speaking(*ideas):
+    """Answers that name (own, foreign) ideas; None stands for a prompt without a concept of the catalogue."""
+    named = [each and Ideas(each[0], (Foreign("other", "word"),) * each[1]) for each in ideas]
+    return [answer(1, ideas=each) for each in named]
+
+
+def test_precision_by_hand():
+    """Own 2, 1, 0 of 2, 2, 1 named: 3/5. Residuals 4/5, -1/5, -3/5: SE sqrt(3/2 * 26/25) / 5, t with 2 degrees of freedom."""
+    found = evaluation.precision(speaking((2, 0), (1, 1), (0, 1)))
+    assert [found[name] for name in ("estimate", "n", "own", "foreign", "silent", "without_concept")] == [0.6, 3, 3, 2, 0, 0]
+    assert found["standard_error"] == pytest.approx(math.sqrt(1.5 * 1.04) / 5)
+    assert found["low"] == 0 and found["high"] == 1
+    assert found["method"] == "ratio estimator, t"
+
+
+def test_precision_of_right_wrong_and_mixed_answers():
+    right, wrong, mixed = ([each] * 20 for each in ((3, 0), (0, 3), (2, 2)))
+    estimates = [evaluation.precision(speaking(*each))["estimate"] for each in (right, wrong, mixed, right + wrong)]
+    assert estimates == [1, 0, 0.5, 0.5]
+
+
+def test_silent_answers_and_prompts_without_a_concept_change_neither_precision_nor_its_interval():
+    spoken = [(2, 0), (1, 1), (3, 1), (0, 1), (2, 1)]
+    alone, among = (evaluation.precision(speaking(*each)) for each in (spoken, [(0, 0), *spoken, None, (0, 0)]))
+    assert (among["silent"], among["without_concept"], among["n"]) == (2, 1, 5)
+    assert among | {"silent": 0, "without_concept": 0} == alone
+    assert 0 < alone["low"] < alone["estimate"] < alone["high"] <= 1
+
+
+@pytest.mark.parametrize("silent", [0, 99])
+def test_one_answer_that_speaks_has_no_interval_however_many_are_silent(silent):
+    found = evaluation.precision(speaking((2, 1), *[(0, 0)] * silent))
+    assert found["estimate"] == pytest.approx(2 / 3) and found["n"] == 1
+    assert found["low"] is found["high"] is None and found["reason"] == evaluation.TOO_FEW
+
+
+@pytest.mark.parametrize("ideas", [(2, 0), (0, 2), (2, 1), (1, 6)])
+def test_answers_of_one_precision_prove_no_exact_value(ideas):
+    found = evaluation.precision(speaking(*[ideas] * 7))
+    assert found["estimate"] == pytest.approx(ideas[0] / sum(ideas))
+    assert found["low"] is found["high"] is None and found["reason"] == evaluation.ALL_ALIKE
+
+
+@pytest.mark.parametrize(
+    ("ideas", "reason"),
+    [
+        ([None, None], "no prompt names a concept of the catalogue"),
+        ([], "no prompt names a concept of the catalogue"),
+        ([(0, 0), None], "no answer names a key idea of the catalogue"),
+    ],
+)
+def test_precision_of_nothing_is_undefined_with_a_reason(ideas, reason):
+    found = evaluation.precision(speaking(*ideas))
+    assert (found["estimate"], found["reason"], found["n"]) == (None, reason, 0)
+
+
+@given(st.lists(st.none() | st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=20), st.randoms())
+@settings(deadline=None, max_examples=100)
+def test_precision_lies_in_its_interval_and_no_order_changes_it(ideas, source):
+    found = evaluation.precision(speaking(*ideas))
+    assert rounded(found) == rounded(evaluation.precision(speaking(*source.sample(ideas, len(ideas)))))
+    assert list(nulls(found)) == []
+    if found.get("low") is not None:
+        assert 0 <= found["low"] <= found["estimate"] <= found["high"] <= 1
 
 
 def test_one_pair_by_hand():
@@ -450,21 +517,32 @@ def test_an_answer_cut_to_another_s_length_keeps_what_it_says_by_then():
     asked = [{"id": "p", "prompt": "Well?", "topic": "t", "keywords": ["mean", "variance"]}]
     filler = TAIL.split()
     long = " ".join(["It", "is", "called", "the", "mean", *filler[:19], "variance", *filler])
-    found = examine(0, asked[0], rows(base=" ".join(filler[:10]), sft=long), Control(asked))
+    found = examine(0, asked[0], rows(base=" ".join(filler[:10]), sft=long), Control(asked), Catalogue([]))
     assert (found["sft"].rate, found["sft"].cut) == (1, {"base": 0.5})
     assert (found["base"].rate, found["base"].cut) == (0, {"sft": 0})
 
 
 def test_a_cut_answer_can_become_a_heap_of_keywords():
     asked = [{"id": "p", "prompt": "Well?", "topic": "t", "keywords": ["mean", "variance"]}]
-    found = examine(0, asked[0], rows(base="One two three", sft=f"mean and variance, {TAIL}"), Control(asked))
+    found = examine(0, asked[0], rows(base="One two three", sft=f"mean and variance, {TAIL}"), Control(asked), Catalogue([]))
     assert (found["sft"].rate, found["sft"].cut["base"]) == (1, 0)
 
 
 def test_an_answer_of_no_words_cuts_all_away():
     asked = [{"id": "p", "prompt": "Well?", "topic": "t", "keywords": ["mean"]}]
-    found = examine(0, asked[0], rows(base="", sft=f"The mean, {TAIL}"), Control(asked))
+    found = examine(0, asked[0], rows(base="", sft=f"The mean, {TAIL}"), Control(asked), Catalogue([]))
     assert (found["sft"].rate, found["sft"].cut["base"]) == (1, 0)
+
+
+def test_an_answer_is_held_against_the_concept_that_its_prompt_names():
+    catalogue = Catalogue([{"concept": name, "keywords": [name], "text": f"A {name}."} for name in ("mean", "spread")])
+    asked = [{"id": "p", "prompt": "Well?", "topic": "t", "keywords": ["mean"]}]
+    given = rows(base=f"The mean, {TAIL}", sft=f"The spread, {TAIL}", dpo="spread " * 50)
+    own, foreign = Ideas(1, ()), Ideas(0, (Foreign("spread", "spread"),))
+    for concept, expected in (("mean", [own, foreign, foreign]), ("nothing", [None] * 3), (None, [None] * 3)):
+        found = examine(0, asked[0] | ({"concept": concept} if concept else {}), given, Control(asked), catalogue)
+        assert [answer.ideas for answer in found.values()] == expected
+    assert "degenerate" in found["dpo"].keyword.flags
 
 
 # ---- Canaries -------------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ RULES = {
     "prepare.sft": Rule("data/raw/other_sft.jsonl"),
     "prepare.pairs": Rule("data/raw/other_pairs.jsonl"),
     "prepare.eval": Rule("data/raw/other_eval.jsonl"),
+    "prepare.concepts": Rule("data/raw/other_concepts.jsonl"),
     "prepare.validation_share": Rule(0.6),
     "prepare.on_bad_row": Rule("drop", {"prepare.sft": BAD_ROWS, "prepare.max_bad_share": 0.5}),
     "prepare.max_bad_share": Rule(0, {"prepare.sft": BAD_ROWS, "prepare.on_bad_row": "drop", "prepare.max_bad_share": 0.5}),

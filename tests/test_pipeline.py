@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 STAGES = ["prepare", "sft", "dpo", "generate@base", "generate@sft", "generate@dpo", "score"]
 OUTPUTS = {
     "data/prepared": {
-        "chat.json", "dpo_train.jsonl", "dpo_validation.jsonl", "prompts.jsonl",
+        "chat.json", "concepts.jsonl", "dpo_train.jsonl", "dpo_validation.jsonl", "prompts.jsonl",
         "references.jsonl", "sft_train.jsonl", "sft_validation.jsonl",
     },
     "data/generated": {"base.jsonl", "dpo.jsonl", "sft.jsonl"},

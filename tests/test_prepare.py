@@ -24,6 +24,7 @@ from aligner.errors import InputError
 ROOT = Path(__file__).parent.parent
 PREPARED = [
     "data/prepared/chat.json",
+    "data/prepared/concepts.jsonl",
     "data/prepared/dpo_train.jsonl",
     "data/prepared/dpo_validation.jsonl",
     "data/prepared/prompts.jsonl",
@@ -346,7 +347,7 @@ def test_a_side_without_rows_is_refused(workspace, share, side, name):
         workspace.run("prepare")
 
 
-@pytest.mark.parametrize("kind", RAW)
+@pytest.mark.parametrize("kind", ["sft", "pairs", "eval"])
 def test_an_empty_file_is_refused(workspace, kind):
     workspace.write_rows(kind, [])
     with pytest.raises(InputError, match="no usable prompt" if kind == "eval" else "no rows on the train side"):
@@ -484,6 +485,20 @@ def test_what_generate_and_score_need_stands_apart_in_one_order(workspace, chat)
     assert workspace.json("metrics/prepare.json")["eval_data"] == {"prompts": 12}
 
 
+def test_concepts_reach_score_as_they_are_written_without_what_nobody_reads(workspace):
+    rows = workspace.rows(RAW["concepts"])
+    workspace.write_rows("concepts", [{"topic": "means", **row, "text": f" {row['text']}\n"} for row in rows])
+    run = workspace.run("prepare")
+    assert workspace.rows("data/prepared/concepts.jsonl") == rows
+    assert run.fields["ledger"]["concepts"] == "accepted=12 warned=0 rejected=0 skipped=0"
+
+
+def test_a_catalogue_without_concepts_is_an_empty_file(workspace):
+    workspace.write_rows("concepts", [])
+    workspace.run("prepare")
+    assert Path("data/prepared/concepts.jsonl").read_bytes() == b""
+
+
 @pytest.mark.parametrize("model", ["mini", "zephyr_llama", "gpt2"])
 def test_chat_json_is_what_the_next_stage_checks(tmp_path, monkeypatch, model):
     workspace = Workspace(tmp_path, monkeypatch, model=model)
@@ -531,7 +546,7 @@ def test_check_says_yes_to_good_files(workspace):
     before = workspace.files()
     done = command("--check", *RAW.values())
     assert done.returncode == 0
-    assert done.stdout.splitlines() == ["accepted=36 warned=0 rejected=0 skipped=0"]
+    assert done.stdout.splitlines() == ["accepted=48 warned=0 rejected=0 skipped=0"]
     assert workspace.files() == before
 
 

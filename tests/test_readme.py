@@ -6,6 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -20,6 +22,22 @@ def render():
 def test_result_table_is_that_of_the_metrics() -> None:
     module = render()
     assert module.between("results", module.results(), README) == README
+
+
+@pytest.mark.skipif(not (ROOT / "reports" / "score.json").is_file(), reason="a run writes the report; it is not in Git")
+def test_table_of_lengths_is_that_of_the_report() -> None:
+    module = render()
+    assert module.between("lengths", module.lengths(), README) == README
+
+
+def test_a_difference_is_shown_with_what_there_is_of_it() -> None:
+    """Of 96 prompts, of one (which has no interval), and of none."""
+    module = render()
+    known = {"mean_difference": {"estimate": 0.0186, "low": -0.0101, "high": 0.0478}, "n": 96, "p": 0.2178}
+    assert module._difference(known) == "0.019 (-0.010 to 0.048; n = 96, p = 0.2178)"
+    single = {"mean_difference": {"estimate": 0.25, "low": None, "high": None}, "n": 1, "p": 1.0}
+    assert module._difference(single) == "0.250 (no interval; n = 1, p = 1.0000)"
+    assert module._difference({"mean_difference": {"estimate": None}, "n": 0, "p": 1.0}) == "undefined (n = 0)"
 
 
 def test_links_and_pictures_exist() -> None:

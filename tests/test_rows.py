@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aligner import rows as reader
 from aligner.errors import InputError
-from aligner.rows import EvalPrompt, Ledger, PreferencePair, SftExample, check, read_rows
+from aligner.rows import ConceptEntry, EvalPrompt, Ledger, PreferencePair, SftExample, check, read_rows
 
 FIXTURES = Path(__file__).parent / "fixtures" / "rows"
 EXPECTED = json.loads((FIXTURES / "bad_rows.expected.json").read_text(encoding="utf-8"))
@@ -37,6 +37,8 @@ FIXTURE_KINDS = {  # what we call each defect, where the fixtures' own name is n
 GOOD = {"prompt": "p", "response": "r"}
 USER, ASSISTANT, SYSTEM = ({"role": role, "content": role[0]} for role in ("user", "assistant", "system"))
 EVAL = {"id": "e1", "prompt": "What is a chain?", "topic": "markov", "keywords": ["state", {"any": ["next", "step"]}]}
+
+CONCEPT = {"concept": "Bayes' rule", "keywords": ["prior", {"any": ["posterior"]}], "text": "It turns a prior into a posterior."}
 
 
 @pytest.fixture
@@ -189,6 +191,20 @@ def test_eval_prompts_keep_their_keyword_groups_as_written(rows_of):
     groups = ("state", {"any": ["next", "step"]})
     assert value_of(short) == EvalPrompt("e1", "What is a chain?", "markov", groups, None, None, ())
     assert value_of(long) == EvalPrompt("e2", "What is a chain?", "markov", groups, "chain", "recall", ("banana",))
+
+
+def test_a_concept_keeps_its_name_its_groups_and_its_text(rows_of):
+    for kind in (None, "concepts"):
+        entry = ConceptEntry("Bayes' rule", ("prior", {"any": ["posterior"]}), "It turns a prior into a posterior.")
+        assert value_of(rows_of({**CONCEPT, "topic": "probability", "id": 7}, kind=kind)[0]) == entry
+
+
+def test_a_concept_and_an_eval_prompt_are_told_apart(rows_of):
+    """An eval prompt may have a text among its other columns; a prompt that lacks its `prompt` stays one."""
+    assert isinstance(value_of(rows_of({**EVAL, "text": "x", "concept": "chain"})[0]), EvalPrompt)
+    for row in (EVAL, EVAL | {"concept": "chain"}):
+        problem = problem_of(rows_of({key: value for key, value in row.items() if key != "prompt"})[0])
+        assert (problem.kind, "`prompt` is missing" in problem.reason) == ("missing_key", True)
 
 
 def test_metadata_columns_are_ignored_in_silence(rows_of):
@@ -359,6 +375,35 @@ def test_a_pair_without_a_key_is_rejected_as_a_pair(rows_of):
 )
 def test_bad_eval_rows_are_rejected_by_name(rows_of, change, kind):
     assert problem_of(rows_of({**EVAL, **change}, kind="eval")[0]).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"concept": None}, "wrong_type"),
+        ({"concept": " "}, "empty_text"),
+        ({"text": ["It is."]}, "wrong_type"),
+        ({"text": ""}, "empty_text"),
+        ({"keywords": []}, "bad_keywords"),
+        ({"keywords": "prior"}, "bad_keywords"),
+        ({"keywords": [{"any": ["("], "match": "regex"}]}, "bad_keywords"),
+        ({"prompt": "What is it?"}, "wrong_kind"),
+    ],
+)
+def test_bad_concepts_are_rejected_by_name(rows_of, change, kind):
+    assert problem_of(rows_of({**CONCEPT, **change}, kind="concepts")[0]).kind == kind
+
+
+@pytest.mark.parametrize("key", ["concept", "text"])
+def test_what_a_concept_lacks_is_told_with_what_was_perhaps_meant(rows_of, key):
+    row = {f"{name}s" if name == key else name: value for name, value in CONCEPT.items()}
+    for kind in (None, "concepts"):
+        problem = problem_of(rows_of(row, kind=kind)[0])
+        assert problem.kind == "missing_key" and problem.reason == f"`{key}` is missing; did you mean it by '{key}s'?"
+
+
+def test_a_concept_stands_once_in_a_file(rows_of):
+    assert problem_of(rows_of(CONCEPT, {**CONCEPT, "text": "Another one."})[1]).kind == "duplicate_id"
 
 
 def test_eval_rows_need_an_id(rows_of):
@@ -711,7 +756,7 @@ def scratch(tmp_path_factory):
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=FILES | st.binary(max_size=200), kind=st.sampled_from([None, "sft", "pairs", "eval"]))
+@given(data=FILES | st.binary(max_size=200), kind=st.sampled_from([None, *reader.KINDS]))
 def test_any_bytes_make_rows_and_a_ledger_that_adds_up(scratch, data, kind):
     scratch.write_bytes(data)
     ledger, ids = Ledger(), []

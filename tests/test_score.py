@@ -26,8 +26,22 @@ from aligner.files import read_json, write_jsonl
 ROOT = Path(__file__).parent.parent
 TAIL = "and then the talk goes on for a while, about the weather, the garden, a train to the sea."
 REFERENCES = [
-    {"id": "a", "prompt": "Define it", "topic": "markov", "kind": "new_wording", "keywords": ["state", "step"]},
-    {"id": "b", "prompt": "Sum it up", "topic": "markov", "kind": "new_concept", "keywords": ["mean", "variance"]},
+    {
+        "id": "a",
+        "prompt": "Define it",
+        "topic": "markov",
+        "concept": "chain",
+        "kind": "new_wording",
+        "keywords": ["state", "step"],
+    },
+    {
+        "id": "b",
+        "prompt": "Sum it up",
+        "topic": "markov",
+        "concept": "moments",
+        "kind": "new_concept",
+        "keywords": ["mean", "variance"],
+    },
     {
         "id": "c",
         "prompt": "List the words",
@@ -41,6 +55,11 @@ ANSWERS = {
     "sft": {"a": "A state in a step", "b": "The mean", "c": "Two events"},
     "dpo": {"a": "The state", "b": "Its mean with its variance", "c": "A space has the union event, or an outcome"},
 }
+CONCEPTS = [
+    {"concept": "chain", "keywords": ["state", "step"], "text": "A state, a step, and then a union."},
+    {"concept": "moments", "keywords": ["mean", {"any": ["variance", "spread"]}], "text": "A mean with its variance."},
+    {"concept": "events", "keywords": ["event", "union"], "text": "An event is in a union."},
+]
 FILES = [score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS, score.REPORT, score.SIDE_BY_SIDE]
 OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
 
@@ -62,8 +81,9 @@ def write_params(tie_threshold, **others):
         yaml.dump(values, file)
 
 
-def write_inputs(references=REFERENCES, answers=ANSWERS, order=lambda rows: rows):
+def write_inputs(references=REFERENCES, answers=ANSWERS, order=lambda rows: rows, concepts=CONCEPTS):
     write_jsonl(score.REFERENCES, references)
+    write_jsonl(score.CONCEPTS, concepts)
     for name, path in score.MODELS.items():
         write_jsonl(path, order([answer_row(id, text) for id, text in answers[name].items()]))
 
@@ -164,13 +184,14 @@ def test_ended_rate_and_mean_tokens(folder):
     ]
     write_jsonl(score.MODELS["dpo"], rows)
     run()
-    assert read_json(score.METRICS)["dpo"] == {"hit_rate": 0, "lift": 0, "degenerate": 0, "ended_rate": 0.6667, "tokens_mean": 30}
+    expected = {"hit_rate": 0, "lift": 0, "precision": None, "degenerate": 0, "ended_rate": 0.6667, "tokens_mean": 30}
+    assert read_json(score.METRICS)["dpo"] == expected
 
 
-def test_the_headline_has_about_twenty_numbers_and_three_verdicts(folder):
+def test_the_headline_has_twenty_five_numbers_and_three_verdicts(folder):
     run()
     metrics = read_json(score.METRICS)
-    models = {"hit_rate", "lift", "degenerate", "ended_rate", "tokens_mean"}
+    models = {"hit_rate", "lift", "precision", "degenerate", "ended_rate", "tokens_mean"}
     assert [set(metrics[name]) for name in score.MODELS] == [models] * 3
     pairs = ["sft_vs_base", "dpo_vs_sft", "dpo_vs_base"]
     assert [set(metrics[name]) for name in pairs] == [{"win_rate", "p_adjusted", "verdict"}] * 3
@@ -203,6 +224,56 @@ def test_repeating_the_prompt_earns_no_hit(folder):
     run()
     assert table_of(score.HIT_RATE)[-1]["hit_rate"] == "0.5"
     assert "dpo: 1 of 2 |" in score.SIDE_BY_SIDE.read_text(encoding="utf-8")
+
+
+# ---- Precision --------------------------------------------------------------------------------------------------------
+
+
+def foreign_answers():
+    """dpo on a: state (own), mean (foreign), union (in the chain's own text). On b: event (foreign). c names no concept."""
+    return ANSWERS | {"dpo": {"a": "A state with the mean of a union", "b": "An event", "c": "A mean"}}
+
+
+def test_precision_of_the_small_files(folder):
+    """base names "state", sft "state", "step" and "mean", all right; dpo one of its own, and two that are foreign."""
+    write_inputs(answers=foreign_answers())
+    run()
+    metrics, report = read_json(score.METRICS), read_json(score.REPORT)
+    assert [metrics[name]["precision"] for name in score.MODELS] == [1, 1, 0.3333]
+    found = [report["models"][name]["precision"] for name in score.MODELS]
+    counts = ("n", "own", "foreign", "silent", "without_concept")
+    assert [[each[name] for name in counts] for each in found] == [[1, 1, 0, 1, 1], [2, 3, 0, 0, 1], [2, 1, 2, 0, 1]]
+    assert (found[2]["low"], found[2]["high"]) == (0, 1)
+
+
+def test_the_report_names_the_foreign_ideas_of_each_prompt_that_has_a_concept(folder):
+    write_inputs(answers=foreign_answers())
+    report = run()[score.SIDE_BY_SIDE].decode()
+    assert [line for line in report.splitlines() if "foreign" in line] == [
+        "| foreign: none | foreign: none | foreign: mean \\(moments\\) |",
+        "| foreign: none | foreign: none | foreign: event \\(events\\) |",
+    ]
+
+
+@pytest.mark.parametrize("concepts", [[], CONCEPTS[2:]], ids=["an empty file", "other concepts"])
+def test_without_a_concept_asked_about_precision_is_undefined_and_all_else_as_before(folder, concepts):
+    before = run()
+    write_inputs(concepts=concepts)
+    after = run()
+    assert [read_json(score.METRICS)[name]["precision"] for name in score.MODELS] == [None] * 3
+    reasons = {model["precision"]["reason"] for model in read_json(score.REPORT)["models"].values()}
+    assert reasons == {"no prompt names a concept of the catalogue"}
+    assert all(after[path] == before[path] for path in (score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS))
+    assert "| undefined | undefined |" in after[score.SIDE_BY_SIDE].decode()
+    assert "foreign" not in after[score.SIDE_BY_SIDE].decode()
+
+
+def test_the_order_of_the_concepts_changes_no_file(folder):
+    write_inputs(answers=foreign_answers())
+    before = run()
+    for concepts in (CONCEPTS[::-1], CONCEPTS[1:] + CONCEPTS[:1]):
+        write_inputs(answers=foreign_answers(), concepts=concepts)
+        assert run() == before
 
 
 # ---- Tables -----------------------------------------------------------------------------------------------------------
@@ -335,7 +406,7 @@ def test_the_report_shows_every_prompt_with_all_answers(folder):
     assert "| base: 1 of 2 | sft: 2 of 2 | dpo: 1 of 2 |" in report
     assert "| state | state, step | state |" in report
     assert "| none | mean | mean, variance |" in report
-    assert re.search(r"\| base \| 0\.333 \| 0\.000 to 0\.500 \| 0\.\d{3} \| 0\.000 \| 1\.000 \|", report)
+    assert re.search(r"\| base \| 0\.333 \| 0\.000 to 0\.500 \| 0\.\d{3} \| 1\.000 \| undefined \| 0\.000 \| 1\.000 \|", report)
     assert "differ by no more than 0." in report
     for texts in ANSWERS.values():
         assert all(f"{text}, {TAIL}" in report for text in texts.values())
@@ -375,7 +446,9 @@ def test_hostile_text_stays_text_wherever_it_comes_from(folder, text):
     """In answers, prompts, topics, kinds and keywords alike, the page has our own tags alone, and shows the words."""
     hostile = {"prompt": text, "topic": text, "kind": text, "keywords": [{"any": [text, "state"]}, "step"]}
     write_inputs(
-        [REFERENCES[0] | hostile, *REFERENCES[1:]], {name: texts | {"a": f"State {text}"} for name, texts in ANSWERS.items()}
+        [REFERENCES[0] | hostile, *REFERENCES[1:]],
+        {name: texts | {"a": f"State {text}", "b": "A thing"} for name, texts in ANSWERS.items()},
+        concepts=[*CONCEPTS, {"concept": text, "keywords": [{"any": [text, "thing"]}], "text": text}],
     )
     report = run()[score.SIDE_BY_SIDE].decode()
     page = rendered(report)

@@ -28,9 +28,8 @@ from aligner.records import Run
 
 REPOSITORY = Path(__file__).parent.parent
 WEIGHTS = "models/base/weights"
-RAW = {
-    kind: f"data/raw/{name}.jsonl" for kind, name in (("sft", "sft_examples"), ("pairs", "dpo_pairs"), ("eval", "eval_prompts"))
-}
+NAMES = {"sft": "sft_examples", "pairs": "dpo_pairs", "eval": "eval_prompts", "concepts": "concepts"}
+RAW = {kind: f"data/raw/{name}.jsonl" for kind, name in NAMES.items()}
 WORDS = ["mean", "median", "mode", "range", "variance", "sample", "event", "outcome", "sum", "product", "chance", "bias"]
 
 # Small enough for a second or two a stage; every test may override what it is about.
@@ -84,15 +83,16 @@ class Params:
 
 
 class Workspace:
-    """params.yaml, three raw data files and a checkpoint in `folder`, which becomes the current directory."""
+    """params.yaml, four raw data files and a checkpoint in `folder`, which becomes the current directory."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, model: str | Path = "mini", **overrides: Any) -> None:
         self._enter(folder, monkeypatch)
         shutil.copytree(model if isinstance(model, Path) else checkpoint(model), folder / WEIGHTS)
         self.params = Params(folder / "params.yaml", REPOSITORY / "params.yaml")
         self.params.update({**SMALL, **overrides})
-        for kind, rows in {"sft": sft_rows(), "pairs": pair_rows(), "eval": eval_rows()}.items():
-            self.write_rows(kind, rows)
+        rows = {"sft": sft_rows(), "pairs": pair_rows(), "eval": eval_rows(), "concepts": concept_rows()}
+        for kind in RAW:
+            self.write_rows(kind, rows[kind])
 
     @classmethod
     def reopen(cls, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
@@ -125,7 +125,7 @@ class Workspace:
         self.run("score")
 
     def write_rows(self, kind: str, rows: list[dict[str, Any]]) -> None:
-        """Replaces a raw file: kind is sft, pairs or eval."""
+        """Replaces a raw file: kind is a key of RAW."""
         path = self.folder / RAW[kind]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -183,9 +183,16 @@ def eval_rows() -> list[dict[str, Any]]:
             "id": f"e{n}",
             "prompt": f"Please define the {word} in short.",
             "topic": "even odd".split()[n % 2],
+            "concept": word,
             "keywords": [word, "the"],
         }
         for n, word in number(WORDS)
+    ]
+
+
+def concept_rows() -> list[dict[str, Any]]:
+    return [
+        {"concept": word, "keywords": [word, f"number {n}"], "text": f"The {word} is number {n}."} for n, word in number(WORDS)
     ]
 
 

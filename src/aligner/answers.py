@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aligner import keywords, text_health
+from aligner.concepts import Catalogue, Ideas
 from aligner.errors import InputError
 
 REPETITION_ORDER = 4
@@ -29,7 +30,8 @@ class Answer(NamedTuple):
     """One model's answer to one prompt. `rate`, hits / groups in [0, 1], is what models are compared by.
 
     `cut` holds the rate that is left when the answer is cut to the length of each other model's answer, where that is shorter;
-    `shuffled` the mean rate on the keywords of all other prompts, None when there are none.
+    `shuffled` the mean rate on the keywords of all other prompts, None when there are none; `ideas` what it names of its own
+    concept and of others, None when the prompt names no concept of the catalogue.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Answer(NamedTuple):
     repetition: float
     shuffled: float | None
     cut: dict[str, float]
+    ideas: Ideas | None = None
 
     @property
     def rate(self) -> float:
@@ -112,10 +115,14 @@ class Control:
         return {prompt for prompt in asked if keywords.is_stuffed(map(found.get, self.prompts[prompt]), tokens)}
 
 
-def examine(place: int, reference: dict[str, Any], rows: dict[str, dict[str, Any]], control: Control) -> dict[str, Answer]:
+def examine(
+    place: int, reference: dict[str, Any], rows: dict[str, dict[str, Any]], control: Control, catalogue: Catalogue
+) -> dict[str, Answer]:
     """The answers of all models to prompt number `place`, from the rows of their files, each by what it gets."""
     texts = {name: keywords.prepare(row["answer"], reference["prompt"]) for name, row in rows.items()}
-    return {name: _examined(name, row, place, texts, control) for name, row in rows.items()}
+    concept = reference.get("concept")
+    ideas = {name: catalogue.ideas(concept, text) if concept in catalogue else None for name, text in texts.items()}
+    return {name: _examined(name, row, place, texts, control)._replace(ideas=ideas[name]) for name, row in rows.items()}
 
 
 def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, keywords.Text], control: Control) -> Answer:

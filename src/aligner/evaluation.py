@@ -28,6 +28,7 @@ STUDENT = "t over prompts"
 WILSON = "Wilson score"
 TANGO = "Tango score of (W-L)/n, as (1 + net)/2"
 TOO_FEW = "an interval takes at least two prompts"
+ALL_ALIKE = "all answers have the same share, so their spread says nothing"
 
 Answers = dict[str, list[Answer]]
 Pair = tuple[str, str]
@@ -178,6 +179,7 @@ def describe(given: Sequence[Answer], references: Sequence[dict[str, Any]]) -> d
         "weighted_hit_rate": weighted(given, references),
         "novel_hit_rate": novel(given),
         **control(given),
+        "precision": precision(given),
         "health": health(given),
         "lengths": {
             "characters": quantiles([len(answer.text) for answer in given]),
@@ -210,6 +212,27 @@ def control(given: Sequence[Answer]) -> dict[str, Estimate]:
         "shuffled_hit_rate": mean_estimate(shuffled, statistics.paired_t_interval, STUDENT),
         "lift": mean_estimate(lifts, statistics.paired_t_interval, STUDENT),
     }
+
+
+def precision(given: Sequence[Answer]) -> Estimate:
+    """Of all key ideas that the answers name, the share that belongs to the concept asked about: sum own / sum (own + foreign).
+
+    `n` counts the answers that name an idea at all. The silent ones would add 0 to both sums and to every square, but a prompt to
+    n: beside one answer that speaks, they would give an interval of no width. A degenerate answer counts as it stands, since a
+    loop, too, is about its concept or about another one.
+    """
+    asked = [answer.ideas for answer in given if answer.ideas is not None]
+    named = [(ideas.own, ideas.own + len(ideas.foreign)) for ideas in asked if ideas.own or ideas.foreign]
+    own, total = sum(one for one, _ in named), sum(both for _, both in named)
+    counts = {"n": len(named), "own": own, "foreign": total - own, "silent": len(asked) - len(named)}
+    counts["without_concept"] = len(given) - len(asked)
+    if not named:
+        reason = "no answer names a key idea of the catalogue" if asked else "no prompt names a concept of the catalogue"
+        return undefined(reason, **counts)
+    found = ratio_estimate(*zip(*named, strict=True)) | counts
+    if found["standard_error"] is not None and found["standard_error"] <= ROUNDING:
+        found |= {"low": None, "high": None, "reason": ALL_ALIKE}
+    return found
 
 
 def health(given: Sequence[Answer]) -> dict[str, Estimate]:

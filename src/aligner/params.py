@@ -102,6 +102,7 @@ class Prepare(Section):
     sft: Name
     pairs: Name
     eval: Name
+    concepts: Name
     validation_share: Annotated[Float, Field(gt=0, lt=1)]
     on_bad_row: Literal["error", "drop"]
     max_bad_share: Share

@@ -25,7 +25,7 @@ from unicodedata import category
 
 from aligner.errors import InputError
 
-KINDS = ("sft", "pairs", "eval")
+KINDS = ("sft", "pairs", "eval", "concepts")
 MAX_LINE_BYTES = 16 * 2**20
 MAX_INTEGER_DIGITS = 640  # the least that Python can be told to convert: the same rows pass under every setting
 MAX_DEPTH = 64  # of brackets in brackets, the row's own included
@@ -77,7 +77,19 @@ class EvalPrompt:
         return [self.prompt, self.topic]
 
 
-Record = SftExample | PreferencePair | EvalPrompt
+@dataclass(frozen=True, slots=True)
+class ConceptEntry:
+    """A concept of the catalogue, called by its name: its key ideas, as groups, and all that may rightly be said of it."""
+
+    id: str
+    keywords: tuple[str | dict, ...]
+    text: str
+
+    def texts(self) -> list[str]:
+        return [self.id, self.text]
+
+
+Record = SftExample | PreferencePair | EvalPrompt | ConceptEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +131,7 @@ class UnreadableFile(InputError):
 
 
 def read_rows(path: str | os.PathLike, kind: str | None = None) -> Iterator[Row]:
-    """One `Row` per physical line of `path`, in order. `kind` is sft, pairs or eval; None recognises it by the keys.
+    """One `Row` per physical line of `path`, in order. `kind` is one of KINDS; None recognises it by the keys.
 
     Raises ValueError for another `kind`, and on iteration UnreadableFile (an InputError) where a file cannot be read.
     """
@@ -178,8 +190,8 @@ class FileRules:
     def record(self, row: dict, line: int) -> tuple[Record, tuple[Problem, ...]]:
         """The normalised record of an object and its warnings; raises BadRow."""
         form = self.format_of(row, line)
-        value = form.build(row, row_id(row, line, required=form.kind == "eval"))
-        self.claim(value.id, given="id" in row)
+        value = form.build(row, form.name_of(row, line))
+        self.claim(value.id, given=form.kind == "concepts" or "id" in row)
         return value, key_warnings(row, form.keys) + text_warnings("\n".join(value.texts()))
 
     def format_of(self, row: dict, line: int) -> "Format":
@@ -406,6 +418,10 @@ def eval_prompt(row: dict, id: str) -> EvalPrompt:
     )
 
 
+def concept_entry(row: dict, id: str) -> ConceptEntry:
+    return ConceptEntry(id, keyword_groups(required(row, "keywords"), "keywords"), required_text(row, "text"))
+
+
 def keyword_groups(groups: object, name: str) -> tuple[str | dict, ...]:
     """The groups as written, once the keyword rules have found no fault in any of them."""
     if type(groups) is not list or not groups:
@@ -548,6 +564,12 @@ class Format:
     suits: Callable[[dict], bool]
     build: Callable[[dict, str], Record]
 
+    def name_of(self, row: dict, line: int) -> str:
+        """What the row is called: a concept by its own name, any other row by its id."""
+        if self.kind == "concepts":
+            return required_text(row, "concept")
+        return row_id(row, line, required=self.kind == "eval")
+
 
 def is_pair(row: dict, shape: type) -> bool:
     """Whether a row is a pair whose answers are of `shape` (str or list); raises BadRow where they are of both."""
@@ -559,6 +581,11 @@ def is_pair(row: dict, shape: type) -> bool:
     if str in shapes and list in shapes:
         raise mixed_pair()
     return (list in shapes) == (shape is list)
+
+
+def is_concept(row: dict) -> bool:
+    """Whether a row with keywords is a concept and no eval prompt: it has no prompt, but a text, or a concept and no id."""
+    return "keywords" in row and "prompt" not in row and ("text" in row or "concept" in row and "id" not in row)
 
 
 FORMATS = (
@@ -597,6 +624,13 @@ FORMATS = (
         frozenset(("id", "prompt", "completion", "response")),
         lambda row: "prompt" in row and ("response" in row or "completion" in row),
         prompt_example,
+    ),
+    Format(
+        "concept `concept/keywords/text`",
+        "concepts",
+        frozenset(("concept", "keywords", "text")),
+        is_concept,
+        concept_entry,
     ),
     Format(
         "eval `id/prompt/topic/keywords`",

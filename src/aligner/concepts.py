@@ -1,0 +1,84 @@
+"""Whose key ideas does an answer name: those of the concept that its prompt asks about, or those of others?
+
+A catalogue holds concepts, each with its key ideas (keyword groups) and with a text of all that may rightly be said of it. The
+hit rate alone does not tell an answer that also says what belongs to something else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from aligner import keywords
+
+
+class Foreign(NamedTuple):
+    """A key idea of another concept; where several concepts share the words, one of them."""
+
+    concept: str
+    group: keywords.Group
+
+
+class Ideas(NamedTuple):
+    """What an answer names: how many key ideas of its own concept, and which of others, in the order of the answer."""
+
+    own: int
+    foreign: tuple[Foreign, ...]
+
+
+class Catalogue:
+    """The concepts, each a mapping with `concept` (its name), `keywords` (its key ideas) and `text` (what is true of it)."""
+
+    def __init__(self, concepts: Sequence[Mapping[str, Any]]):
+        self._concepts = {row["concept"]: row for row in concepts}
+        self._groups = [Foreign(row["concept"], group) for row in concepts for group in row["keywords"]]
+        self._names = [json.dumps(each, sort_keys=True) for each in self._groups]
+        self._index = keywords.Index([group for _, group in self._groups])
+        self._native: dict[str, frozenset[int]] = {}
+
+    def __contains__(self, concept: str | None) -> bool:
+        return concept in self._concepts
+
+    def ideas(self, concept: str, text: keywords.Text) -> Ideas:
+        """What a text names, which was asked for `concept`. A group counts once, however often and however ill it is said.
+
+        An idea of another concept is foreign unless the concept's own text or keywords name it too. Ideas named by the same words
+        count as one: groups whose tokens overlap, or that are joined by others between them.
+        """
+        found = self._index.found(text)
+        own = sum(self._groups[number].concept == concept for number in found)
+        native = self._native_to(concept)
+        foreign = {number: tokens for number, tokens in found.items() if number not in native}
+        return Ideas(own, tuple(self._longest(part, foreign) for part in joined(foreign)))
+
+    def _native_to(self, concept: str) -> frozenset[int]:
+        """The groups of all concepts that this one's text or one of its keywords names; looked up once."""
+        if concept not in self._native:
+            row = self._concepts[concept]
+            literals = (literal for group in row["keywords"] for literal in _literals(group))
+            named = (self._index.found(keywords.prepare(text)) for text in (row["text"], *literals))
+            own = (number for number, group in enumerate(self._groups) if group.concept == concept)
+            self._native[concept] = frozenset(own).union(*named)
+        return self._native[concept]
+
+    def _longest(self, part: Iterable[int], found: Mapping[int, frozenset[int]]) -> Foreign:
+        """The group of most words stands for all that overlap with it; of equals, the first by name."""
+        return self._groups[min(part, key=lambda number: (-len(found[number]), self._names[number]))]
+
+
+def joined(found: Mapping[int, frozenset[int]]) -> list[list[int]]:
+    """The groups in parts such that those of two parts share no token, in the order of their first tokens."""
+    parts: list[tuple[set[int], list[int]]] = []
+    for number, tokens in found.items():
+        near = [part for part in parts if not part[0].isdisjoint(tokens)]
+        parts = [part for part in parts if part[0].isdisjoint(tokens)]
+        parts.append((tokens.union(*(each for each, _ in near)), [number, *(one for _, numbers in near for one in numbers)]))
+    return [numbers for _, numbers in sorted(parts, key=lambda part: min(part[0], default=-1))]
+
+
+def _literals(group: keywords.Group) -> Sequence[str]:
+    """The keywords of a group that are words and not patterns."""
+    if isinstance(group, str):
+        return (group,)
+    return () if group.get("match") == "regex" else group["any"]
