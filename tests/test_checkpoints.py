@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import killed
 import pytest
+from ruamel.yaml import YAML
 from workspace import REPOSITORY, Workspace
 
 from aligner import checkpoints, records
@@ -139,14 +140,21 @@ def test_sigterm_and_ctrl_c_save_the_step_and_say_how_to_go_on(whole, again, sta
     folder = again(stage)
     assert stop(stage, folder, signum) == 130
     *_, noticed, last = said(folder).splitlines()
-    step = steps_of(folder, stage)[-1]
+    step, steps = steps_of(folder, stage)[-1], last_step(whole, stage)
     assert noticed == f"{stage}: this step is finished and saved first; once more stops at once"
-    assert last == f"{stage}: interrupted; step {step} of 59 is saved. Go on: dvc repro   (or back: {records.RESTORE})"
+    assert last == f"{stage}: interrupted; step {step} of {steps} is saved. Go on: dvc repro   (or back: {records.RESTORE})"
     (record,) = (json.loads(path.read_text()) for path in (folder / "experiments").iterdir())
-    assert (record["state"], record["reason"]) == ("interrupted", f"step {step} of 59 is saved")
+    assert (record["state"], record["reason"]) == ("interrupted", f"step {step} of {steps} is saved")
     assert killed.finish(killed.start(stage, folder)) == 0
     assert f"{stage}: goes on after step {step}" in said(folder)
     assert killed.outputs(folder, stage) == killed.outputs(whole, stage)
+
+
+def last_step(folder, stage):
+    """The number of steps that a stage has, from its curve of the held-out loss, which ends with the last one."""
+    curves = {"sft": "sft.csv", "dpo": "dpo_loss.csv"}
+    with (folder / "plots" / curves[stage]).open(encoding="utf-8", newline="") as file:
+        return max(int(row["step"]) for row in csv.DictReader(file))
 
 
 # ---- Damage ---------------------------------------------------------------------------------------------------------
@@ -487,3 +495,62 @@ def test_writing_takes_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoints, "write", write)
         kept._save(SimpleNamespace(state=SimpleNamespace(global_step=1, max_steps=9)))
         assert kept._next == pytest.approx(started + next_one)
+
+
+# ---- dvc itself -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(again):
+    """A Git and DVC repository with the real sft stage alone; there, checkpoints are written at every step."""
+    folder = again("sft")
+    shutil.copytree(REPOSITORY / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".dvc/config", ".dvcignore", ".gitignore", "requirements.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(REPOSITORY / name, folder / name)
+    pipeline = YAML(typ="safe", pure=True).load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
+    with (folder / "dvc.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump({"stages": {"sft": pipeline["stages"]["sft"]}}, file)
+    module = folder / "src/aligner/checkpoints.py"
+    text = module.read_text(encoding="utf-8").replace("SECONDS = 30.0", "SECONDS = 0.0").replace("SHARE = 0.01", "SHARE = 1e9")
+    module.write_text(text, encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def dvc_repro(folder):
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache"),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment.pop("DVC_ROOT", None)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(["dvc", "repro", "sft"], cwd=folder, env=environment, start_new_session=True, **pipes)
+
+
+def test_a_killed_dvc_leaves_a_training_that_keeps_a_second_one_out(whole, repository):
+    """The child of a killed dvc lives on. The next dvc repro is told who trains; when that one is gone, it goes on from there."""
+    first = dvc_repro(repository)
+    deadline = time.monotonic() + 900
+    while not steps_of(repository, "sft"):
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.01)
+    child = int((repository / ".cache/checkpoints/sft.holder").read_text().split()[1])
+    os.kill(child, signal.SIGSTOP)  # it would be through before the second one has begun
+    first.kill()
+    first.wait()
+
+    second = dvc_repro(repository)
+    shown = second.communicate(timeout=900)[0]
+    assert second.returncode != 0 and "Traceback" not in shown
+    assert f"sft: another process trains this already: pid {child} on {platform.node()}, since " in shown
+
+    os.kill(child, signal.SIGKILL)
+    third = dvc_repro(repository)
+    shown = third.communicate(timeout=900)[0]
+    assert third.returncode == 0, shown
+    assert "sft: goes on after step" in shown
+    assert killed.outputs(repository, "sft") == killed.outputs(whole, "sft")

@@ -69,6 +69,7 @@ def keep(stage: str, run: str) -> Iterator[Checkpoints]:
     folder = _root() / stage / run
     with alone(Path(".cache/checkpoints") / f"{stage}.lock"), alone(folder.with_name(f"{run}.lock")):
         clean_up(folder)
+        folder.mkdir(exist_ok=True)
         yield Checkpoints(stage, folder)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -133,7 +134,7 @@ class Checkpoints:
 
     def _unwritten(self, path: Path, error: Exception) -> str:
         before = _steps(self.folder)
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
+        reason = (error.strerror if isinstance(error, OSError) else None) or next(iter(str(error).strip().splitlines()), "")
         kept = f"the one of step {_step(before[-1])} is kept" if before else "there is none yet"
         return f"checkpoint {path} could not be written ({reason}); {kept}"
 
