@@ -161,7 +161,7 @@ def last_step(folder, stage):
 
 
 def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
 
 
 def empty(path):
@@ -203,6 +203,13 @@ def test_every_damage_of_every_file_is_seen(stopped, tmp_path, damage):
         DAMAGES[damage](copy / name)
         assert (problem := checkpoints.damage(copy)) is not None, f"{name}, {damage}"
         assert name in problem or name == "SHA256SUMS"
+
+
+def test_sums_must_be_those_of_every_file(stopped, tmp_path):
+    copy = shutil.copytree(checkpoints._steps(killed.run_folder(stopped, "sft"))[-1], tmp_path / "step-1")
+    lines = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (copy / "SHA256SUMS").write_text("".join(lines[:-1]))
+    assert checkpoints.damage(copy) == "trainer_state.json has other bytes than were written"
 
 
 def test_sums_of_nothing_are_no_checkpoint(tmp_path):
@@ -379,7 +386,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
         (records, "installed", lambda names: {"torch": "2.14.0"}),
         (platform, "python_version", lambda: "3.14.0"),
         (platform, "machine", lambda: "arm64"),
-        (torch.backends.cpu, "get_cpu_capability", lambda: "AVX512"),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "of tomorrow"),
         (torch.cuda, "device_count", lambda: 1),
     ):
         with monkeypatch.context() as patch:

@@ -171,7 +171,8 @@ def damage(path: Path) -> str | None:
         sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
     except (OSError, ValueError):
         return f"{SUMS} cannot be read"
-    for name in sorted({STATE, PROGRESS, *sums}):
+    found = {file.name for file in path.glob("[!.]*")} - {SUMS}
+    for name in sorted({STATE, PROGRESS, *sums, *found}):
         if not (path / name).is_file():
             return f"{name} is missing"
         if _sha256(path / name) != sums.get(name):
