@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from aligner import modeling, statistics, training
+from aligner import checkpoints, modeling, statistics, training
 from aligner import params as parameters
 from aligner.chat import Chat
 from aligner.files import read_json, read_jsonl, write_csv, write_json
@@ -72,37 +72,40 @@ def main(run: Run) -> None:
     provenance = {"base": modeling.base_fingerprint(params.models), "chat": chat.fingerprint}
     modeling.check_provenance(SFT_ADAPTER, provenance)
     train, validation = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))
-    policy = modeling.load_adapter(modeling.load_base(params.models, where), SFT_ADAPTER, trainable=True)
-    run.note(device=where.device, dtype=str(where.dtype), threads=where.threads)
-    run.phase("load")
+    inputs = {"params": params, "where": where, "provenance": provenance}
+    with checkpoints.keep("dpo", checkpoints.fingerprint("dpo", [CHAT, TRAIN, VALIDATION, SFT_ADAPTER], **inputs)) as kept:
+        policy = modeling.load_adapter(modeling.load_base(params.models, where), SFT_ADAPTER, trainable=True)
+        run.note(device=where.device, dtype=str(where.dtype), threads=where.threads)
+        run.phase("load")
 
-    reference = {
-        "train": log_probabilities(policy, train, chat.pad_id),
-        "validation": log_probabilities(policy, validation, chat.pad_id),
-    }
-    run.phase("reference")
+        reference = {
+            "train": log_probabilities(policy, train, chat.pad_id),
+            "validation": log_probabilities(policy, validation, chat.pad_id),
+        }
+        run.phase("reference")
 
-    trainer = build_trainer(params, where, chat, policy, train, reference["train"])
-    assert_starts_at_reference(trainer, params.dpo, REWARD_TOLERANCE[str(where.dtype)])
-    tokens = int(params.dpo.num_train_epochs * sum(map(pair_tokens, train)))
+        trainer = build_trainer(params, where, chat, policy, train, reference["train"])
+        assert_starts_at_reference(trainer, params.dpo, REWARD_TOLERANCE[str(where.dtype)])
+        tokens = int(params.dpo.num_train_epochs * sum(map(pair_tokens, train)))
 
-    def measure() -> dict[str, float]:
-        return preference_metrics(
-            log_probabilities(trainer.model, validation, chat.pad_id), reference["validation"], params.dpo.beta
-        )
+        def measure() -> dict[str, float]:
+            return preference_metrics(
+                log_probabilities(trainer.model, validation, chat.pad_id), reference["validation"], params.dpo.beta
+            )
 
-    training.observe(trainer, "dpo", tokens, params.dpo.eval_steps, measure)
-    trainer.train()
-    run.note(tokens_per_second=round(tokens / run.phase("train")))
+        training.observe(trainer, "dpo", tokens, params.dpo.eval_steps, measure)
+        earlier = kept.train(trainer)
+        new = 1 - earlier / trainer.state.max_steps
+        run.note(earlier_steps=earlier, tokens_per_second=round(new * tokens / run.phase("train")))
 
-    final = measure()
-    training.require_finite("dpo", final)
-    modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
-    final["kl"] = divergence(trainer.model, validation, chat.pad_id)
-    metrics = {"dpo": summary(final, validation)}
-    for path, series in CURVES.items():
-        write_csv(path, ["step", "series", "value"], training.curve(trainer.state.log_history, series))
-    write_json(METRICS, metrics)
+        final = measure()
+        training.require_finite("dpo", final)
+        modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
+        final["kl"] = divergence(trainer.model, validation, chat.pad_id)
+        metrics = {"dpo": summary(final, validation)}
+        for path, series in CURVES.items():
+            write_csv(path, ["step", "series", "value"], training.curve(trainer.state.log_history, series))
+        write_json(METRICS, metrics)
     run.note(metrics=metrics)
     run.phase("save")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from aligner import modeling, training
+from aligner import checkpoints, modeling, training
 from aligner import params as parameters
 from aligner.chat import Chat
 from aligner.files import read_json, read_jsonl, write_csv, write_json
@@ -55,27 +55,30 @@ def main(run: Run) -> None:
     where = modeling.runtime(params.models, params.seed)
     chat = modeling.load_chat(params.models)
     modeling.check_chat(chat, read_json(CHAT))
+    provenance = {"base": modeling.base_fingerprint(params.models), "chat": chat.fingerprint}
     train, validation = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))
     run.note(device=where.device, dtype=str(where.dtype), threads=where.threads)
     run.phase("load")
 
-    trainer = build_trainer(params, where, chat, train)
-    tokens = int(params.sft.num_train_epochs * sum(len(row["input_ids"]) for row in train))
+    inputs = {"params": params, "where": where, "provenance": provenance}
+    with checkpoints.keep("sft", checkpoints.fingerprint("sft", [CHAT, TRAIN, VALIDATION], **inputs)) as kept:
+        trainer = build_trainer(params, where, chat, train)
+        tokens = int(params.sft.num_train_epochs * sum(len(row["input_ids"]) for row in train))
 
-    def measure() -> dict[str, float]:
-        return evaluate(trainer.model, validation, chat.pad_id)
+        def measure() -> dict[str, float]:
+            return evaluate(trainer.model, validation, chat.pad_id)
 
-    training.observe(trainer, "sft", tokens, params.sft.eval_steps, measure)
-    trainer.train()
-    run.note(tokens_per_second=round(tokens / run.phase("train")))
+        training.observe(trainer, "sft", tokens, params.sft.eval_steps, measure)
+        earlier = kept.train(trainer)
+        new = 1 - earlier / trainer.state.max_steps
+        run.note(earlier_steps=earlier, tokens_per_second=round(new * tokens / run.phase("train")))
 
-    final = measure()
-    training.require_finite("sft", final)
-    metrics = {"sft": summary(final, validation)}
-    provenance = {"base": modeling.base_fingerprint(params.models), "chat": chat.fingerprint}
-    modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
-    write_csv(CURVE, ["step", "series", "value"], training.curve(trainer.state.log_history, SERIES))
-    write_json(METRICS, metrics)
+        final = measure()
+        training.require_finite("sft", final)
+        metrics = {"sft": summary(final, validation)}
+        modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
+        write_csv(CURVE, ["step", "series", "value"], training.curve(trainer.state.log_history, SERIES))
+        write_json(METRICS, metrics)
     run.note(metrics=metrics)
     run.phase("save")
 

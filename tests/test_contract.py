@@ -282,7 +282,7 @@ def trace(workspace, *stage):
 
 
 def unrelated(name):
-    return name == "params.yaml" or name.startswith("experiments/")
+    return name == "params.yaml" or name.startswith(("experiments/", ".cache/checkpoints/"))
 
 
 def covers(path, file):

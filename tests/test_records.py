@@ -281,3 +281,55 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_still_an_interrupt(t
     assert "sft: interrupted" in capsys.readouterr().err
     (path,) = (tmp_path / "experiments").glob("sft-*.json")
     assert json.loads(path.read_text())["state"] == "interrupted"
+
+
+# ---- Patience -------------------------------------------------------------------------------------------------------
+
+PATIENT = """
+import sys, time
+from aligner.records import interrupted, patience, run_stage
+def main(run):
+    with patience('sft: one moment'):
+        print('ready', flush=True)
+        for _ in range(600):
+            if interrupted() and {answer}: raise KeyboardInterrupt('step 7 is saved')
+            time.sleep(0.1)
+            if interrupted() and {leave}: break
+run_stage('sft', main)
+"""
+
+
+def patient(folder, answer=False, leave=False):
+    code = PATIENT.format(answer=answer, leave=leave)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_with_patience_the_stage_answers_a_signal_itself(folder):
+    with patient(folder, answer=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert shown == f"\nsft: one moment\nsft: interrupted; step 7 is saved. Go on: dvc repro   (or back: {records.RESTORE})\n"
+    assert (record(folder)["state"], record(folder)["reason"]) == ("interrupted", "step 7 is saved")
+
+
+def test_a_second_signal_ends_all_patience(folder):
+    with patient(folder) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() + process.stderr.readline() == "\nsft: one moment\n"
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 130 and shown.startswith("sft: interrupted; nothing of the inputs is lost")
+
+
+def test_a_signal_that_found_no_answer_ends_the_stage_after_all(folder):
+    with patient(folder, leave=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 130 and "sft: interrupted; nothing of the inputs is lost" in shown

@@ -138,9 +138,9 @@ class Workspace:
         return json.loads((self.folder / path).read_text(encoding="utf-8"))
 
     def files(self) -> set[str]:
-        """Every file as a relative path; left out are the checkpoint and the run records, whose names hold the time."""
+        """Every file as a relative path; left out are the base, locks, and the run records, whose names hold the time."""
         paths = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
-        return {path for path in paths if not path.startswith((WEIGHTS, "experiments/"))}
+        return {path for path in paths if not path.startswith((WEIGHTS, "experiments/", ".cache/"))}
 
 
 @functools.cache

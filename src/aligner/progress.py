@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 
-def bar(title: str, total: int | None, unit: str):
+def bar(title: str, total: int | None, unit: str, done: int = 0):
     """A tqdm bar on standard error; `total` may be None where a stream's length is not known."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=title, unit=unit, file=sys.stderr, disable=None, dynamic_ncols=True)
+    return tqdm(total=total, initial=done, desc=title, unit=unit, file=sys.stderr, disable=None, dynamic_ncols=True)

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 from aligner.errors import InputError
 
 _interruptions: list[int] = []
+_patience: list[str] = []
 
 RESTORE = "git checkout . && dvc checkout"
 LIBRARIES = [
@@ -94,8 +95,8 @@ def run_stage(stage: str, main: Callable[[Run], None]) -> None:
         _recorded(Run(stage), main)
     except InputError as error:
         _exit(1, f"{stage}: {error}")
-    except KeyboardInterrupt:
-        _exit(130, f"{stage}: interrupted; nothing of the inputs is lost. Go on: dvc repro   (or back: {RESTORE})")
+    except KeyboardInterrupt as error:
+        _exit(130, f"{stage}: interrupted; {error or 'nothing of the inputs is lost'}. Go on: dvc repro   (or back: {RESTORE})")
     except OSError as error:
         _exit(
             1,
@@ -110,7 +111,7 @@ def _recorded(run: Run, main: Callable[[Run], None]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             run.finish(*_ending(error))
-        if _interruptions:
+        if _interruptions and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
     run.finish("completed")
@@ -118,11 +119,33 @@ def _recorded(run: Run, main: Callable[[Run], None]) -> None:
 
 def _ending(error: BaseException) -> tuple[str, str | None]:
     """State and reason of a run that `error` ended."""
-    if _interruptions or isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", str(error) or None
+    if _interruptions:
         return "interrupted", None
     if isinstance(error, InputError | OSError):
         return "failed", str(error)
     return "crashed", f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def patience(message: str) -> Iterator[None]:
+    """Inside, a first signal shows `message` and is remembered, for the caller to ask `interrupted`; a second one interrupts.
+
+    Whoever leaves the block without an answer to the signal is interrupted then.
+    """
+    _patience.append(message)
+    try:
+        yield
+    finally:
+        _patience.pop()
+    if _interruptions:
+        raise KeyboardInterrupt
+
+
+def interrupted() -> bool:
+    """Whether a signal asked this stage to end."""
+    return bool(_interruptions)
 
 
 def plain(value: Any) -> Any:
@@ -161,7 +184,9 @@ def _git(*arguments: str) -> str | None:
 def _interrupt(signum: int, frame: Any) -> None:
     """Remembers the signal: a library that is just being imported may turn the KeyboardInterrupt into an error of its own."""
     _interruptions.append(signum)
-    raise KeyboardInterrupt
+    if not _patience or len(_interruptions) > 1:
+        raise KeyboardInterrupt
+    os.write(2, f"\n{_patience[-1]}\n".encode())  # print is not for signal handlers
 
 
 def _exit(code: int, message: str) -> None:

@@ -69,18 +69,19 @@ def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callabl
     """Shows one progress line (tokens/s, time left) in place of the trainer's prints, and measures held-out data on the way.
 
     tokens: tokens (not padding) of the whole run; evaluate: returns the measures that go into the curve, called before the
-    first step, every `eval_steps` and after the last.
+    first step, every `eval_steps` and after the last. A run that goes on from a checkpoint has the earlier ones in its log.
     """
     from transformers import PrinterCallback, TrainerCallback
 
     class Observer(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.bar = bar(stage, state.max_steps, "step")
-            self.started = time.monotonic()
-            self._measure(state)
+            self.bar = bar(stage, state.max_steps, "step", state.global_step)
+            self.started, self.first = time.monotonic(), state.global_step
+            if not state.global_step:
+                self._measure(state)
 
         def on_step_end(self, args, state, control, **kwargs):
-            done = tokens * state.global_step / state.max_steps
+            done = tokens * (state.global_step - self.first) / state.max_steps
             self.bar.set_postfix_str(f"{done / (time.monotonic() - self.started):,.0f} tokens/s", refresh=False)
             self.bar.update()
             if state.global_step % eval_steps == 0 or state.global_step == state.max_steps:

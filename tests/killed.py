@@ -1,0 +1,139 @@
+"""Stages in processes of their own that are killed, run again, and killed again, until nobody kills them any more.
+
+A server process loads the libraries once and forks for every run, so that a run costs a second instead of ten. What is killed
+is a real process with the stage's real `main` under `run_stage`; only its checkpoints come at every step, and slowly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl.trainer.dpo_trainer  # noqa: F401  (what a stage imports late is loaded before the server forks)
+import trl.trainer.sft_trainer  # noqa: F401
+from workspace import Workspace
+
+import dpo  # noqa: F401
+import sft  # noqa: F401
+from aligner import checkpoints, records
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["killed"])
+SLOWLY = 0.02  # seconds that each file of a checkpoint takes longer, so that a kill may fall between two of them
+SPREAD = 0.6  # seconds from the first sign of training within which the kill comes: two or three steps
+
+# Epochs that end with a short step, logs and measurements at other steps than each other, dropout, and rows cut by length.
+SETTINGS = {
+    "prepare.validation_share": 0.2,
+    "lora.lora_dropout": 0.2,
+    **{
+        f"{stage}.{key}": value
+        for stage in ("sft", "dpo")
+        for key, value in {"num_train_epochs": 19.5, "logging_steps": 3, "eval_steps": 4}.items()
+    },
+    **{
+        f"models.mini.{stage}.{key}": value
+        for stage in ("sft", "dpo")
+        for key, value in {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}.items()
+    },
+    "models.mini.dpo.learning_rate": 0.01,
+}
+
+
+def prepare(folder: Path, **changes: Any) -> None:
+    """Makes `folder` a workspace in which `prepare` ran, with training settings that are hard to resume."""
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        Workspace(folder, patch, **{**SETTINGS, **changes}).run("prepare")
+
+
+def start(stage: str, folder: Path, seconds: float = 0, slowly: float = 0.0, largest: int | None = None):
+    """The process of a stage that runs in `folder`; what it says goes to said.txt.
+
+    seconds: from checkpoint to checkpoint; slowly: how much longer each file of one takes; largest: no file may become larger
+    than so many bytes, which is a full disk to those who write.
+    """
+    process = CONTEXT.Process(target=_run, args=(stage, str(folder), seconds, slowly, largest), daemon=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the server, which starts with the first process
+        process.start()
+    return process
+
+
+def _run(stage: str, folder: str, seconds: float, slowly: float, largest: int | None) -> None:
+    os.chdir(folder)
+    os.environ.pop("DVC_ROOT", None)
+    os.environ.update(CI="1", HF_HUB_OFFLINE="1")
+    said = open("said.txt", "w", encoding="utf-8", buffering=1)
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
+    sys.stderr = sys.stdout = said
+    checkpoints.SECONDS, checkpoints.SHARE = seconds, 1e9
+    sync = checkpoints._sync
+    checkpoints._sync = lambda path: (time.sleep(slowly), sync(path))
+    if largest:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    records.run_stage(stage, importlib.import_module(stage).main)
+
+
+def finish(process, seconds: float = 900) -> int:
+    """The exit code of a process that is left alone."""
+    process.join(seconds)
+    assert process.exitcode is not None, "still running"
+    return process.exitcode
+
+
+def run_folder(folder: Path, stage: str) -> Path | None:
+    """Where the run keeps its checkpoints, when it does."""
+    return next((path for path in (folder / ".cache/checkpoints" / stage).glob("*") if path.is_dir()), None)
+
+
+def checkpoint_names(folder: Path, stage: str) -> set[str]:
+    run = run_folder(folder, stage)
+    return {path.name for path in run.iterdir()} if run else set()
+
+
+def kill_and_rerun(stage: str, folder: Path, times: int, seed: int = 17) -> list[dict[str, Any]]:
+    """Kills a stage `times` times with SIGKILL, then lets it end; where each kill fell.
+
+    Every second one falls into the writing of a checkpoint for sure, the others at a random moment after training began.
+    """
+    moments, kills = random.Random(seed), []
+    for number in range(times):
+        before = checkpoint_names(folder, stage)
+        process = start(stage, folder, slowly=SLOWLY)
+        wait_for(lambda before=before: checkpoint_names(folder, stage) - before, process)
+        time.sleep(moments.uniform(0, SPREAD))
+        if number % 2:
+            wait_for(lambda: any(name.endswith(".unfinished") for name in checkpoint_names(folder, stage)), process)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, f"{stage} ended before it was killed: {(folder / 'said.txt').read_text()}"
+        names = checkpoint_names(folder, stage)
+        whole = [path for path in checkpoints._steps(run_folder(folder, stage)) if checkpoints.damage(path) is None]
+        step = checkpoints._step(whole[-1]) if whole else 0
+        kills.append({"saved step": step, "while writing": any(name.endswith(".unfinished") for name in names)})
+    assert finish(start(stage, folder)) == 0, (folder / "said.txt").read_text()
+    return kills
+
+
+def wait_for(condition, process, seconds: float = 900) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and process.is_alive(), "it did not come to that"
+        time.sleep(0.002)
+
+
+def outputs(folder: Path, stage: str) -> dict[str, bytes]:
+    """What a training stage wrote: adapter, metrics and curves."""
+    paths = [*(folder / "models" / stage).iterdir(), folder / f"metrics/{stage}.json", *(folder / "plots").glob(f"{stage}*.csv")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)}
