@@ -5,7 +5,7 @@
     audit.report()
 
 Counts are complete; lists hold at most LISTED entries, the first in their own order and never in that of the file. In memory
-stay about 500 bytes a row (ids, digests, a MinHash signature of 256 bytes); the texts lie in a spool.
+stays less than a kilobyte a row (digests, lengths, a MinHash signature of 256 bytes); the texts lie in a spool.
 """
 
 from __future__ import annotations
