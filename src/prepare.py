@@ -1,7 +1,8 @@
 """prepare: read and validate the raw files, split them, and turn every message into token ids, once.
 
 reads   the four files that prepare names in params.yaml (sft, pairs, eval, concepts) and the tokenizer of the chosen model
-writes  data/prepared/ (ids for sft, dpo and generate; references and concepts for score), metrics/prepare.json
+writes  data/prepared/ (ids for sft, dpo and generate; references and concepts for score), reports/data.{json,md},
+        metrics/prepare.json
 params  prepare, model, the entry's path, revision, chat_template and max_length
 command python src/prepare.py            the stage, as dvc repro runs it
         python src/prepare.py --check data/raw/sft_examples.jsonl …    only look at files of yours
@@ -12,19 +13,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from aligner import data_report
 from aligner import params as parameters
 from aligner.chat import Chat
+from aligner.data_report import Audit, Listed
 from aligner.errors import InputError
-from aligner.files import write_json, write_jsonl
+from aligner.files import write_json, write_jsonl, write_text
 from aligner.hub import TOKENIZER_FILES, model_folder
+from aligner.leakage import EvalPrompts, require_clean
 from aligner.progress import bar
 from aligner.records import Run, run_stage
 from aligner.rows import ConceptEntry, EvalPrompt, Ledger, PreferencePair, Row, SftExample, check, read_rows
+from aligner.spool import Scratch
 
 PARAMS = [
     "model",
@@ -36,18 +41,20 @@ PARAMS = [
 ]
 PREPARED = Path("data/prepared")
 METRICS = Path("metrics/prepare.json")
+REPORT = Path("reports/data.json")
+PAGE = Path("reports/data.md")
 
 SHOWN_PROBLEMS = 1000
 
 
-class Part(NamedTuple):
-    """One raw file, read and tokenised: the prepared rows of each side, and what happened to the rest."""
+class Part:
+    """One raw file, read and tokenised: the prepared rows of each side (on disk), and what happened to the rest."""
 
-    train: list[dict[str, Any]]
-    validation: list[dict[str, Any]]
-    ledger: Ledger
-    dropped: Counter
-    prompts: set[bytes]
+    def __init__(self, name: str, scratch: Scratch, prompts: EvalPrompts) -> None:
+        self.train, self.validation = scratch.spool(f"{name}_train"), scratch.spool(f"{name}_validation")
+        self.ledger = Ledger()
+        self.dropped: Counter = Counter()
+        self.audit = Audit(name, scratch, prompts)
 
 
 def main(run: Run) -> None:
@@ -55,46 +62,53 @@ def main(run: Run) -> None:
     run.note(params=params)
     model = params.models
     chat = Chat.load(model_folder(model.path, model.revision, TOKENIZER_FILES), model.chat_template)
-    sft = prepare_file(params.prepare.sft, "sft", params.prepare, lambda row: sft_row(row, chat, model.max_length))
-    pairs = prepare_file(params.prepare.pairs, "pairs", params.prepare, lambda row: pair_row(row, chat, model.max_length))
-    prompts, references, eval_ledger = prepare_eval(params.prepare, chat, model.max_length)
-    require_unseen(references, sft.prompts | pairs.prompts)
-    concepts, concept_ledger = prepare_concepts(params.prepare)
-    for name, part in {"sft": sft, "dpo": pairs}.items():
-        require_rows(name, part)
-        write_jsonl(PREPARED / f"{name}_train.jsonl", part.train)
-        write_jsonl(PREPARED / f"{name}_validation.jsonl", part.validation)
+    with Scratch() as scratch:
+        prompts, references, eval_ledger, eval_warnings = prepare_eval(params.prepare, chat, model.max_length)
+        seen = EvalPrompts(references)
+        sft, dpo = Part("sft", scratch, seen), Part("dpo", scratch, seen)
+        prepare_file(params.prepare.sft, "sft", params.prepare, lambda row: sft_row(row, chat, model.max_length), sft)
+        prepare_file(params.prepare.pairs, "pairs", params.prepare, lambda row: pair_row(row, chat, model.max_length), dpo)
+        require_rows("sft", sft)
+        require_rows("dpo", dpo)
+        concepts, concept_ledger = prepare_concepts(params.prepare)
+        require_clean(seen, params.prepare.max_leakage, params.prepare.eval)
+        run.phase("read")
+        report = data_report.whole_report({"sft": sft.audit, "dpo": dpo.audit}, seen, eval_warnings)
+        run.phase("report")
+        for name, part in {"sft": sft, "dpo": dpo}.items():
+            part.train.move_to(PREPARED / f"{name}_train.jsonl")
+            part.validation.move_to(PREPARED / f"{name}_validation.jsonl")
     write_jsonl(PREPARED / "prompts.jsonl", prompts)
-    write_jsonl(PREPARED / "references.jsonl", references)
+    write_jsonl(PREPARED / "references.jsonl", flagged(references, seen))
     write_jsonl(PREPARED / "concepts.jsonl", concepts)
     write_json(PREPARED / "chat.json", {"fingerprint": chat.fingerprint, "end_id": chat.end_id, "pad_id": chat.pad_id})
+    found = data_report.metrics(report)
     metrics = {
-        "sft_data": summary(sft, sft_length),
-        "dpo_data": summary(pairs, pair_length),
+        "sft_data": summary(sft) | found["sft_data"],
+        "dpo_data": summary(dpo) | found["dpo_data"],
         "eval_data": {"prompts": len(prompts)},
+        "leakage": found["leakage"],
     }
     write_json(METRICS, metrics)
-    ledgers = {"sft": sft.ledger, "dpo": pairs.ledger, "eval": eval_ledger, "concepts": concept_ledger}
+    write_json(REPORT, report)
+    write_text(PAGE, data_report.page(report, metrics))
+    ledgers = {"sft": sft.ledger, "dpo": dpo.ledger, "eval": eval_ledger, "concepts": concept_ledger}
     run.note(metrics=metrics, ledger={name: ledger.line() for name, ledger in ledgers.items()})
 
 
-def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], dict[str, Any]]) -> Part:
-    """Reads a training file, tokenises its rows, leaves out what is too long or said before, and splits the rest."""
-    part = Part([], [], Ledger(), Counter(), set())
-    seen: set[bytes] = set()
-    for value in accepted(path, kind, prepare, part.ledger):
+def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], dict[str, Any]], part: Part) -> None:
+    """Reads a training file into `part`: tokenises its rows, leaves out what is too long or said before, and splits the rest."""
+    for value in accepted(path, kind, prepare, part.ledger, part.audit.warnings):
         row = tokenised(value, tokenise, path)
-        digest = hashlib.sha256(repr(list(row.values())[1:]).encode()).digest()
         if row.pop("too_long"):
             part.dropped["too_long"] += 1
-        elif digest in seen:
+            part.audit.too_long.add(value.id)
+        elif part.audit.is_copy(value.id, list(row.values())[1:]):
             part.dropped["duplicate"] += 1
         else:
-            seen.add(digest)
-            part.prompts.update(map(fingerprint, user_turns(value)))
-            side = part.validation if in_validation(prompt_of(value), prepare.validation_share) else part.train
-            side.append(row)
-    return part
+            held_out = in_validation(prompt_of(value), prepare.validation_share)
+            (part.validation if held_out else part.train).append(row)
+            part.audit.add(value, row, held_out)
 
 
 def tokenised(value: SftExample | PreferencePair, tokenise: Callable[[Any], dict[str, Any]], path: str) -> dict[str, Any]:
@@ -105,12 +119,17 @@ def tokenised(value: SftExample | PreferencePair, tokenise: Callable[[Any], dict
         raise InputError(f"{path}: row {value.id}: {error}") from None
 
 
-def accepted(path: str, kind: str, prepare: Any, ledger: Ledger) -> Iterator[Any]:
-    """The good rows of a file; bad ones end in one error that lists them all, or are dropped and counted, as params say."""
+def accepted(path: str, kind: str, prepare: Any, ledger: Ledger, warnings: defaultdict[str, Listed]) -> Iterator[Any]:
+    """The good rows of a file; bad ones end in one error that lists them all, or are dropped and counted, as params say.
+
+    `warnings` takes the ids of those that are kept, with something to look at, by the kind of the warning.
+    """
     problems: list[str] = []
     for row in counted(read_rows(path, kind), f"prepare {kind}"):
         ledger.add(row)
         if row.value is not None:
+            for problem in row.problems:
+                warnings[problem.kind].add(row.value.id)
             yield row.value
         elif row.status == "rejected" and len(problems) < SHOWN_PROBLEMS:
             problems += [f"{row.file}:{row.line}: {problem.kind}: {problem.reason}" for problem in row.problems]
@@ -167,17 +186,17 @@ def pair_row(pair: PreferencePair, chat: Chat, max_length: int) -> dict[str, Any
     return {"id": pair.id, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "too_long": too_long}
 
 
-def prepare_eval(prepare: Any, chat: Chat, max_length: int) -> tuple[list[dict], list[dict], Ledger]:
+def prepare_eval(prepare: Any, chat: Chat, max_length: int) -> tuple[list[dict], list[dict], Ledger, defaultdict[str, Listed]]:
     """What generate needs (ids) and what score needs (texts and keywords), kept apart: new keywords rerun score alone."""
-    ledger = Ledger()
-    rows: list[EvalPrompt] = list(accepted(prepare.eval, "eval", prepare, ledger))
+    ledger, warnings = Ledger(), defaultdict(Listed)
+    rows: list[EvalPrompt] = list(accepted(prepare.eval, "eval", prepare, ledger, warnings))
     if not rows:
         raise InputError(f"{prepare.eval} holds no usable prompt. See: python src/prepare.py --check {prepare.eval}")
     prompts = [{"id": row.id, "prompt_ids": chat.prompt((("user", row.prompt),))} for row in rows]
     long = [row["id"] for row in prompts if len(row["prompt_ids"]) >= max_length]
     if long:
         raise InputError(f"{prepare.eval}: prompts longer than max_length ({max_length} tokens): {', '.join(long[:10])}")
-    return prompts, [reference(row) for row in rows], ledger
+    return prompts, [reference(row) for row in rows], ledger, warnings
 
 
 def reference(row: EvalPrompt) -> dict[str, Any]:
@@ -190,37 +209,28 @@ def reference(row: EvalPrompt) -> dict[str, Any]:
 def prepare_concepts(prepare: Any) -> tuple[list[dict[str, Any]], Ledger]:
     """The catalogue of concepts for score; a file without rows is fine and leaves precision undefined."""
     ledger = Ledger()
-    rows: Iterator[ConceptEntry] = accepted(prepare.concepts, "concepts", prepare, ledger)
+    rows: Iterator[ConceptEntry] = accepted(prepare.concepts, "concepts", prepare, ledger, defaultdict(Listed))
     return [{"concept": row.id, "keywords": list(row.keywords), "text": row.text} for row in rows], ledger
 
 
-def require_unseen(references: list[dict[str, Any]], trained_on: set[bytes]) -> None:
-    """An eval prompt that was trained on measures memory; raises InputError with the ids of all of them."""
-    seen = [row["id"] for row in references if fingerprint(row["prompt"]) in trained_on]
-    if seen:
-        raise InputError(f"{len(seen)} eval prompts are trained on; reword or remove them: {', '.join(seen[:20])}")
+def flagged(references: list[dict[str, Any]], seen: EvalPrompts) -> list[dict[str, Any]]:
+    """The references, those that overlap with what is trained on marked with the level: score looks at the others alone, too."""
+    levels = seen.levels()
+    return [row | {"overlap": levels[row["id"]]} if row["id"] in levels else row for row in references]
 
 
 def require_rows(name: str, part: Part) -> None:
     """A side without rows cannot be trained on or measured on: said here, before a model loads."""
     for side in ("train", "validation"):
-        if not getattr(part, side):
+        if not len(getattr(part, side)):
             raise InputError(
                 f"{name}: no rows on the {side} side ({part.ledger.line()}). More rows, or another prepare.validation_share?"
             )
 
 
-def sft_length(row: dict[str, Any]) -> int:
-    return len(row["input_ids"])
-
-
-def pair_length(row: dict[str, Any]) -> int:
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-
-
-def summary(part: Part, length: Callable[[dict[str, Any]], int]) -> dict[str, int]:
+def summary(part: Part) -> dict[str, int]:
     """Counts that add up (rows = train + validation + rejected + duplicate + too_long) and lengths in tokens."""
-    lengths = sorted(map(length, part.train + part.validation))
+    lengths = sorted(part.audit.lengths)
     return {
         "rows": part.ledger.accepted + part.ledger.warned + part.ledger.rejected,
         "train": len(part.train),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from aligner.concepts import Catalogue
 from aligner.errors import InputError
 from aligner.evaluation import evaluate, mean, name_of, rounded
 from aligner.files import read_jsonl, write_csv, write_json, write_text
+from aligner.markdown import markdown, table
 from aligner.records import Run, run_stage
 
 PARAMS = ["score"]
@@ -205,21 +205,9 @@ def foreign_ideas(answer: Answer) -> str:
     return f"foreign: {', '.join(ideas) or 'none'}"
 
 
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; cells are Markdown already."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
-
-
 def keyword_label(group: str | dict) -> str:
     """A group's first keyword stands for the idea."""
     return group if isinstance(group, str) else str(group["any"][0])
-
-
-def markdown(text: str) -> str:
-    """Text as Markdown that shows it and does nothing else: no markup, no link, no end of a table cell, no terminal command."""
-    visible = re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
-    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$&]|(?<=www)\.)", r"\\\1", visible)
-    return escaped.replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/")
 
 
 def three(found: dict[str, Any]) -> str:

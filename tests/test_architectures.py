@@ -32,6 +32,8 @@ OUTPUTS = {
     *(f"models/{stage}/{name}" for stage in ("sft", "dpo") for name in ADAPTER),
     *(f"metrics/{stage}.json" for stage in ("prepare", "sft", "dpo", "score")),
     *(f"plots/{name}.csv" for name in PLOTS),
+    "reports/data.json",
+    "reports/data.md",
     "reports/score.json",
     "reports/side_by_side.md",
 }

@@ -282,7 +282,8 @@ def trace(workspace, *stage):
 
 
 def unrelated(name):
-    return name == "params.yaml" or name.startswith(("experiments/", ".cache/checkpoints/"))
+    """Parameters, run records, and the scratch folder of prepare, which is gone when it ends."""
+    return name == "params.yaml" or name.startswith(("experiments/", ".cache/checkpoints/", ".cache/rows-"))
 
 
 def covers(path, file):

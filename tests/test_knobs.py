@@ -5,13 +5,14 @@ the model meets (`observed`). A key without a rule fails, and so does a stage th
 """
 
 import importlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from ruamel.yaml import YAML
-from workspace import RAW, REPOSITORY, Params, Workspace, checkpoint
+from workspace import RAW, REPOSITORY, Params, Workspace, checkpoint, sft_rows
 
 from aligner import modeling
 from aligner import params as parameters
@@ -23,6 +24,7 @@ VALUES = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text
 STAGES = {"prepare": (), "sft": (), "dpo": (), "generate": ("base",), "score": ()}
 REPOSITORY_ID, REVISIONS = "somebody/model", {"mini": "a" * 40, "zephyr_llama": "b" * 40}
 BAD_ROWS = "data/raw/bad_sft.jsonl"
+LEAKED = "data/raw/leaked_eval.jsonl"
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}<|end|>{% endfor %}"
 SAMPLING = {"generate.do_sample": True}
 
@@ -63,6 +65,7 @@ RULES = {
     "prepare.validation_share": Rule(0.6),
     "prepare.on_bad_row": Rule("drop", {"prepare.sft": BAD_ROWS, "prepare.max_bad_share": 0.5}),
     "prepare.max_bad_share": Rule(0, {"prepare.sft": BAD_ROWS, "prepare.on_bad_row": "drop", "prepare.max_bad_share": 0.5}),
+    "prepare.max_leakage": Rule(0, {"prepare.eval": LEAKED, "prepare.max_leakage": 1}),
     "lora.r": Rule(8),
     "lora.lora_alpha": Rule(64),
     "lora.lora_dropout": Rule(0.5),
@@ -144,6 +147,8 @@ def lay_out_alternatives(folder):
         lines = (folder / path).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / f"data/raw/other_{kind}.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
     (folder / BAD_ROWS).write_text((folder / RAW["sft"]).read_text(encoding="utf-8") + "no JSON\n", encoding="utf-8")
+    leaked = {"id": "leaked", "prompt": sft_rows()[0]["prompt"], "topic": "odd", "keywords": ["mean"]}
+    (folder / LEAKED).write_text((folder / RAW["eval"]).read_text(encoding="utf-8") + json.dumps(leaked) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """prepare: which rows are kept, on which side they stand, which of their tokens are trained; and all of it the same again."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from workspace import RAW, Workspace, pair_rows, sft_rows
 
 import prepare
-from aligner import modeling
+from aligner import modeling, spool
 from aligner.chat import Chat
 from aligner.errors import InputError
+from aligner.leakage import EvalPrompts
 
 ROOT = Path(__file__).parent.parent
 PREPARED = [
@@ -32,6 +34,8 @@ PREPARED = [
     "data/prepared/sft_train.jsonl",
     "data/prepared/sft_validation.jsonl",
     "metrics/prepare.json",
+    "reports/data.json",
+    "reports/data.md",
 ]
 PROMPTS = st.text(alphabet="abcxyzÄß, ?é", min_size=1, max_size=12).map(lambda text: f"q {text} q")
 SHARES = st.floats(0.05, 0.95)
@@ -51,14 +55,26 @@ def both_sides(workspace, name):
     return workspace.rows(f"data/prepared/{name}_train.jsonl") + workspace.rows(f"data/prepared/{name}_validation.jsonl")
 
 
-def sides_of(rows, kind, share):
-    """id -> side of every kept row, without a tokenizer."""
+@contextlib.contextmanager
+def part_of(rows, kind, share, tokenise):
+    """The rows of a raw file as prepare_file sorts them, with a stand-in for the tokenizer."""
     params = SimpleNamespace(validation_share=share, on_bad_row="error", max_bad_share=0)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "PLACE", folder)
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        part = prepare.prepare_file(str(path), kind, params, lambda value: {"id": value.id, "of": value.id, "too_long": False})
-    return {row["id"]: side for side in ("train", "validation") for row in getattr(part, side)}
+        with spool.Scratch() as scratch:
+            part = prepare.Part("sft" if kind == "sft" else "dpo", scratch, EvalPrompts([]))
+            prepare.prepare_file(str(path), kind, params, tokenise, part)
+            yield part
+
+
+def sides_of(rows, kind, share):
+    """id -> side of every kept row."""
+    ids = ["input_ids", "labels"] if kind == "sft" else ["prompt_ids", "chosen_ids", "rejected_ids"]
+    tokens = {key: [] for key in ids}
+    with part_of(rows, kind, share, lambda value: {"id": value.id, **tokens, "of": value.id, "too_long": False}) as part:
+        return {row["id"]: side for side in ("train", "validation") for row in getattr(part, side)}
 
 
 def sft_rows_of(prompts):
@@ -179,7 +195,8 @@ def test_the_counts_of_a_mixed_file(mixed):
     counts = dict(mixed.counts)
     assert counts.pop("train") + counts.pop("validation") == 12
     assert counts.pop("tokens_max") >= counts.pop("tokens_median") > 0
-    assert counts == {"rows": 18, "rejected": 3, "warned": 2, "duplicate": 2, "too_long": 1}
+    kept = {"rejected": 3, "warned": 2, "duplicate": 2, "too_long": 1}
+    assert {name: counts[name] for name in ("rows", *kept)} == {"rows": 18, **kept}
 
 
 def test_the_counts_add_up(mixed):
@@ -204,18 +221,15 @@ def test_the_ledger_adds_up_for_any_rows(rows):
     """Rows of three prompts and two answers, some too long: kept once each, and every other one counted."""
 
     def tokenise(value):
-        return {"id": value.id, "text": value.messages, "too_long": value.messages[1][1].endswith("long")}
+        tokens = {"input_ids": [], "labels": []}
+        return {"id": value.id, "text": value.messages, **tokens, "too_long": value.messages[1][1].endswith("long")}
 
-    params = SimpleNamespace(validation_share=0.5, on_bad_row="error", max_bad_share=0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        lines = [{"prompt": prompt, "response": answer + " long" * long} for prompt, answer, long in rows]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        part = prepare.prepare_file(str(path), "sft", params, tokenise)
-    kept = {(prompt, answer) for prompt, answer, long in rows if not long}
-    assert len(part.train) + len(part.validation) == len(kept)
-    assert part.dropped["too_long"] == sum(long for _, _, long in rows)
-    assert len(kept) + part.dropped.total() == part.ledger.accepted == len(rows)
+    lines = [{"prompt": prompt, "response": answer + " long" * long} for prompt, answer, long in rows]
+    with part_of(lines, "sft", 0.5, tokenise) as part:
+        kept = {(prompt, answer) for prompt, answer, long in rows if not long}
+        assert len(part.train) + len(part.validation) == len(kept)
+        assert part.dropped["too_long"] == sum(long for _, _, long in rows)
+        assert len(kept) + part.dropped.total() == part.ledger.accepted == len(rows)
 
 
 def test_a_pair_said_before_is_a_duplicate_and_its_mirror_is_not(workspace):
@@ -354,16 +368,40 @@ def test_an_empty_file_is_refused(workspace, kind):
         workspace.run("prepare")
 
 
-@pytest.mark.parametrize("kind", ["sft", "pairs"])
-def test_an_eval_prompt_that_is_trained_on_is_refused_by_name(workspace, kind):
+@pytest.mark.parametrize(("kind", "name"), [("sft", "sft"), ("pairs", "dpo")])
+def test_an_eval_prompt_that_is_trained_on_is_refused_by_name(workspace, kind, name):
     """However it is spelled, on whichever side it would stand, and whatever the answer."""
-    taken = [row["prompt"] for row in workspace.rows(RAW[kind])]
+    taken = [(row["id"], row["prompt"]) for row in workspace.rows(RAW[kind])]
     rows = workspace.rows(RAW["eval"])
-    rows[1]["prompt"], rows[4]["prompt"] = f"  {taken[0].upper()}", taken[5].replace(" ", "  ")
+    rows[1]["prompt"], rows[4]["prompt"] = f"  {taken[0][1].upper()}!", taken[5][1].replace(" ", "  ")
     workspace.write_rows("eval", rows)
-    with pytest.raises(InputError, match=r"2 eval prompts are trained on; .*: e2, e5$"):
+    with pytest.raises(InputError) as caught:
         workspace.run("prepare")
-    assert not Path("data/prepared").exists()
+    first, *listed, way = str(caught.value).splitlines()
+    assert first.startswith("2 of 12 eval prompts (16.7%) stand in what is trained on; prepare.max_leakage allows 0.0%")
+    found = [re.match(r"(\w+): equal to the (\w+) prompt of row (\w+): ", line).groups() for line in listed]
+    assert found == [("e2", name, taken[0][0]), ("e5", name, taken[5][0])]
+    assert RAW["eval"] in way and way.endswith("Then run: dvc repro")
+    assert {path for path in workspace.files() if path.startswith(("data/prepared", "metrics", "reports", ".cache"))} == set()
+
+
+def test_the_eval_prompts_that_overlap_are_marked_for_score(workspace):
+    """Eight words in a row of nine are marked and let through; what is allowed by params is let through, too."""
+    eval_rows, sft = workspace.rows(RAW["eval"]), workspace.rows(RAW["sft"])
+    sft[0]["response"] = "One two three four five six seven eight, and so on."
+    sft[1]["response"] = eval_rows[6]["prompt"]
+    eval_rows[3]["prompt"] = "Zero one two three four five six seven eight nine?"
+    workspace.write_rows("sft", sft)
+    workspace.write_rows("eval", eval_rows)
+    workspace.params["prepare.max_leakage"] = 1 / 12
+    workspace.run("prepare")
+    marks = {row["id"]: row.get("overlap") for row in workspace.rows("data/prepared/references.jsonl")}
+    assert {id: mark for id, mark in marks.items() if mark} == {"e4": "ngram_8", "e7": "exact"}
+    counts = workspace.json("metrics/prepare.json")["leakage"]
+    assert counts == {"exact": 1, "ngram_13": 1, "ngram_8": 2, "longest_run": 8, "validation_prompts": 0}
+    workspace.params["prepare.max_leakage"] = 0.08
+    with pytest.raises(InputError, match=r"1 of 12 eval prompts .*\ne7: equal to the sft answer of row s2: "):
+        workspace.run("prepare")
 
 
 # ---- Tokens ---------------------------------------------------------------------------------------------------------------
@@ -523,7 +561,8 @@ def command(*arguments, **variables):
 def test_a_second_run_writes_the_same_bytes_under_any_hash_seed(workspace):
     workspace.run("prepare")
     first = {path: Path(path).read_bytes() for path in PREPARED}
-    assert {path for path in workspace.files() if path.startswith(("data/prepared", "metrics"))} == set(PREPARED)
+    written = {path for path in workspace.files() if path.startswith(("data/prepared", "metrics", "reports", ".cache"))}
+    assert written == set(PREPARED)
     workspace.run("prepare")
     assert {path: Path(path).read_bytes() for path in PREPARED} == first
     for seed in ("0", "1"):

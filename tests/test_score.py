@@ -345,7 +345,44 @@ def test_the_report_is_sorted_and_every_null_has_its_reason(folder):
     report = json.loads(text)
     assert text == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     assert list(nulls(report)) == []
-    assert set(report) == {"bradley_terry", "canaries", "exploratory", "models", "pairs", "prompts", "settings"}
+    assert set(report) == {"bradley_terry", "canaries", "clean", "exploratory", "models", "pairs", "prompts", "settings"}
+
+
+# ---- Clean prompts ------------------------------------------------------------------------------------------------------
+
+
+def report_with_overlap(*ids):
+    """The report when the prompts of these ids overlap with what was trained on."""
+    write_inputs([row | {"overlap": "ngram_8"} if row["id"] in ids else row for row in REFERENCES])
+    return json.loads(run()[score.REPORT])
+
+
+def test_clean_prompts_are_scored_beside_all(folder):
+    """Without a: base (0/2 + 2/4) / 2, sft (1/2 + 1/4) / 2, dpo (2/2 + 4/4) / 2; dpo wins both from sft."""
+    report = report_with_overlap("a")
+    clean = report["clean"]
+    assert (clean["prompts"], clean["of"], report["prompts"]) == (2, 3, 3)
+    assert {name: clean["models"][name]["estimate"] for name in score.MODELS} == {"base": 0.25, "sft": 0.375, "dpo": 1}
+    assert all(clean["models"][name]["n"] == 2 and clean["models"][name]["low"] is not None for name in score.MODELS)
+    pair = clean["pairs"]["dpo_vs_sft"]
+    assert (pair["wins"], pair["ties"], pair["losses"], pair["n"]) == (2, 0, 0, 2)
+    assert report["models"]["dpo"]["hit_rate"]["n"] == 3
+    assert list(nulls(report)) == []
+
+
+def test_an_overlap_changes_no_figure_of_all_prompts(folder):
+    before = json.loads(run()[score.REPORT])
+    after = report_with_overlap("a")
+    assert {key: value for key, value in after.items() if key != "clean"} == {
+        key: value for key, value in before.items() if key != "clean"
+    }
+
+
+@pytest.mark.parametrize(("ids", "prompts", "note"), [("", 3, "no prompt overlaps"), ("abc", 0, "every prompt overlaps")])
+def test_where_all_or_no_prompts_are_clean_it_is_said_once(folder, ids, prompts, note):
+    clean = report_with_overlap(*ids)["clean"]
+    assert (clean["prompts"], clean["of"]) == (prompts, 3) and clean["note"].startswith(note)
+    assert set(clean) == {"prompts", "of", "note"}
 
 
 # ---- What the files must hold -------------------------------------------------------------------------------------------

@@ -419,6 +419,7 @@ def evaluate(
         "prompts": len(references),
         "models": {name: describe(given, references) for name, given in answers.items()},
         "pairs": contests(answers, references, pairs, rules),
+        "clean": clean(answers, references, pairs, rules),
         "exploratory": exploratory(answers, references, pairs, rules),
         "bradley_terry": abilities(answers, rules.tie_threshold),
     }
@@ -485,14 +486,28 @@ def by_group(
     for place, reference in enumerate(references):
         for group in groups_of(reference):
             places.setdefault(group, []).append(place)
-    found = {}
-    for group in sorted(places):
-        part = {name: [given[place].rate for place in places[group]] for name, given in answers.items()}
-        found[group] = {
-            "models": {name: rate_estimate(values) for name, values in part.items()},
-            "pairs": {name_of(pair): comparison(part[pair[0]], part[pair[1]], rules.tie_threshold) for pair in pairs},
-        }
-    return found
+    return {group: on_part(answers, places[group], pairs, rules) for group in sorted(places)}
+
+
+def on_part(answers: Answers, places: Sequence[int], pairs: Sequence[Pair], rules: SimpleNamespace) -> dict[str, Any]:
+    """Each model's hit rate and each pair's comparison on the prompts at these places alone."""
+    part = {name: [given[place].rate for place in places] for name, given in answers.items()}
+    return {
+        "models": {name: rate_estimate(values) for name, values in part.items()},
+        "pairs": {name_of(pair): comparison(part[pair[0]], part[pair[1]], rules.tie_threshold) for pair in pairs},
+    }
+
+
+def clean(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair], rules: SimpleNamespace) -> dict[str, Any]:
+    """The figures on the prompts that share nothing with what was trained on (prepare marks the others with `overlap`)."""
+    places = [place for place, reference in enumerate(references) if "overlap" not in reference]
+    counts = {"prompts": len(places), "of": len(references)}
+    if len(places) == len(references):
+        return counts | {"note": "no prompt overlaps with what was trained on: the figures on all prompts are those of the clean"}
+    if not places:
+        return counts | {"note": "every prompt overlaps with what was trained on: there is no clean one to look at"}
+    note = "the prompts that do not overlap with what was trained on; p-values are not adjusted, and verdicts rest on all prompts"
+    return counts | {"note": note, **on_part(answers, places, pairs, rules)}
 
 
 def health_contest(first: Sequence[Answer], second: Sequence[Answer]) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class Prepare(Section):
     validation_share: Annotated[Float, Field(gt=0, lt=1)]
     on_bad_row: Literal["error", "drop"]
     max_bad_share: Share
+    max_leakage: Share
 
 
 class Lora(Section):

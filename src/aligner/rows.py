@@ -650,6 +650,11 @@ def recognise(row: dict, kind: str | None) -> Format | None:
 # ---- Warnings: rows that are kept, with something to look at --------------------------------------------------------
 
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+DAMAGED_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # none of those that only part lines and pages
+# UTF-8 that was read as Latin-1 or CP1252: a leading byte as a letter, then each following byte as what it is there.
+_FOLLOWING = "[\x80-\xbf" + bytes(range(0x80, 0xA0)).decode("cp1252", "ignore") + "]"
+MOJIBAKE = re.compile(f"[ÂÃ]{_FOLLOWING}|(?:[ÎÏÐÑ]{_FOLLOWING}){{2}}|[âï]{_FOLLOWING}{{2}}|ð[Ÿ\x9f]{_FOLLOWING}")
+MIXED_SCRIPTS = re.compile("[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]")
 UNREAD_KEYS = frozenset(("system", "history", "tools", "functions"))
 SECRETS = {  # a cheap marker, then what it may stand in and the pattern that decides; each takes linear time
     "@": ("a mail address", r"[\w.%+-]@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2}"),
@@ -662,7 +667,7 @@ SECRETS = {  # a cheap marker, then what it may stand in and the pattern that de
 
 def text_warnings(text: str) -> tuple[Problem, ...]:
     """Warnings about characters and secrets in a row's texts; a secret is named, never shown."""
-    warnings = []
+    warnings = damage(text)
     if not text.isascii() and any(map(text.__contains__, BIDI_CONTROLS)):
         found = ", ".join(f"U+{ord(mark):04X}" for mark in BIDI_CONTROLS if mark in text)
         warnings.append(Problem("bidi_control", f"bidi controls ({found}) can hide what a text says: check it"))
@@ -676,6 +681,22 @@ def text_warnings(text: str) -> tuple[Problem, ...]:
                 )
             )
     return tuple(warnings)
+
+
+def damage(text: str) -> list[Problem]:
+    """Signs that a text was decoded wrongly, cut, or put together from look-alike letters."""
+    found = []
+    if control := DAMAGED_CONTROL.search(text):
+        found.append(Problem("control_character", f"the text holds the control character U+{ord(control[0]):04X}; remove it"))
+    if text.isascii():
+        return found
+    if mojibake := MOJIBAKE.search(text):
+        found.append(Problem("mojibake", f"{shown(mojibake[0])} seems to be UTF-8 that was read as CP1252; decode the text anew"))
+    if "\ufffd" in text:
+        found.append(Problem("replacement_character", "U+FFFD stands where a character could not be decoded; restore it"))
+    if mixed := MIXED_SCRIPTS.search(text):
+        found.append(Problem("mixed_scripts", f"{shown(mixed[0])} mixes Latin and Cyrillic letters in one word: check it"))
+    return found
 
 
 def key_warnings(row: dict, known: frozenset[str]) -> tuple[Problem, ...]:

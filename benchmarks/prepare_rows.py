@@ -1,0 +1,114 @@
+"""Rows per second and peak memory of prepare, from 10,000 to 1,000,000 SFT rows: does a large file fit into a small machine?
+
+Rows are composed by a seeded generator from the sentences of the concept bank: a question about one concept, and an answer of
+three to eight sentences, some of other concepts. Each number of rows is written to a scratch folder beside the repository's own
+pairs and eval prompts, and `src/prepare.py` runs on it as a process of its own. Its peak memory and CPU time are what the system
+reports of that process; rows/s are rows per second of CPU time, which another load on the machine changes least. Eval prompts
+that happen to stand in the composed rows do not end the run (`prepare.max_leakage` is 1 there).
+
+command python benchmarks/prepare_rows.py [N ...]          10,000 and 100,000 when none is given; 1,000,000 take a good while
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED = 17
+QUESTIONS = (
+    "What {be} {name}?",
+    "Tell me about {name}.",
+    "Can you explain {name} in a few sentences?",
+    "A student asks about {name}. What do you answer?",
+    "What should I know about {name}, and what about {other}?",
+    "How {be} {name} related to {other}?",
+    "My notes of lecture {number} mention {name}. What is that about?",
+)
+BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+
+
+def main(sizes: list[int]) -> None:
+    print(f"{'rows':>10s}{'seconds':>10s}{'CPU s':>10s}{'rows/s':>10s}{'peak memory, MB':>18s}{'near duplicates':>18s}")
+    line = "{rows:10,d}{seconds:10.1f}{cpu_seconds:10.1f}{rows_per_second:10.0f}{peak_mb:18.0f}{near_duplicates:18,d}"
+    found = []
+    for size in sizes:
+        found.append(measured(size))
+        print(line.format(**found[-1]), flush=True)
+    print(json.dumps(found))
+
+
+def measured(size: int) -> dict[str, float]:
+    """Runs prepare on so many rows, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lay_out(folder, size)
+        start = time.monotonic()
+        usage = run([sys.executable, str(ROOT / "src" / "prepare.py")], folder)
+        seconds, cpu = time.monotonic() - start, usage.ru_utime + usage.ru_stime
+        counts = json.loads((folder / "metrics/prepare.json").read_text(encoding="utf-8"))["sft_data"]
+    return {
+        "rows": counts["rows"],
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "rows_per_second": round(counts["rows"] / cpu),
+        "peak_mb": round(usage.ru_maxrss * BYTES_PER_UNIT / 1e6),
+        "near_duplicates": counts["near_duplicate"],
+    }
+
+
+def lay_out(folder: Path, size: int) -> None:
+    """params.yaml, the base model and the data files of the repository, with `size` composed SFT rows."""
+    yaml = YAML()
+    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["prepare"].update(sft="sft.jsonl", max_leakage=1)
+    params["model"], params["models"]["mini"]["path"] = "mini", str(ROOT / "models/base/weights")
+    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+    (folder / "data").mkdir()
+    shutil.copytree(ROOT / "data/raw", folder / "data/raw")
+    with (folder / "sft.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows(size))
+
+
+def rows(size: int) -> Iterator[dict[str, str]]:
+    yaml = YAML(typ="safe", pure=True)
+    bank = [concept for path in sorted((ROOT / "data/bank").glob("*.yaml")) for concept in yaml.load(path)]
+    sentences = [[*concept["definition"], *(form for fact in concept["facts"] for form in fact["forms"])] for concept in bank]
+    rng = random.Random(SEED)
+    for number in range(size):
+        concept, other = rng.sample(range(len(bank)), 2)
+        names = {"name": bank[concept]["name"], "other": bank[other]["name"], "number": number, "be": "is"}
+        own = rng.sample(sentences[concept], rng.randint(2, 4))
+        far = [rng.choice(rng.choice(sentences)) for _ in range(rng.randint(1, 4))]
+        answer = " ".join([*own, *far])
+        yield {"id": f"row-{number}", "prompt": rng.choice(QUESTIONS).format(**names), "response": answer}
+
+
+def run(command: list[str], folder: Path) -> resource.struct_rusage:
+    """Runs a command in a folder; what its process used."""
+    environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
+    process = subprocess.Popen(command, cwd=folder, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"prepare ended with {process.returncode}")
+    return usage
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", metavar="N", type=int, nargs="*", help="numbers of rows")
+    main(parser.parse_args().sizes or [10_000, 100_000])

@@ -1,0 +1,382 @@
+"""What the training files are like, told by prepare: duplicates, contradictions, lengths, damaged texts, and leakage.
+
+    audit = Audit("sft", scratch, eval_prompts)
+    audit.add(example, row, held_out)          # every row that is kept, as it comes
+    audit.report()
+
+Counts are complete; lists hold at most LISTED entries, the first in their own order and never in that of the file. In memory
+stays less than a kilobyte a row (digests, lengths, a MinHash signature of 256 bytes); the texts lie in a spool.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import Any
+
+from aligner import leakage
+from aligner.duplicates import (
+    BANDS,
+    MOST_COMPARED,
+    NEIGHBOURS,
+    PERMUTATIONS,
+    SEED,
+    SHINGLE_WORDS,
+    THRESHOLD,
+    Signer,
+    near_duplicates,
+    shingles,
+)
+from aligner.leakage import Answers, EvalPrompts, digest, words
+from aligner.markdown import markdown, table
+from aligner.rows import PreferencePair, SftExample
+from aligner.spool import Scratch
+from aligner.statistics import tango_interval
+
+LISTED = 200
+SHOWN = 20
+SHOWN_CHARACTERS = 80
+DAMAGE = ("mojibake", "replacement_character", "control_character", "mixed_scripts")
+
+Parts = dict[str, list[str]]  # prompt, and answer or chosen and rejected -> texts
+
+
+class Listed:
+    """How many entries there were, and the smallest LISTED of them: the same whatever order they come in."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._entries: list[Any] = []
+
+    def add(self, entry: Any) -> None:
+        self.count += 1
+        self._entries.append(entry)
+        if len(self._entries) >= 2 * LISTED:
+            self._entries = self.entries
+
+    @property
+    def entries(self) -> list[Any]:
+        return sorted(self._entries)[:LISTED]
+
+    def report(self) -> dict[str, Any]:
+        return {"rows": self.count, "listed": self.entries}
+
+
+def parts_of(value: SftExample | PreferencePair) -> Parts:
+    """The texts of a row by the place that they are trained in; earlier answers of a pair's conversation count as its prompt."""
+    if isinstance(value, PreferencePair):
+        return {"prompt": [text for _, text in value.prompt], "chosen": [value.chosen], "rejected": [value.rejected]}
+    answers = [text for role, text in value.messages if role == "assistant"]
+    return {"prompt": [text for role, text in value.messages if role != "assistant"], "answer": answers}
+
+
+class Audit:
+    """One training file: told of every row as it passes, asked for the report at the end."""
+
+    def __init__(self, name: str, scratch: Scratch, prompts: EvalPrompts) -> None:
+        self.name = name
+        self.warnings: defaultdict[str, Listed] = defaultdict(Listed)
+        self.too_long = Listed()
+        self.lengths = array("L")
+        self.trained_tokens = 0
+        self.gaps = array("l")
+        self.sides: dict[bool, array] = {False: array("Q"), True: array("Q")}
+        self._prompts = prompts
+        self._texts = scratch.spool(f"{name}_texts")
+        self._signer = Signer()
+        self._signatures = bytearray()
+        self._digests = array("Q")
+        self._seen: dict[bytes, int] = {}
+        self._copies: dict[int, list[str]] = {}
+        self._chosen, self._rejected = array("Q"), array("Q")
+        self._alike = Listed()
+
+    def is_copy(self, id: str, ids: list[Any]) -> bool:
+        """Whether a row with these token ids was met before; if not, the next row that is added has them."""
+        key = blake2b(repr(ids).encode(), digest_size=16).digest()
+        if key in self._seen:
+            self._copies.setdefault(self._seen[key], []).append(id)
+            return True
+        self._seen[key] = len(self._texts)
+        return False
+
+    def add(self, value: SftExample | PreferencePair, row: dict[str, Any], held_out: bool) -> None:
+        """Takes a kept row: its texts, and the ids that prepare made of them."""
+        parts = {place: list(map(words, texts)) for place, texts in parts_of(value).items()}
+        for place, texts in parts.items():
+            for text in texts:
+                self._prompts.look(f"{self.name} {place}", value.id, text)
+        self.sides[held_out].append(digest(map(" ".join, parts["prompt"])))
+        whole = [text for texts in parts.values() for text in texts]
+        self._digests.append(digest([value.id, *map(" ".join, whole)]))
+        self._signatures += self._signer.sign(shingles(whole))
+        self._texts.append([value.id, held_out, parts_of(value)])
+        if isinstance(value, PreferencePair):
+            self._add_pair(value.id, parts, row)
+        else:
+            self.lengths.append(len(row["input_ids"]))
+            self.trained_tokens += sum(label != -100 for label in row["labels"])
+
+    def _add_pair(self, id: str, parts: dict[str, list[list[str]]], row: dict[str, Any]) -> None:
+        chosen, rejected = len(row["chosen_ids"]), len(row["rejected_ids"])
+        self.lengths.append(len(row["prompt_ids"]) + max(chosen, rejected))
+        self.gaps.append(chosen - rejected)
+        asked = list(map(" ".join, parts["prompt"]))
+        for place, keys in (("chosen", self._chosen), ("rejected", self._rejected)):
+            keys.append(digest([*asked, " ".join(parts[place][0])]))
+        if self._chosen[-1] == self._rejected[-1]:
+            self._alike.add(id)
+
+    # ---- At the end ------------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        found = {
+            "tokens": self._tokens(),
+            "too_long": {"policy": "left out whole, never cut", **self.too_long.report()},
+            "warnings": {kind: self.warnings[kind].report() for kind in sorted(self.warnings)},
+            "damaged_rows": self.damaged,
+            "exact_duplicates": self._exact_duplicates(),
+            "near_duplicates": self._near_duplicates(),
+            "held_out_answers": leakage.held_out_answers(_Rows(self._texts)),
+        }
+        if self.name == "dpo":
+            found |= {
+                "contradictions": self._contradictions(),
+                "same_answers": {"rule": "differ in case, spacing or punctuation alone", **self._alike.report()},
+                "length_bias": self._length_bias(),
+            }
+        return found
+
+    @property
+    def damaged(self) -> int:
+        """Warnings of damaged encoding; a row with two kinds of damage counts twice."""
+        return sum(self.warnings[kind].count for kind in DAMAGE if kind in self.warnings)
+
+    def _tokens(self) -> dict[str, Any]:
+        ordered = sorted(self.lengths)
+        found = {"median": median(ordered), "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
+        if self.name == "sft":
+            total = sum(ordered)
+            found |= {"all": total, "supervised": self.trained_tokens}
+            found["supervised_share"] = round(self.trained_tokens / total, 4)
+        return found
+
+    def _id(self, number: int) -> str:
+        """A kept row's id; of rows that are the same the smallest, since which of them is kept depends on their order."""
+        return min([self._texts[number][0], *self._copies.get(number, ())])
+
+    def _exact_duplicates(self) -> dict[str, Any]:
+        groups = Listed()
+        for number, copies in self._copies.items():
+            groups.add(sorted([self._texts[number][0], *copies])[:SHOWN])
+        found = groups.report()
+        return {"rows": sum(map(len, self._copies.values())), "groups": found["rows"], "listed": found["listed"]}
+
+    def _near_duplicates(self) -> dict[str, Any]:
+        found = near_duplicates(self._signatures, self._digests, self._shingles)
+        pairs = Listed()
+        for first, second, similarity in found.pairs:
+            pairs.add((-round(similarity, 4), *sorted([self._id(first), self._id(second)])))
+        listed = [{"jaccard": -lower, "rows": [first, second]} for lower, first, second in pairs.entries]
+        return {
+            "threshold": THRESHOLD,
+            "shingle_words": SHINGLE_WORDS,
+            "permutations": PERMUTATIONS,
+            "bands": BANDS,
+            "neighbours": NEIGHBOURS,
+            "seed": SEED,
+            "compared": found.compared,
+            "most_compared": MOST_COMPARED,
+            "complete": found.complete,
+            "rows": len(found.rows),
+            "listed": listed,
+        }
+
+    def _shingles(self, number: int) -> set[str]:
+        parts = self._texts[number][2]
+        return shingles(words(text) for texts in parts.values() for text in texts)
+
+    def _contradictions(self) -> dict[str, Any]:
+        """Pairs of one prompt that teach against each other: what one chooses another rejects."""
+        import numpy as np
+
+        chosen, rejected = (np.frombuffer(keys, dtype=np.uint64) for keys in (self._chosen, self._rejected))
+        numbers = np.flatnonzero(chosen != rejected)
+        chosen, rejected = chosen[numbers], rejected[numbers]
+        both = np.intersect1d(chosen, rejected)
+        involved = np.isin(chosen, both) | np.isin(rejected, both)
+        factor = np.uint64(0x9E3779B97F4A7C15)
+        mirrored = np.isin(chosen * factor ^ rejected, rejected * factor ^ chosen)
+        listed = []
+        for key in both[:LISTED]:
+            choosing, rejecting = (sorted(map(self._id, numbers[keys == key].tolist())) for keys in (chosen, rejected))
+            answer = self._texts[int(numbers[chosen == key][0])][2]["chosen"][0]
+            listed.append({"chosen_by": choosing[:SHOWN], "rejected_by": rejecting[:SHOWN], "answer": shortened(answer)})
+        return {
+            "pairs": int(involved.sum()),
+            "mirrored_pairs": int(mirrored.sum()),
+            "answers": len(both),
+            "listed": sorted(listed, key=lambda entry: (entry["chosen_by"], entry["rejected_by"])),
+        }
+
+    def _length_bias(self) -> dict[str, Any]:
+        """How far "the longer answer is the chosen one" is true, in tokens, ties as one half, with Tango's interval."""
+        longer, tied = sum(gap > 0 for gap in self.gaps), sum(gap == 0 for gap in self.gaps)
+        low, high = tango_interval(longer, tied, len(self.gaps) - longer - tied)
+        return {
+            "longer_is_chosen": round((longer + tied / 2) / len(self.gaps), 4),
+            "low": round((1 + low) / 2, 4),
+            "high": round((1 + high) / 2, 4),
+            "n": len(self.gaps),
+            "chosen_longer": longer,
+            "same_length": tied,
+            "median_gap": median(sorted(self.gaps)),
+        }
+
+
+class _Rows:
+    """The spooled rows' answers as words; may be walked through any number of times."""
+
+    def __init__(self, texts: Iterable[Any]) -> None:
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[Answers]:
+        for id, held_out, parts in self._texts:
+            yield Answers(held_out, id, [words(text) for place, texts in parts.items() if place != "prompt" for text in texts])
+
+
+def median(ordered: list[int]) -> int:
+    """The upper median of sorted numbers, which is one of them."""
+    return ordered[len(ordered) // 2]
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+
+
+def shared_prompts(audits: Iterable[Audit]) -> int:
+    """Held-out rows of all files whose prompt is trained on, but for case, spacing or punctuation."""
+    import numpy as np
+
+    audits = list(audits)
+    trained, held_out = (
+        np.concatenate([np.frombuffer(audit.sides[side], dtype=np.uint64) for audit in audits]) for side in (False, True)
+    )
+    return int(np.isin(held_out, trained).sum())
+
+
+def whole_report(audits: dict[str, Audit], prompts: EvalPrompts, eval_warnings: dict[str, Listed]) -> dict[str, Any]:
+    """The content of reports/data.json."""
+    overlaps = prompts.overlaps()
+    return {
+        "listed_at_most": LISTED,
+        **{name: audit.report() for name, audit in audits.items()},
+        "eval": {"warnings": {kind: eval_warnings[kind].report() for kind in sorted(eval_warnings)}},
+        "leakage": {
+            "rule": leakage.RULE,
+            "prompts": len(prompts.ids),
+            **prompts.counts(),
+            "longest_words": max((overlap["words"] for overlap in overlaps), default=0),
+            "held_out_rows_with_a_trained_prompt": shared_prompts(audits.values()),
+            "prompts_with_a_run": len(overlaps),
+            "listed": overlaps[:LISTED],
+        },
+    }
+
+
+def metrics(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The figures of the report that `dvc metrics diff` compares, beside the counts of rows."""
+    sft, dpo, found = report["sft"], report["dpo"], report["leakage"]
+    return {
+        "sft_data": {
+            "near_duplicate": sft["near_duplicates"]["rows"],
+            "damaged": sft["damaged_rows"],
+            "supervised_share": sft["tokens"]["supervised_share"],
+        },
+        "dpo_data": {
+            "near_duplicate": dpo["near_duplicates"]["rows"],
+            "damaged": dpo["damaged_rows"],
+            "contradictory": dpo["contradictions"]["pairs"],
+            "longer_chosen": dpo["length_bias"]["longer_is_chosen"],
+            "length_gap": dpo["length_bias"]["median_gap"],
+        },
+        "leakage": {
+            **{level: found[level] for level in leakage.LEVELS},
+            "longest_run": found["longest_words"],
+            "validation_prompts": found["held_out_rows_with_a_trained_prompt"],
+        },
+    }
+
+
+# ---- The same for people ------------------------------------------------------------------------------------------------
+
+
+def page(report: dict[str, Any], counts: dict[str, dict[str, Any]]) -> str:
+    """reports/data.md: every count, and the first SHOWN of each list."""
+    parts = [
+        "# What the data are like",
+        f"Written by `prepare`. Lists show the first {SHOWN}; `reports/data.json` has up to {report['listed_at_most']} of each.",
+        *_leakage_section(report["leakage"]),
+    ]
+    for name, title in (("sft", "SFT examples"), ("dpo", "Preference pairs")):
+        parts += [f"## {title}", _count_table(report[name], counts[f"{name}_data"]), *_file_lists(report[name])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _leakage_section(found: dict[str, Any]) -> list[str]:
+    rows = [
+        ["equal to a trained text", str(found["exact"])],
+        ["… or 13 words in a row, or all of a shorter one, stand in one (`prepare.max_leakage`)", str(found["ngram_13"])],
+        ["… or 8 words in a row, or all of a shorter one", str(found["ngram_8"])],
+    ]
+    listed = [
+        [f"`{one['id']}`", one["level"] or "", f"{one['words']} of {one['prompt_words']}", f"{one['where']} `{one['row']}`",
+         markdown(one["shared"])]
+        for one in found["listed"][:SHOWN]
+    ]  # fmt: skip
+    parts = ["## Eval prompts in what is trained on", table([f"of {found['prompts']} prompts", "prompts"], rows)]
+    if listed:
+        parts += [
+            f"{found['prompts_with_a_run']} prompts share five words in a row or more with a trained text; the longest runs:",
+            table(["prompt", "level", "words", "found in", "shared words"], listed),
+        ]
+    shared = found["held_out_rows_with_a_trained_prompt"]
+    return [*parts, f"Validation rows whose prompt is trained on in other case, spacing or punctuation: {shared}."]
+
+
+def _count_table(found: dict[str, Any], counts: dict[str, Any]) -> str:
+    rows = [[name.replace("_", " "), str(value)] for name, value in counts.items()]
+    near = found["near_duplicates"]
+    if not near["complete"]:
+        rows.append(["near duplicates are more, perhaps", f"the search ended after {near['compared']} comparisons"])
+    for name, how in (("exact", "equal to"), *((name, f"with {n} words in a row of") for name, n in leakage.RUNS.items())):
+        part = found["held_out_answers"][name]
+        rows.append([f"validation answers {how} a training answer", f"{part['count']} of {part['n']}"])
+    if bias := found.get("length_bias"):
+        rows.append(["longer chosen, 95% interval", f"{bias['low']} to {bias['high']}"])
+        rows.append(["mirrored pairs", str(found["contradictions"]["mirrored_pairs"])])
+        rows.append(["pairs whose answers differ in case, spacing or punctuation alone", str(found["same_answers"]["rows"])])
+    return table(["what", "figure"], rows)
+
+
+def _file_lists(found: dict[str, Any]) -> Iterator[str]:
+    """The lists of one file, those alone that hold anything."""
+    for kind, warned in found["warnings"].items():
+        yield f"Warned about, {kind.replace('_', ' ')}: {_ids(warned['listed'])}"
+    if found["too_long"]["rows"]:
+        yield f"Too long, {found['too_long']['policy']}: {_ids(found['too_long']['listed'])}"
+    if groups := found["exact_duplicates"]["listed"]:
+        yield table(["the same rows"], [[_ids(group)] for group in groups[:SHOWN]])
+    if pairs := found["near_duplicates"]["listed"][:SHOWN]:
+        yield table(["similarity", "nearly the same rows"], [[f"{pair['jaccard']:.2f}", _ids(pair["rows"])] for pair in pairs])
+    if contradictions := found.get("contradictions", {}).get("listed"):
+        yield table(
+            ["chosen by", "rejected by", "answer"],
+            [[_ids(one["chosen_by"]), _ids(one["rejected_by"]), markdown(one["answer"])] for one in contradictions[:SHOWN]],
+        )
+
+
+def _ids(ids: list[str]) -> str:
+    return ", ".join(f"`{id}`" for id in ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")

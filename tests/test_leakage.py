@@ -1,0 +1,208 @@
+"""Leakage: every kind of overlap is found where it is, nothing else is, and the gate says what to do."""
+
+import random
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aligner import leakage
+from aligner.errors import InputError
+from aligner.leakage import Answers, EvalPrompts, held_out_answers, require_clean, words
+
+TWENTY = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+SEQUENCES = st.lists(st.sampled_from("abc"), max_size=25)
+
+
+def prompts_of(*texts):
+    return EvalPrompts([{"id": f"e{number}", "prompt": text} for number, text in enumerate(texts, start=1)])
+
+
+def met(prompt, *trained):
+    """The prompts' levels after a look at trained texts: of one prompt, the one level."""
+    prompts = prompts_of(prompt)
+    for number, text in enumerate(trained, start=1):
+        prompts.look("sft answer", f"s{number}", words(text))
+    return prompts.levels().get("e1")
+
+
+# ---- What counts as the same --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spelling", ["WHAT IS A CHAIN", "  what\nis a   chain?!", "“What is a chain”", "What—is a ‘chain’?", "Ｗｈａｔ is a chain"]
+)
+def test_case_spacing_punctuation_and_width_play_no_part(spelling):
+    assert words(spelling) == ["what", "is", "a", "chain"]
+    assert met("What is a chain?", spelling) == "exact"
+
+
+def test_a_text_without_words_is_compared_as_it_stands():
+    assert met("?!", "?!") == "exact"
+    assert met("?!", "!?") is None
+
+
+def test_characters_of_scripts_without_spaces_are_words():
+    """Thirteen characters of a Chinese prompt in a row are a leak; as one word they would never be."""
+    prompt = "请解释一下马尔可夫链的平稳分布是什么意思"
+    assert len(words(prompt)) == len(prompt)
+    assert met(prompt, f"问：{prompt[2:15]}？") == "ngram_13"
+    assert met(prompt, prompt[:4]) is None
+
+
+# ---- Levels -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("length", "level"), [(4, None), (5, None), (7, None), (8, "ngram_8"), (12, "ngram_8"), (13, "ngram_13"), (17, "ngram_13")]
+)
+def test_the_level_is_that_of_the_longest_run(length, level):
+    run = " ".join(TWENTY.split()[1 : 1 + length])
+    assert met(TWENTY, f"before {run} behind", "one two x three four") == level
+
+
+def test_words_apart_are_no_run():
+    broken = TWENTY.replace("seven", "x").replace("fourteen", "y")
+    assert met(TWENTY, broken) is None
+
+
+@pytest.mark.parametrize(("size", "level"), [(4, None), (5, "ngram_13"), (7, "ngram_13"), (12, "ngram_13")])
+def test_a_short_prompt_leaks_when_all_of_it_stands_in_a_text(size, level):
+    """Fewer than 13 words cannot share 13; a prompt of four or less can only be equal."""
+    prompt = " ".join(TWENTY.split()[:size])
+    assert met(prompt, f"so {prompt} then") == level
+    assert met(prompt, prompt) == "exact"
+    assert met(prompt, f"so {' '.join(prompt.split()[1:])} then") == (None if size < 9 else "ngram_8")
+
+
+def test_each_level_counts_those_before():
+    run = TWENTY.split()
+    prompts = prompts_of("Why so?", TWENTY, "a " + TWENTY.upper(), "nothing of the kind at all, ever", "b " + " ".join(run[:9]))
+    prompts.look("dpo prompt", "p1", ["why", "so"])
+    prompts.look("dpo chosen", "p2", ["z", *run[:13], "z"])
+    assert prompts.levels() == {"e1": "exact", "e2": "ngram_13", "e3": "ngram_13", "e5": "ngram_8"}
+    assert prompts.counts() == {"exact": 1, "ngram_13": 3, "ngram_8": 4}
+
+
+def test_overlaps_tell_the_longest_run_and_where_the_worst_first():
+    prompts = prompts_of(TWENTY, "Why so?", "x " + TWENTY)
+    prompts.look("sft answer", "s2", words(TWENTY)[2:8])
+    prompts.look("sft prompt", "s1", words(TWENTY)[2:8])
+    prompts.look("dpo rejected", "p7", ["y", *words(TWENTY)[3:12]])
+    prompts.look("dpo prompt", "p1", ["why", "so"])
+    found = prompts.overlaps()
+    assert [(one["id"], one["level"], one["words"], one["where"], one["row"]) for one in found] == [
+        ("e2", "exact", 2, "dpo prompt", "p1"),
+        ("e1", "ngram_8", 9, "dpo rejected", "p7"),
+        ("e3", "ngram_8", 9, "dpo rejected", "p7"),
+    ]
+    assert found[1]["shared"] == " ".join(words(TWENTY)[3:12]) and found[1]["prompt_words"] == 18
+
+
+@given(SEQUENCES, st.lists(SEQUENCES, max_size=4), st.randoms())
+@settings(deadline=None, max_examples=200)
+def test_the_longest_run_is_that_of_a_search_of_all_places_in_any_order(prompt, texts, order):
+    """Against the plain definition: the longest list of words that stands in both, from five on."""
+    longest = max(
+        (
+            end - start
+            for start in range(len(prompt))
+            for end in range(start + leakage.SHORTEST_RUN, len(prompt) + 1)
+            for text in texts
+            if any(text[place : place + end - start] == prompt[start:end] for place in range(len(text)))
+        ),
+        default=0,
+    )
+    named = [(f"s{number}", text) for number, text in enumerate(texts)]
+    results = []
+    for _ in range(2):
+        prompts = EvalPrompts([{"id": "e", "prompt": " ".join(prompt)}])
+        for id, text in named:
+            prompts.look("sft answer", id, text)
+        results.append(prompts.overlaps())
+        assert (-prompts.longest[0].unshared if prompts.longest[0] else 0) == longest
+        order.shuffle(named)
+    assert results[0] == results[1]
+
+
+# ---- The gate -----------------------------------------------------------------------------------------------------------
+
+
+def leaked(count, of):
+    prompts = prompts_of(*(f"{TWENTY} {number}" for number in range(of)))
+    for number in range(count):
+        prompts.look("sft prompt", f"s{number}", words(f"{TWENTY} {number}"))
+    prompts.longest = [match if prompts.equal[number] else None for number, match in enumerate(prompts.longest)]
+    return prompts
+
+
+@pytest.mark.parametrize(("count", "share", "ends"), [(0, 0, False), (1, 0, True), (1, 0.1, False), (2, 0.1, True), (10, 1, 0)])
+def test_the_gate_opens_up_to_its_share(count, share, ends):
+    if ends:
+        with pytest.raises(InputError, match=rf"{count} of 10 eval prompts .* allows {share:.1%}\."):
+            require_clean(leaked(count, 10), share, "eval.jsonl")
+    else:
+        require_clean(leaked(count, 10), share, "eval.jsonl")
+
+
+def test_eight_words_are_let_through_and_thirteen_are_not():
+    prompts = prompts_of(TWENTY)
+    prompts.look("sft answer", "s1", words(TWENTY)[:12])
+    require_clean(prompts, 0, "eval.jsonl")
+    prompts.look("dpo rejected", "p4", words(TWENTY)[2:15])
+    with pytest.raises(InputError) as caught:
+        require_clean(prompts, 0, "eval.jsonl")
+    first, match, way = str(caught.value).splitlines()
+    assert match == f'e1: 13 of its 18 words in the dpo rejected of row p4: "{" ".join(words(TWENTY)[2:15])}"'
+    assert "eval.jsonl" in way and way.endswith("Then run: dvc repro")
+
+
+def test_of_very_many_leaks_the_first_are_shown_and_the_rest_counted():
+    with pytest.raises(InputError) as caught:
+        require_clean(leaked(50, 60), 0, "eval.jsonl")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 + leakage.SHOWN_LEAKS + 2
+    assert lines[-2] == f"… and {50 - leakage.SHOWN_LEAKS} more"
+
+
+def test_the_error_obeys_no_text_of_the_data():
+    prompts = prompts_of("\x1b[2J")
+    prompts.look("sft prompt", "s1", words("\x1b[2J"))
+    prompts.words[0] = ["\x1b[2J"]
+    with pytest.raises(InputError) as caught:
+        require_clean(prompts, 0, "eval.jsonl")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", str(caught.value))
+
+
+# ---- Held-out answers ---------------------------------------------------------------------------------------------------
+
+
+def answers(held_out, *texts):
+    return [Answers(held_out, f"{'v' if held_out else 't'}{number}", [words(text)]) for number, text in enumerate(texts)]
+
+
+def test_held_out_answers_are_counted_at_each_level():
+    """Equal; 13 words; 8 words; nothing; too short for either run."""
+    run = TWENTY.split()
+    held_out = answers(True, TWENTY, "a " + " ".join(run[:13]), "b " + " ".join(run[:8]), "c d e f g h i j k l m n o p", "x y")
+    found = held_out_answers([*held_out, *answers(False, TWENTY, "other words")])
+    assert (found["answers"], found["measured"]) == (5, 5)
+    assert found["exact"] == {"count": 1, "n": 5, "share": 0.2}
+    assert found["ngram_13"] == {"count": 2, "n": 3, "share": 0.6667}
+    assert found["ngram_8"] == {"count": 3, "n": 4, "share": 0.75}
+
+
+def test_of_very_many_held_out_answers_a_sample_is_measured_whatever_their_order(monkeypatch):
+    monkeypatch.setattr(leakage, "HELD_OUT_SAMPLE", 10)
+    held_out, trained = [f"{n} b c d e f g h {n}" for n in range(100)], [f"{n} b c d e f g h x" for n in range(50)]
+    rows = [*answers(True, *held_out), *answers(False, *trained)]
+    found = held_out_answers(rows)
+    assert (found["answers"], found["measured"], found["ngram_8"]["n"]) == (100, 10, 10)
+    assert 0 < found["ngram_8"]["count"] < 10
+    random.Random(3).shuffle(rows)
+    assert held_out_answers(rows) == found
+
+
+def test_no_held_out_answer_is_no_share():
+    assert held_out_answers(answers(False, TWENTY))["exact"] == {"count": 0, "n": 0, "share": None}
