@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -60,6 +61,11 @@ PAIR_ROWS = 4
 # Of so many rejected answers the one is taken whose length is nearest to so many times that of the chosen one.
 DRAWS = 4
 LENGTHENED = 1.1
+# And a mended answer of the SFT model should have so many times the length of the failed one.
+MENDED = 1.1
+
+# Sentences, each with the number of the key idea that it says (none for a definition, or for what is no idea of the concept).
+Answer = list[tuple[int | None, str]]
 VAGUE = (
     "It is an important idea that comes up in many places.",
     "There is a lot to say about it, and many books treat it.",
@@ -107,19 +113,20 @@ def sft_rows(concept: Concept) -> list[dict]:
             "topic": TOPICS[concept.domain],
             "concept": concept.id,
             "prompt": ask(question, concept),
-            "response": complete_answer(concept, rng, facts=2 + number % 2),
+            "response": told(complete_answer(concept, rng, facts=2 + number % 2)),
         }
         for number, question in enumerate(rng.sample(SFT_QUESTIONS, SFT_ROWS), start=1)
     ]
 
 
 def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]:
-    """Some question forms, and to each a pair, the failures taken in turn."""
+    """Some question forms, and to each a pair: both answers begin alike, and one goes wrong, the failures taken in turn."""
     rng = random.Random(f"{SEED} pairs {concept.id}")
     rows = []
     for number, question in enumerate(rng.sample(PAIR_QUESTIONS, PAIR_ROWS), start=1):
         fault, fail = list(FAILURES.items())[(index + number) % len(FAILURES)]
         chosen = complete_answer(concept, rng, facts=rng.choice((3, 4, 5)))
+        start = chosen[: rng.choice((1, 2, 3))]
         rows.append(
             {
                 "id": f"{concept.id}-composed-{number}",
@@ -127,16 +134,17 @@ def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]
                 "concept": concept.id,
                 "fault": fault,
                 "prompt": ask(question, concept),
-                "chosen": chosen,
-                "rejected": about_as_long(chosen, [fail(concept, others, rng) for _ in range(DRAWS)]),
+                "chosen": told(chosen),
+                "rejected": about_as_long(chosen, [start + fail(concept, start, others, rng) for _ in range(DRAWS)]),
             }
         )
     return rows
 
 
-def about_as_long(chosen: str, drafts: list[str]) -> str:
+def about_as_long(chosen: Answer, drafts: list[Answer]) -> str:
     """The draft nearest in length to the chosen answer, a little longer rather than shorter: length must not be the lesson."""
-    return min(drafts, key=lambda text: abs(len(text) - LENGTHENED * len(chosen)))
+    wanted = LENGTHENED * len(told(chosen))
+    return min(map(told, drafts), key=lambda text: abs(len(text) - wanted))
 
 
 def concept_row(concept: Concept) -> dict:
@@ -157,19 +165,47 @@ def ask(question: str, concept: Concept) -> str:
 
 
 def failure_row(failure: dict, concepts: dict[str, Concept]) -> dict:
-    """A failed answer of the SFT model (data/failures.py) beside a good one, of several the nearest to it in length."""
+    """A failed answer of the SFT model (data/failures.py) beside one that goes on well from where it failed."""
     rng = random.Random(f"{SEED} {failure['id']}")
-    concept = concepts[failure["concept"]]
-    answers = [complete_answer(concept, rng, facts) for facts in (2, 3, 4, 5) for _ in range(4)]
-    nearest = min(answers, key=lambda text: abs(len(text) - len(failure["rejected"])))
+    concept, rejected = concepts[failure["concept"]], failure["rejected"]
+    start = sound_start(concept, rejected)
+    drafts = [mended(concept, start, facts, rng) for facts in (1, 2, 3, 4) for _ in range(DRAWS)]
+    nearest = min(map(told, drafts), key=lambda text: abs(len(text) - MENDED * len(rejected)))
     head = {"id": failure["id"], "topic": TOPICS[concept.domain], "concept": concept.id, "fault": failure["fault"]}
-    return head | {"prompt": failure["prompt"], "chosen": nearest, "rejected": failure["rejected"]}
+    return head | {"prompt": failure["prompt"], "chosen": nearest, "rejected": rejected}
 
 
-def complete_answer(concept: Concept, rng: random.Random, facts: int) -> str:
+def sound_start(concept: Concept, text: str) -> Answer:
+    """The sentences of an answer, from the first on, that the bank has about the concept, as long as none says an idea again."""
+    known = {sentence: None for sentence in concept.definition}
+    known |= {form: fact for fact, (_, forms) in enumerate(concept.facts) for form in forms}
+    start: Answer = []
+    for sentence in re.split(r"(?<=[.?!]) (?=[A-Z])", text):
+        said = {fact for fact, _ in start}
+        if sentence not in known or (start and known[sentence] in said):
+            break
+        start.append((known[sentence], sentence))
+    return start
+
+
+def mended(concept: Concept, start: Answer, facts: int, rng: random.Random) -> Answer:
+    """The start and up to `facts` more key ideas, those that come later in the bank first; a whole answer without a start."""
+    if not start:
+        return complete_answer(concept, rng, min(facts + 2, len(concept.facts)))
+    said = {fact for fact, _ in start}
+    last = max((fact for fact in said if fact is not None), default=-1)
+    unsaid = sorted((fact for fact in range(len(concept.facts)) if fact not in said), key=lambda fact: (fact < last, fact))
+    return start + [(fact, following(concept, fact, rng)) for fact in sorted(unsaid[:facts], key=unsaid.index)]
+
+
+def complete_answer(concept: Concept, rng: random.Random, facts: int) -> Answer:
     """A definition, then `facts` different key ideas in the order of the bank, each in one sentence."""
     chosen = sorted(rng.sample(range(len(concept.facts)), facts))
-    return " ".join([rng.choice(concept.definition), *(following(concept, fact, rng) for fact in chosen)])
+    return [(None, rng.choice(concept.definition)), *((fact, following(concept, fact, rng)) for fact in chosen)]
+
+
+def told(answer: Answer) -> str:
+    return " ".join(sentence for _, sentence in answer)
 
 
 def following(concept: Concept, fact: int, rng: random.Random) -> str:
@@ -178,36 +214,36 @@ def following(concept: Concept, fact: int, rng: random.Random) -> str:
     return rng.choice(forms[2:] if rng.random() < 0.75 else forms[:2])
 
 
-def half(concept: Concept, others: list[Concept], rng: random.Random) -> str:
-    """One idea said in all its wordings: long, and only one thing."""
-    fact = rng.randrange(len(concept.facts))
-    return " ".join([rng.choice(concept.definition), *rng.sample(concept.facts[fact][1], rng.choice((3, 4)))])
+def half(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
+    """Goes on with one idea in all its wordings: long, and only one thing."""
+    fact = start[-1][0] if start[-1][0] is not None else rng.randrange(len(concept.facts))
+    wordings = [form for form in concept.facts[fact][1] if form != start[-1][1]]
+    return [(fact, form) for form in rng.sample(wordings, rng.choice((2, 3)))]
 
 
-def wrong_concept(concept: Concept, others: list[Concept], rng: random.Random) -> str:
-    """Begins with the right concept and goes on with the facts of another one of the same domain."""
+def wrong_concept(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
+    """Goes on with the facts of another concept of the same domain."""
     other = rng.choice([one for one in others if one.domain == concept.domain and one.id != concept.id])
-    facts = rng.sample(range(len(other.facts)), rng.choice((3, 4)))
-    return " ".join([rng.choice(concept.definition), *(following(other, fact, rng) for fact in facts)])
+    return [(None, following(other, fact, rng)) for fact in rng.sample(range(len(other.facts)), rng.choice((2, 3, 4)))]
 
 
-def vague(concept: Concept, others: list[Concept], rng: random.Random) -> str:
-    """A definition and sentences that would fit anything."""
-    return " ".join([rng.choice(concept.definition), *rng.sample(VAGUE, rng.choice((4, 5, 6)))])
+def vague(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
+    """Goes on with sentences that would fit anything."""
+    return [(None, sentence) for sentence in rng.sample(VAGUE, rng.choice((3, 4, 5, 6)))]
 
 
-def circular(concept: Concept, others: list[Concept], rng: random.Random) -> str:
-    """The definition again and again, in other words."""
-    return " ".join(rng.sample(concept.definition, rng.choice((3, 4))))
+def circular(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
+    """Goes on with the definition again, in other words."""
+    definitions = [sentence for sentence in concept.definition if sentence != start[0][1]]
+    return [(None, sentence) for sentence in rng.sample(definitions, rng.choice((2, 3)))]
 
 
-def loop(concept: Concept, others: list[Concept], rng: random.Random) -> str:
-    """Two sentences that come back word for word."""
-    fact = following(concept, rng.randrange(len(concept.facts)), rng)
-    return " ".join([rng.choice(concept.definition), *[fact] * rng.choice((3, 4, 5))])
+def loop(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
+    """Says its last sentence again, word for word, once or more."""
+    return [start[-1]] * rng.choice((1, 2, 3, 4))
 
 
-FAILURES: dict[str, Callable[[Concept, list[Concept], random.Random], str]] = {
+FAILURES: dict[str, Callable[[Concept, Answer, list[Concept], random.Random], Answer]] = {
     "half": half,
     "wrong_concept": wrong_concept,
     "vague": vague,

@@ -27,7 +27,10 @@ from corpus import Concept, read_bank  # noqa: E402
 QUESTIONS = (
     "Write a short paragraph about {name}.",
     "What does a student need to understand about {name}?",
-    "How would you describe {name} to someone who has not met {it} before?",
+    "Let me hear what you know about {name}.",
+    "Give me the essentials of {name}.",
+    "What is worth knowing about {name}?",
+    "I am curious about {name}. Where does one start?",
 )
 
 

@@ -137,7 +137,8 @@ def build_trainer(
     config = DPOConfig(
         output_dir=tempfile.gettempdir(),
         beta=params.dpo.beta,
-        loss_type=[params.dpo.loss_type],
+        loss_type=[params.dpo.loss_type, "sft"],
+        loss_weights=[1.0, params.dpo.sft_weight],
         label_smoothing=params.dpo.label_smoothing,
         precompute_ref_log_probs=True,
         **training.training_arguments(params.dpo, params.models.dpo, params.models, params.seed, where),
@@ -168,9 +169,11 @@ def assert_starts_at_reference(trainer, dpo: SimpleNamespace, tolerance: float) 
 
     rows = trainer.train_dataset.select(range(min(STARTING_PAIRS, len(trainer.train_dataset))))
     trainer.model.train()
+    weights, trainer.loss_weights = trainer.loss_weights, [1.0, 0.0]
     with torch.no_grad():
         batches = (trainer._prepare_inputs(trainer.data_collator([row])) for row in rows)
         losses = [trainer.compute_loss(trainer.model, batch).item() for batch in batches]
+    trainer.loss_weights = weights
     collected = trainer._metrics["train"]
     rewards = [abs(value) for side in ("chosen", "rejected") for value in collected[f"rewards/{side}"]]
     collected.clear()

@@ -136,6 +136,7 @@ class Dpo(Training):
     beta: PositiveFloat
     loss_type: LossType
     label_smoothing: Annotated[Float, Field(ge=0, lt=0.5)]
+    sft_weight: NonNegativeFloat
 
     @field_validator("label_smoothing")
     @classmethod
