@@ -91,6 +91,7 @@ class Workspace:
         shutil.copytree(model if isinstance(model, Path) else checkpoint(model), folder / WEIGHTS)
         self.params = Params(folder / "params.yaml", REPOSITORY / "params.yaml")
         self.params.update({**SMALL, **overrides})
+        shutil.copy(REPOSITORY / "requirements.txt", folder)
         for kind, rows in {"sft": sft_rows(), "pairs": pair_rows(), "eval": eval_rows()}.items():
             self.write_rows(kind, rows)
 
