@@ -188,7 +188,8 @@ def require_unseen(references: list[dict[str, Any]], trained_on: set[bytes]) -> 
     """An eval prompt that was trained on measures memory; raises InputError with the ids of all of them."""
     seen = [row["id"] for row in references if fingerprint(row["prompt"]) in trained_on]
     if seen:
-        raise InputError(f"{len(seen)} eval prompts are trained on; reword or remove them: {', '.join(seen[:20])}")
+        ways = "reword or remove them, or evaluate on other prompts (prepare.eval)"
+        raise InputError(f"{len(seen)} eval prompts are trained on; {ways}: {', '.join(seen[:20])}")
 
 
 def require_rows(name: str, part: Part) -> None:
