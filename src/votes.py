@@ -10,12 +10,14 @@ A vote counts for the run whose answers it judged: the one that lies in data/gen
 What is evaluated cannot be trained on: prepare refuses pairs whose prompts are eval prompts. So vote on prompts of their own,
 and evaluate on others:
 
-    dvc exp run -S prepare.eval=data/raw/eval_prompts_dev.jsonl      answer the prompts to vote on
+    dvc exp run -S prepare.eval=data/raw/eval_prompts_dev.jsonl
     (vote in reports/index.html, and export)
     python src/votes.py votes-*.jsonl --pairs data/raw/voted_pairs.jsonl
     python src/prepare.py --check data/raw/voted_pairs.jsonl
     cat data/raw/dpo_pairs.jsonl data/raw/voted_pairs.jsonl > data/raw/all_pairs.jsonl
-    dvc exp run -S prepare.pairs=data/raw/all_pairs.jsonl            train on them, evaluate on the usual prompts
+    dvc exp run -S prepare.pairs=data/raw/all_pairs.jsonl -S prepare.eval=data/raw/eval_prompts.jsonl
+
+The prompts that were voted on have then been trained on, and serve no longer to choose hyperparameters.
 """
 
 from __future__ import annotations

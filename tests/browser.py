@@ -15,6 +15,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -28,6 +29,15 @@ OPTIONS = (
     "--disable-background-networking --disable-component-update --disable-sync --no-default-browser-check --hide-scrollbars"
 ).split()
 PATIENCE = 60
+# The browser reads commands from file 3 and answers in file 4, whatever numbers the two pipes have here.
+LAUNCH = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for number, pipe in zip((3, 4), pipes):
+    os.dup2(pipe, number)
+    os.close(pipe)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find() -> str | None:
@@ -44,10 +54,8 @@ class Browser:
         theirs, self.out = os.pipe()
         self.into, answers = os.pipe()
         command = [program, *OPTIONS, *root, f"--user-data-dir={self.folder.name}", "about:blank"]
-        # The browser reads commands from file 3 and answers in file 4, whatever numbers the pipes have here.
-        shell = f'exec 8<&{theirs} 9>&{answers} && exec "$@" 3<&8 4>&9'
         self.process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", *command],
+            [sys.executable, "-ISc", LAUNCH, str(theirs), str(answers), *command],
             pass_fds=(theirs, answers),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

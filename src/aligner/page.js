@@ -32,8 +32,9 @@
     theme = next in THEMES ? next : "auto";
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
-    write(byId("theme"), theme[0].toUpperCase() + theme.slice(1));
-    byId("theme").setAttribute("aria-label", `Colours: ${theme === "auto" ? "automatic" : theme}`);
+    const name = theme[0].toUpperCase() + theme.slice(1);
+    write(byId("theme"), name);
+    byId("theme").setAttribute("aria-label", `Colours: ${name}`);
   }
   paint(store.get("theme") ?? "auto");
   byId("theme").addEventListener("click", () => { paint(THEMES[theme]); store.set("theme", theme); });
@@ -61,7 +62,7 @@
     element.id = `p-${prompt.id}`;
     write(element.querySelector("h3"), prompt.prompt);
     const link = element.querySelector("a");
-    link.hash = `p-${encodeURIComponent(prompt.id)}`;
+    link.href = `#p-${encodeURIComponent(prompt.id)}`;
     write(link, `#${prompt.id}`);
     write(element.querySelector(".about span"), [prompt.topic, prompt.kind].filter(Boolean).join(", "));
     element.querySelector(".answers").append(...prompt.answers.map((answer, index) => column(answer, index, prompt.ideas)));
@@ -106,7 +107,9 @@
 
   function show() {
     found = data.prompts.map((_, place) => place).filter(matches);
-    list.replaceChildren(...found.slice(0, limit).map(article));
+    const next = found.slice(0, limit).map(article);
+    const same = next.length === list.children.length && next.every((element, index) => element === list.children[index]);
+    if (!same) list.replaceChildren(...next); // an element that is put in anew loses the focus
     write(byId("count"), `${found.length} of ${data.prompts.length} prompts` + (found.length > limit ? `, ${limit} shown` : ""));
     byId("more").hidden = found.length <= limit;
   }
@@ -123,7 +126,11 @@
     byId(key).closest("label").hidden = choices[key].length === 0;
   }
 
-  function refresh() { limit = BATCH; move(-1); show(); }
+  function refresh() {
+    limit = Math.max(BATCH, found.indexOf(here) + 1);
+    show();
+    if (!found.includes(here)) move(-1);
+  }
   filters.addEventListener("input", refresh);
   filters.addEventListener("reset", () => setTimeout(refresh));
   filters.addEventListener("submit", (event) => event.preventDefault());
@@ -146,7 +153,7 @@
     const position = found.indexOf(here);
     const next = position < 0 ? (by > 0 ? 0 : found.length - 1) : Math.min(found.length - 1, Math.max(0, position + by));
     move(found[next]);
-    history.replaceState(null, "", article(found[next]).querySelector("a").hash);
+    history.replaceState(null, "", article(found[next]).querySelector("a").getAttribute("href"));
   }
 
   // #p-ID leads to a prompt, whatever is filtered; #vote to the blind vote, without a look at the results.
