@@ -67,12 +67,13 @@ class Browser:
         self.requests: list[str] = []
         self.dialogs: list[str] = []
         self.errors: list[str] = []
-        self.loaded = False
+        self.loaded: set[str] = set()
         self.session: str | None = None
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.send(f"{domain}.enable")
+        self.send("Page.setLifecycleEventsEnabled", enabled=True)
 
     def __enter__(self) -> Browser:
         return self
@@ -122,16 +123,15 @@ class Browser:
                 self.errors.append(params["exceptionDetails"].get("exception", {}).get("description", "an exception"))
             case "Log.entryAdded":
                 self.errors.append(params["entry"]["text"])
-            case "Page.loadEventFired":
-                self.loaded = True
+            case "Page.lifecycleEvent" if params["name"] == "load":
+                self.loaded.add(params["loaderId"])
 
     def open(self, path: Path, anchor: str = "") -> None:
         """Loads a file afresh, and waits until it stands."""
-        self.send("Page.navigate", url="about:blank")
-        self.loaded = False
-        self.send("Page.navigate", url=path.resolve().as_uri() + anchor)
-        while not self.loaded:
-            self._note(self._receive())
+        for url in ("about:blank", path.resolve().as_uri() + anchor):
+            loader = self.send("Page.navigate", url=url)["loaderId"]
+            while loader not in self.loaded:
+                self._note(self._receive())
         self.evaluate("new Promise((done) => setTimeout(done, 30))")
 
     def evaluate(self, script: str) -> Any:
