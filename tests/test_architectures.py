@@ -25,13 +25,14 @@ PREPARED = ["chat.json", "prompts.jsonl", "references.jsonl"]
 ROWS = ["sft_train.jsonl", "sft_validation.jsonl", "dpo_train.jsonl", "dpo_validation.jsonl"]
 ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "provenance.json"]
 PLOTS = ["sft", "dpo_loss", "dpo_rewards", "dpo_accuracy", "dpo_logps", "hit_rate", "topics", "outcomes", "lengths"]
-INPUTS = {"params.yaml", *RAW.values()}
+INPUTS = {"params.yaml", "requirements.txt", *RAW.values()}
 OUTPUTS = {
     *(f"data/prepared/{name}" for name in PREPARED + ROWS),
     *(f"data/generated/{model}.jsonl" for model in ("base", "sft", "dpo")),
     *(f"models/{stage}/{name}" for stage in ("sft", "dpo") for name in ADAPTER),
     *(f"metrics/{stage}.json" for stage in ("prepare", "sft", "dpo", "score")),
     *(f"plots/{name}.csv" for name in PLOTS),
+    "reports/index.html",
     "reports/score.json",
     "reports/side_by_side.md",
 }

@@ -650,6 +650,16 @@ def test_spoilt_storage_begins_anew(ballots, pages):
 
 
 @needs_browser
+def test_the_way_back_leaves_the_vote_and_the_skip_link_does_not(tab, pages):
+    tab.open(pages["calm"])
+    tab.evaluate("document.getElementById('vote').click()")
+    begin(tab, rater="eve")
+    for hash, voting in (("#main", True), ("#results", False)):
+        tab.evaluate(f"location.hash = '{hash}'; new Promise((done) => setTimeout(done, 50))")
+        assert (tab.evaluate("document.getElementById('report') === null"), quiet(tab)) == (voting, True)
+
+
+@needs_browser
 def test_leaving_brings_the_report_back(ballots):
     begin(ballots)
     ballots.evaluate("document.querySelector('[data-do=leave]').click()")

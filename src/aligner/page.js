@@ -160,10 +160,10 @@
   function follow() {
     let name = location.hash.slice(1);
     try { name = decodeURIComponent(name); } catch { return; }
-    if (name === "vote") { enter(); return; }
+    if (name === "vote") enter();
+    else if (name !== "main") leave(); // the browser's way back, or a link into the report; #main is the skip link
     const place = name.startsWith("p-") ? places.get(name.slice(2)) : undefined;
     if (place === undefined) return;
-    leave();
     if (!found.includes(place)) { filters.reset(); show(); }
     move(place);
   }
