@@ -224,6 +224,13 @@ def test_hostile_text_adds_no_tag(folder):
     assert {name for _, names in shapes[0] for name in names} == {name for _, names in shapes[1] for name in names}
 
 
+def test_no_control_or_bidi_character_stands_in_the_page(folder):
+    """Not even in its source: a terminal that shows the file obeys no model, and no line reads backwards."""
+    text = written(*hostile_inputs())
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", text)
+    assert any("\u202e" in prompt["prompt"] for prompt in data_in(text)["prompts"])
+
+
 def test_hostile_parameters_and_metrics_are_escaped(folder):
     path = score.STAGE_METRICS["dpo"]
     path.write_text(json.dumps({"dpo": {"health": HOSTILE[0]}}))

@@ -13,6 +13,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,8 @@ LABELS = {
 }
 FIRST = ("hit_rate", "lift", "all_hit_rate")
 OUTCOMES = ("won", "tied", "lost")
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+ACTIVE = re.compile(f"[<>&\u2028\u2029{HIDDEN.pattern[1:-1]}]")
 MAIN_PINS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors", "dvc", "numpy")
 
 
@@ -91,7 +94,7 @@ def template() -> Any:
     """page.html, compiled once; every value that it shows is escaped, and one that is missing is an error."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"three": three, "interval": interval, "p_value": p_value, "label": label}
     return environment.from_string(part(".html"))
 
@@ -107,11 +110,16 @@ def source_hash(text: str) -> str:
 
 
 def inert_json(value: Any) -> str:
-    """JSON that cannot end its <script> block, begin a comment in it, or hold a line end that old JavaScript stumbles over."""
+    """JSON that cannot end its <script> block, begin a comment in it, or do anything to a terminal that shows it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return ACTIVE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def visible(value: Any) -> Any:
+    """What the template writes: in texts of others, control and bidi characters are shown and not obeyed (as in page.js)."""
+    from markupsafe import Markup
+
+    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 # ---- Prompts and answers, for page.js ----------------------------------------------------------------------------------
