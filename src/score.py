@@ -1,8 +1,9 @@
 """score: compare base, SFT and DPO on the same prompts by the key ideas that their answers name.
 
-reads   data/generated/{base,sft,dpo}.jsonl, data/prepared/{references,concepts}.jsonl
-writes  metrics/score.json, plots/{hit_rate,topics,outcomes,lengths}.csv, reports/{score.json,side_by_side.md}
-params  score
+reads   data/generated/{base,sft,dpo}.jsonl, data/prepared/{references,concepts}.jsonl; for the page also
+        metrics/{prepare,sft,dpo}.json, plots/{sft,dpo_loss,dpo_rewards,dpo_accuracy,dpo_logps}.csv, requirements.txt
+writes  metrics/score.json, plots/{hit_rate,topics,outcomes,lengths}.csv, reports/{score.json,side_by_side.md,index.html}
+params  score; all others of the run are shown on the page and decide nothing
 command python src/score.py
 
 Four answers that know nothing (canaries) are scored first; the stage ends when one of them is rewarded.
@@ -11,22 +12,27 @@ Four answers that know nothing (canaries) are scored first; the stage ends when 
 from __future__ import annotations
 
 import argparse
+import csv
 import gc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from aligner import page
 from aligner import params as parameters
 from aligner.answers import Answer, Control, canaries, examine
 from aligner.concepts import Catalogue
 from aligner.errors import InputError
 from aligner.evaluation import evaluate, mean, name_of, rounded
-from aligner.files import read_jsonl, write_csv, write_json, write_text
+from aligner.files import read_json, read_jsonl, write_csv, write_json, write_text
 from aligner.markdown import markdown, table
 from aligner.records import Run, run_stage
 
-PARAMS = ["score"]
+# What the page tells of the run; nothing that is compared depends on it.
+SHOWN = ["dpo", "generate", "lora", "model", "models.${model}", "prepare", "seed", "sft"]
+PARAMS = [*SHOWN, "score"]
 REFERENCES = Path("data/prepared/references.jsonl")
 CONCEPTS = Path("data/prepared/concepts.jsonl")
 MODELS = {
@@ -42,6 +48,20 @@ OUTCOMES = Path("plots/outcomes.csv")
 LENGTHS = Path("plots/lengths.csv")
 REPORT = Path("reports/score.json")
 SIDE_BY_SIDE = Path("reports/side_by_side.md")
+PAGE = Path("reports/index.html")
+STAGE_METRICS = {
+    "prepare": Path("metrics/prepare.json"),
+    "sft": Path("metrics/sft.json"),
+    "dpo": Path("metrics/dpo.json"),
+}
+CURVES = {
+    "sft": Path("plots/sft.csv"),
+    "dpo_loss": Path("plots/dpo_loss.csv"),
+    "dpo_rewards": Path("plots/dpo_rewards.csv"),
+    "dpo_accuracy": Path("plots/dpo_accuracy.csv"),
+    "dpo_logps": Path("plots/dpo_logps.csv"),
+}
+REQUIREMENTS = Path("requirements.txt")
 RATE_COLUMNS = ["group", "model", "hit_rate", "low", "high", "prompts"]
 
 
@@ -67,6 +87,7 @@ def main(run: Run) -> None:
     write_csv(OUTCOMES, ["comparison", "outcome", "prompts", "share"], outcome_rows(report))
     write_csv(LENGTHS, ["model", "words", "hit_rate", "answers"], length_rows(answers))
     write_text(SIDE_BY_SIDE, side_by_side(references, answers, report))
+    write_text(PAGE, page.render(page_sources(params, report, references, answers)))
     run.note(metrics=metrics)
     run.phase("write")
 
@@ -122,6 +143,33 @@ def headline(answers: dict[str, list[Answer]], report: dict[str, Any]) -> dict[s
         for name, pair in report["pairs"].items()
     }
     return models | pairs | {"eval": {"prompts": report["prompts"]}}
+
+
+def page_sources(
+    params: SimpleNamespace, report: dict[str, Any], references: list[dict[str, Any]], answers: dict[str, list[Answer]]
+) -> page.Sources:
+    """What the page shows beside this stage's own results, from the files of the stages before."""
+    return page.Sources(
+        params=params,
+        pins=page.pins_of(existing(REQUIREMENTS).read_text(encoding="utf-8")),
+        metrics={name: read_json(path) for name, path in STAGE_METRICS.items()},
+        curves={name: read_csv(path) for name, path in CURVES.items()},
+        report=rounded(report),
+        references=references,
+        answers=answers,
+        pairs=PAIRS,
+    )
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with existing(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path} is missing; the stage before writes it. Run: dvc repro")
+    return path
 
 
 def four(value: float | None) -> float | None:

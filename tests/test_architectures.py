@@ -25,7 +25,7 @@ PREPARED = ["chat.json", "concepts.jsonl", "prompts.jsonl", "references.jsonl"]
 ROWS = ["sft_train.jsonl", "sft_validation.jsonl", "dpo_train.jsonl", "dpo_validation.jsonl"]
 ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "provenance.json"]
 PLOTS = ["sft", "dpo_loss", "dpo_rewards", "dpo_accuracy", "dpo_logps", "hit_rate", "topics", "outcomes", "lengths"]
-INPUTS = {"params.yaml", *RAW.values()}
+INPUTS = {"params.yaml", "requirements.txt", *RAW.values()}
 OUTPUTS = {
     *(f"data/prepared/{name}" for name in PREPARED + ROWS),
     *(f"data/generated/{model}.jsonl" for model in ("base", "sft", "dpo")),
@@ -34,6 +34,7 @@ OUTPUTS = {
     *(f"plots/{name}.csv" for name in PLOTS),
     "reports/data.json",
     "reports/data.md",
+    "reports/index.html",
     "reports/score.json",
     "reports/side_by_side.md",
 }

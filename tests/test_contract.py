@@ -28,6 +28,8 @@ BASE = "models/base/weights"
 # No dep of any stage: they hold no value and write no output (what they check or record changes no result).
 NO_DEPS = {"src/aligner/__init__.py", "src/aligner/params.py", "src/aligner/records.py"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
+# Scripts that are no stage: people run them on what they made.
+SIDE_SCRIPTS = {"votes"}
 # Files that a stage reads without a dep of its own: an adapter names the base that it belongs to, and the stage compares.
 BY_PROVENANCE = {"generate@sft": {BASE}, "generate@dpo": {BASE}}
 
@@ -86,7 +88,9 @@ BASE_PLOTS = dict(plots(BASE_PIPELINE, Path("models/base")))
 
 
 def data_deps(stage):
-    return {path for path in declared(stage, "deps") if not path.startswith("src/") and path != "requirements.txt"}
+    """The deps that a stage reads as data; score alone shows the pins, the others only depend on them."""
+    unread = set() if stage == "score" else {"requirements.txt"}
+    return {path for path in declared(stage, "deps") if not path.startswith("src/")} - unread
 
 
 # ---- Reading the code -----------------------------------------------------------------------------------------------
@@ -153,7 +157,7 @@ def sources():
 
 def test_the_five_stages_are_the_five_scripts():
     assert list(PIPELINE["stages"]) == SCRIPTS
-    assert {path.stem for path in (ROOT / "src").glob("*.py")} == set(SCRIPTS)
+    assert {path.stem for path in (ROOT / "src").glob("*.py")} == set(SCRIPTS) | SIDE_SCRIPTS
     for stage, spec in STAGES.items():
         script, _, argument = stage.partition("@")
         assert spec["cmd"] == f"python src/{script}.py {argument}".strip()
@@ -162,8 +166,19 @@ def test_the_five_stages_are_the_five_scripts():
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_exactly_the_modules_that_the_script_imports(stage):
     script = ROOT / "src" / f"{stage.partition('@')[0]}.py"
-    wanted = {path.relative_to(ROOT).as_posix() for path in first_party(script, ROOT / "src")} - NO_DEPS
+    modules = {path.relative_to(ROOT).as_posix() for path in first_party(script, ROOT / "src")} - NO_DEPS
+    wanted = modules | {path.relative_to(ROOT).as_posix() for module in modules for path in parts(ROOT / module)}
     assert {path for path in declared(stage, "deps") if path.startswith("src/")} == wanted
+
+
+def parts(module):
+    """What a module shows stands beside it under its name: page.html, page.css and page.js beside page.py."""
+    return {path for path in module.parent.glob(f"{module.stem}.*") if path.suffix != ".py"}
+
+
+def test_every_file_of_the_sources_is_a_module_or_a_part_of_one():
+    files = {path for path in (ROOT / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert files == {file for module in sources() for file in {module} | parts(module)}
 
 
 def test_the_walk_sees_imports_of_every_kind(tmp_path):
@@ -223,8 +238,8 @@ def test_the_raw_files_are_deps_of_prepare_wherever_params_say_they_are():
     assert all((ROOT / PARAMS["prepare"][kind]).is_file() for kind in RAW)
 
 
-def test_new_requirements_rerun_every_stage_but_score():
-    assert {stage for stage in STAGES if "requirements.txt" not in declared(stage, "deps")} == {"score"}
+def test_new_requirements_rerun_every_stage():
+    assert {stage for stage in STAGES if "requirements.txt" not in declared(stage, "deps")} == set()
     assert (ROOT / "requirements.txt").is_file()
 
 

@@ -111,8 +111,9 @@ def leaves(values, parents=()):
 
 
 def declared(stage):
-    """The keys that a stage says it reads, down to the single values."""
-    for name in importlib.import_module(stage).PARAMS:
+    """The keys that a stage says it reads, down to the single values; what score only shows, tests/test_page.py looks for."""
+    module = importlib.import_module(stage)
+    for name in set(module.PARAMS) - set(module.SHOWN if stage == "score" else ()):
         wanted = name.replace("${model}", "*")
         yield from (key for key in KEYS if key == wanted or key.startswith(wanted + "."))
 

@@ -60,7 +60,11 @@ CONCEPTS = [
     {"concept": "moments", "keywords": ["mean", {"any": ["variance", "spread"]}], "text": "A mean with its variance."},
     {"concept": "events", "keywords": ["event", "union"], "text": "An event is in a union."},
 ]
-FILES = [score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS, score.REPORT, score.SIDE_BY_SIDE]
+FILES = [
+    *(score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS),
+    *(score.REPORT, score.SIDE_BY_SIDE, score.PAGE),
+]
+FROM_OTHER_STAGES = [*score.STAGE_METRICS.values(), *score.CURVES.values(), score.REQUIREMENTS]
 OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
 
 
@@ -68,6 +72,9 @@ OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"
 def folder(tmp_path, monkeypatch):
     """A working folder with params.yaml and the inputs of the stage, written by `write_inputs`."""
     monkeypatch.chdir(tmp_path)
+    for path in FROM_OTHER_STAGES:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((ROOT / path).read_bytes())
     write_params(0)
     write_inputs()
     return tmp_path

@@ -90,6 +90,7 @@ class Workspace:
         shutil.copytree(model if isinstance(model, Path) else checkpoint(model), folder / WEIGHTS)
         self.params = Params(folder / "params.yaml", REPOSITORY / "params.yaml")
         self.params.update({**SMALL, **overrides})
+        shutil.copy(REPOSITORY / "requirements.txt", folder)
         rows = {"sft": sft_rows(), "pairs": pair_rows(), "eval": eval_rows(), "concepts": concept_rows()}
         for kind in RAW:
             self.write_rows(kind, rows[kind])

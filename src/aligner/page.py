@@ -1,0 +1,312 @@
+"""The report as one web page that needs nothing but itself: what ran, curves, results, and every prompt with all answers.
+
+    text = render(Sources(params, pins, metrics, curves, report, references, answers, pairs))
+
+Pure functions of what stands in files, so that the same run gives the same bytes. What models and people wrote reaches the page
+in two ways alone: escaped by Jinja, or as JSON in a block that no browser runs, which page.js writes out with `textContent`.
+A Content-Security-Policy lets the page's own style and script run, by their hashes, and forbids everything else.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from aligner import blind, charts, keywords
+from aligner.answers import Answer
+from aligner.evaluation import compare, name_of
+
+HERE = Path(__file__)
+# What each curve's file shows: a title, the unit of its values, and what to look for.
+CURVES = {
+    "sft": ("SFT loss", "nats per token", "Held out should fall with training; where it rises again, SFT runs too long."),
+    "dpo_loss": ("DPO loss", "nats per pair", "Starts at ln 2 = 0.693, where the policy is its own reference."),
+    "dpo_rewards": ("Implicit rewards", "nats, times beta", "The margin is chosen minus rejected."),
+    "dpo_accuracy": ("Reward accuracy", "share of pairs", "Pairs whose chosen answer has the higher reward."),
+    "dpo_logps": ("Log-probability", "nats per answer", "Of held-out answers; both may fall, the rejected one should fall more."),
+}
+# Names for the report's measures; whatever else the report holds is shown under its own name.
+LABELS = {
+    "hit_rate": "Hit rate",
+    "lift": "Lift over other prompts' ideas",
+    "all_hit_rate": "All ideas named",
+    "micro_hit_rate": "Hit rate over all ideas",
+    "novel_hit_rate": "Hit rate on ideas that the prompt does not name",
+    "shuffled_hit_rate": "Hit rate on other prompts' ideas",
+    "distinct_1": "Distinct words",
+    "distinct_2": "Distinct pairs of words",
+    "distinct_3": "Distinct triples of words",
+    "self_bleu": "Self-BLEU",
+    "sft_data": "SFT examples",
+    "dpo_data": "DPO pairs",
+    "chosen_logp_change": "Change of log-probability, chosen",
+    "rejected_logp_change": "Change of log-probability, rejected",
+    "kl_per_token_teacher_forced": "KL per token, teacher-forced",
+    "chosen_fell": "Share of pairs whose chosen answer fell",
+    "longer_is_chosen": "Share of pairs whose longer answer is chosen",
+}
+FIRST = ("hit_rate", "lift", "all_hit_rate")
+OUTCOMES = ("won", "tied", "lost")
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+ACTIVE = re.compile(f"[<>&\u2028\u2029{HIDDEN.pattern[1:-1]}]")
+MAIN_PINS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors", "dvc", "numpy")
+
+
+class Sources(NamedTuple):
+    """All that the page is made from; `curves` holds each plot's rows, `pins` the lines of requirements.txt."""
+
+    params: SimpleNamespace
+    pins: list[str]
+    metrics: dict[str, dict[str, Any]]
+    curves: dict[str, list[dict[str, str]]]
+    report: dict[str, Any]
+    references: list[dict[str, Any]]
+    answers: dict[str, list[Answer]]
+    pairs: Sequence[tuple[str, str]]
+
+
+def render(sources: Sources) -> str:
+    """The whole page as HTML."""
+    from markupsafe import Markup
+
+    style, script = part(".css"), part(".js")
+    policy = f"default-src 'none'; script-src {source_hash(script)}; style-src {source_hash(style)}; "
+    policy += "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    return template().render(
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+        data=Markup(inert_json(data_of(sources))),
+        run=blind.fingerprint(sources.references, texts_of(sources.answers)),
+        **context(sources),
+    )
+
+
+@functools.cache
+def template() -> Any:
+    """page.html, compiled once; every value that it shows is escaped, and one that is missing is an error."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"three": three, "interval": interval, "p_value": p_value, "label": label}
+    return environment.from_string(part(".html"))
+
+
+def part(suffix: str) -> str:
+    """The template, the style or the script, which stand beside this module."""
+    return HERE.with_suffix(suffix).read_text(encoding="utf-8")
+
+
+def source_hash(text: str) -> str:
+    """An inline style or script as a Content-Security-Policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def inert_json(value: Any) -> str:
+    """JSON that cannot end its <script> block, begin a comment in it, or do anything to a terminal that shows it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return ACTIVE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def visible(value: Any) -> Any:
+    """What the template writes: in texts of others, control and bidi characters are shown and not obeyed (as in page.js)."""
+    from markupsafe import Markup
+
+    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+# ---- Prompts and answers, for page.js ----------------------------------------------------------------------------------
+
+
+def texts_of(answers: dict[str, list[Answer]]) -> dict[str, list[str]]:
+    return {name: [answer.text for answer in given] for name, given in answers.items()}
+
+
+def data_of(sources: Sources) -> dict[str, Any]:
+    """What page.js shows and what a blind vote needs. Models have names in one place alone; all else counts them."""
+    run = blind.fingerprint(sources.references, texts_of(sources.answers))
+    names = list(sources.answers)
+    return {
+        "run": run,
+        "version": blind.VERSION,
+        "verdicts": list(blind.VERDICTS),
+        "models": [{"alias": blind.alias(run, name), "name": name} for name in names],
+        "pairs": [[names.index(first), names.index(second)] for first, second in sources.pairs],
+        "prompts": [prompt_of(place, reference, sources) for place, reference in enumerate(sources.references)],
+    }
+
+
+def prompt_of(place: int, reference: dict[str, Any], sources: Sources) -> dict[str, Any]:
+    given = {name: answers[place] for name, answers in sources.answers.items()}
+    threshold = sources.report["settings"]["tie_threshold"]
+    return {
+        "id": reference["id"],
+        "prompt": reference["prompt"],
+        "topic": reference["topic"],
+        "kind": reference.get("kind", "").replace("_", " "),
+        "ideas": [idea(group) for group in reference["keywords"]],
+        "answers": [answer_of(answer, reference) for answer in given.values()],
+        "outcomes": [outcome(given[first].rate, given[second].rate, threshold) for first, second in sources.pairs],
+    }
+
+
+def answer_of(answer: Answer, reference: dict[str, Any]) -> dict[str, Any]:
+    """An answer cut where marks begin and end: text, marked text, text, …; hits, flags and length beside it."""
+    flags = [flag for flag in answer.keyword.flags if flag != "empty"]
+    return {
+        "parts": parts_of(answer.text, keywords.marks(answer.text, reference["keywords"], reference["prompt"])),
+        "hits": answer.keyword.hits,
+        "named": [int(hit) for hit in answer.keyword.matched],
+        "flags": flags + (["cut at the longest length"] if answer.stop == "length" else []),
+        "words": answer.words,
+    }
+
+
+def parts_of(text: str, marks: Sequence[tuple[int, int, int]]) -> list[str]:
+    """The text in pieces, every second of them marked; joined they are the text."""
+    pieces, last = [], 0
+    for start, end, _ in marks:
+        pieces += [text[last:start], text[start:end]]
+        last = end
+    return [*pieces, text[last:]]
+
+
+def outcome(first: float, second: float, threshold: float) -> int:
+    """1 where the first model won the prompt, 0 for a tie, -1 where it lost."""
+    found = compare([first], [second], threshold)
+    return found.wins - found.losses
+
+
+def idea(group: str | dict) -> str:
+    """A group's first keyword stands for the idea."""
+    return group if isinstance(group, str) else str(group["any"][0])
+
+
+# ---- What the template writes down -------------------------------------------------------------------------------------
+
+
+def context(sources: Sources) -> dict[str, Any]:
+    report = sources.report
+    names = list(sources.answers)
+    return {
+        "models": names,
+        "prompts": report["prompts"],
+        "settings": report["settings"],
+        "measures": measures(report["models"], names),
+        "health": measures({name: report["models"][name]["health"] for name in names}, names),
+        "lengths": {name: report["models"][name]["lengths"] for name in names},
+        "contests": [
+            {"first": first, "second": second, **report["pairs"][name_of((first, second))]} for first, second in sources.pairs
+        ],
+        "canaries": report["canaries"],
+        "by_kind": charts.intervals(rate_rows(report, names, whole=True, part="kinds")),
+        "by_topic": charts.intervals(rate_rows(report, names, whole=False, part="topics")),
+        "outcomes": outcome_bars(report, sources.pairs),
+        "curves": list(panels(sources.curves)),
+        "training": {stage: sources.metrics[stage][stage] for stage in ("sft", "dpo")},
+        "counts": sources.metrics["prepare"],
+        "settings_of_run": sections(sources.params),
+        "main_pins": [pin for pin in sources.pins if pin.split("==")[0] in MAIN_PINS],
+        "pins": sources.pins,
+    }
+
+
+def measures(found: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for every measure that the report holds of its models, the most telling first: (name, estimates by model)."""
+    keys = [key for key in found[names[0]] if is_estimate(found[names[0]][key])]
+    ordered = [*(key for key in FIRST if key in keys), *(key for key in keys if key not in FIRST)]
+    rows = [{"name": key, "values": [found[name][key] for name in names]} for key in ordered]
+    return [row | {"same": all(undefined_alike(row["values"][0], value) for value in row["values"])} for row in rows]
+
+
+def undefined_alike(first: dict[str, Any], other: dict[str, Any]) -> bool:
+    return first["estimate"] is None and first == other
+
+
+def is_estimate(value: Any) -> bool:
+    return isinstance(value, dict) and "estimate" in value
+
+
+def rate_rows(report: dict[str, Any], names: Sequence[str], whole: bool, part: str) -> list[dict[str, Any]]:
+    """(group, model, estimate, interval, n) of the hit rate, for all prompts and for the groups of one kind."""
+    groups = {"all prompts": {name: report["models"][name]["hit_rate"] for name in names}} if whole else {}
+    groups |= {group: found["models"] for group, found in report["exploratory"][part].items()}
+    return [
+        {"group": group, "model": name, **{key: rates[name][key] for key in ("estimate", "low", "high", "n")}}
+        for group, rates in groups.items()
+        for name in names
+    ]
+
+
+def outcome_bars(report: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    rows = []
+    for first, second in pairs:
+        found = report["pairs"][name_of((first, second))]
+        counts = [found[key] for key in ("wins", "ties", "losses")]
+        told = ", ".join(f"{count} {word}" for count, word in zip(counts, OUTCOMES, strict=True))
+        rows.append((f"{first} against {second}: {told}", counts))
+    return charts.shares(rows)
+
+
+def panels(curves: dict[str, list[dict[str, str]]]) -> Iterator[dict[str, Any]]:
+    """Every curve's drawing, and its values as a table of steps by series."""
+    for name, (title, unit, hint) in CURVES.items():
+        rows = curves[name]
+        drawn = charts.lines([(float(row["step"]), row["series"], float(row["value"])) for row in rows])
+        series = [each["name"] for each in drawn["series"]]
+        values: dict[int, dict[str, str]] = {}
+        for row in rows:
+            values.setdefault(int(row["step"]), {})[row["series"]] = row["value"]
+        table = [(step, [given.get(each, "") for each in series]) for step, given in sorted(values.items())]
+        yield {"name": name, "title": title, "unit": unit, "hint": hint, "table": table, **drawn}
+
+
+def sections(params: SimpleNamespace) -> dict[str, list[tuple[str, str]]]:
+    """Every parameter as (dotted name, value), by section; single values stand together in front."""
+    found: dict[str, list[tuple[str, str]]] = {"run": []}
+    for name, value in sorted(vars(params).items()):
+        leaves = list(flat(value, name))
+        (found["run"] if len(leaves) == 1 and leaves[0][0] == name else found.setdefault(name, [])).extend(leaves)
+    return found
+
+
+def flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if not isinstance(value, SimpleNamespace):
+        yield name, json.dumps(value, ensure_ascii=False) if isinstance(value, bool | list | None) else str(value)
+        return
+    for key, inner in vars(value).items():
+        yield from flat(inner, f"{name}.{key}")
+
+
+def pins_of(requirements: str) -> list[str]:
+    """The pinned libraries, without what restricts them to a system."""
+    lines = (line.split(";")[0].split("#")[0].strip() for line in requirements.splitlines())
+    return [line for line in lines if line]
+
+
+# ---- Numbers as people read them ---------------------------------------------------------------------------------------
+
+
+def three(value: float | int | None) -> str:
+    if value is None:
+        return "undefined"
+    return str(value) if isinstance(value, int) else f"{value:.3f}".replace("-", "\u2212")
+
+
+def interval(found: dict[str, Any]) -> str:
+    return "" if found.get("low") is None else f"{three(float(found['low']))} to {three(float(found['high']))}"
+
+
+def p_value(value: float) -> str:
+    return "below 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def label(name: str) -> str:
+    return LABELS.get(name, name.replace("_", " ").capitalize())

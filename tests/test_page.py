@@ -1,0 +1,675 @@
+"""reports/index.html: what stands on it, that text of models can do nothing there, and, in a real browser, how it behaves."""
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import browser
+import pytest
+import test_score
+from test_score import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, write_inputs, write_params
+
+import score
+import votes
+from aligner import charts, keywords, page
+from aligner import params as parameters
+
+ROOT = Path(__file__).parent.parent
+MODELS = list(score.MODELS)
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "<img src=x onerror=alert(3)><svg onload=alert(4)>",
+    '"><iframe srcdoc="<script>parent.alert(5)</script>"></iframe>',
+    "[click](javascript:alert(6)) <a href=javascript:alert(7)>x</a>",
+    "![image](https://evil.example/x.png) <link rel=stylesheet href=//evil.example/y>",
+    "{{ 7*7 }} {% include '/etc/passwd' %} ${alert(8)} #{7*7} {{ config.__class__ }}",
+    "<!-- --> <!--<script> ]]> </title></style></textarea></template>",
+    "\x1b[31mred\x1b]8;;https://evil.example\x07 \x9b2J \x7f",
+    "\u202eesrever\u2066 \u200f\u061c",
+    "&lt;b&gt; &#60;script&#62; &amp; ' ` \\",
+    "two\u2028lines\u2029and\x85more",
+    "W" * 5000,
+]
+AMOUNT = 160
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    enter(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def enter(folder, monkeypatch):
+    """The working folder, with what the other stages wrote in this repository's own last run."""
+    monkeypatch.chdir(folder)
+    for path in FROM_OTHER_STAGES:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((ROOT / path).read_bytes())
+    write_params(0)
+
+
+def written(references=REFERENCES, answers=ANSWERS):
+    write_inputs(references, answers)
+    test_score.run()
+    return score.PAGE.read_text(encoding="utf-8")
+
+
+def hostile_inputs():
+    """Every hostile text as prompt, topic, kind, concept, keyword, forbidden word and answer of all models."""
+    references = [
+        {
+            "id": f"h{number}{text[:300]}",
+            "prompt": f"{text} {number}",
+            "topic": text,
+            "kind": text,
+            "concept": text,
+            "keywords": [{"any": [text, "state"]}, "step"],
+            "forbidden": [f"wizard {text}"],
+        }
+        for number, text in enumerate(HOSTILE)
+    ]
+    texts = {row["id"]: f"{text} a state" for row, text in zip(references, HOSTILE, strict=True)}
+    return references, {name: {id: f"{name}: {text}" for id, text in texts.items()} for name in MODELS}
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, ids, and the data block of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.inside, self.blocks = [], None, {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside = (tag, dict(attributes).get("type", "")) if tag in ("script", "style") else None
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside:
+            self.blocks[self.inside] = self.blocks.get(self.inside, "") + data
+
+
+def data_in(text):
+    return json.loads(Reader(text).blocks["script", "application/json"])
+
+
+# ---- What stands on it --------------------------------------------------------------------------------------------------
+
+
+def test_it_is_one_file_that_names_nothing_outside(folder):
+    reader = Reader(written())
+    links = [value for _, attributes in reader.tags for name, value in attributes.items() if name in ("src", "href", "action")]
+    assert links and all(link.startswith("#") for link in links)
+    assert not re.search(r"url\(|@import|@font-face", reader.blocks["style", ""])
+    forbidden = r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(|fetch|XMLHttp"
+    assert not re.search(forbidden, reader.blocks["script", ""])
+    assert {tag for tag, _ in reader.tags} & {"img", "iframe", "object", "embed", "link", "base", "audio", "video"} == set()
+
+
+def test_its_policy_lets_nothing_run_but_its_own_script_and_style(folder):
+    reader = Reader(written())
+    policy = next(each["content"] for tag, each in reader.tags if each.get("http-equiv") == "Content-Security-Policy")
+    digests = {kind: digest(reader.blocks[kind, ""]) for kind in ("script", "style")}
+    assert policy == (
+        f"default-src 'none'; script-src 'sha256-{digests['script']}'; style-src 'sha256-{digests['style']}'; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    assert not any(name.startswith("on") or name == "style" for _, attributes in reader.tags for name in attributes)
+
+
+def digest(text):
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def test_it_has_landmarks_one_title_and_labels(folder):
+    reader = Reader(written())
+    tags = [tag for tag, _ in reader.tags]
+    assert all(tags.count(tag) == 1 for tag in ("html", "title", "main", "nav", "footer"))
+    assert ("html", {"lang": "en"}) in reader.tags
+    ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    outside_templates = [id for id in ids if id != "question"]
+    assert len(set(outside_templates)) == len(outside_templates)
+    assert all("aria-label" in attributes for tag, attributes in reader.tags if tag == "svg")
+    assert all(attributes["href"][1:] in ids for tag, attributes in reader.tags if tag == "a" and "href" in attributes)
+
+
+def test_every_parameter_pin_and_count_stands_on_it(folder):
+    shown = html.unescape(written())
+    params = parameters.load(score.PARAMS)
+    rows = [row for rows in page.sections(params).values() for row in rows]
+    values = {name: value for name, value in rows}
+    assert {name.split(".")[0] for name in values} == set(vars(parameters.read())) and len(values) == len(rows) > 50
+    assert all(f"<dt>{name}</dt><dd>{value}</dd>" in shown for name, value in rows)
+    assert values["dpo.beta"] == "0.1" and values["models.path"] == "models/base/weights"
+    pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(pin.split(" ;")[0] in shown for pin in pins)
+    counts = json.loads((ROOT / "metrics/prepare.json").read_text())
+    assert all(f"<td>{count}</td>" in shown for name in ("sft_data", "dpo_data") for count in counts[name].values())
+
+
+def test_a_measure_that_the_report_gains_gets_a_row(folder):
+    found = {"estimate": 0.25, "low": 0.1, "high": 0.4, "n": 3, "method": "x"}
+    rows = page.measures({name: {"precision": found, "hit_rate": found, "health": {}} for name in MODELS}, MODELS)
+    assert [row["name"] for row in rows] == ["hit_rate", "precision"]
+    assert page.label("some_new_thing") == "Some new thing"
+    assert page.interval(found) == "0.100 to 0.400"
+
+
+def test_results_are_those_of_the_report(folder):
+    shown = written()
+    report = json.loads(score.REPORT.read_text())
+    for name in MODELS:
+        assert f"<b>{report['models'][name]['hit_rate']['estimate']:.3f}</b>" in shown
+    assert shown.count(f">{html.escape(report['pairs']['dpo_vs_sft']['decision']['verdict'])}</p>") >= 1
+
+
+def test_the_data_holds_every_prompt_and_answer_in_parts(folder):
+    data = data_in(written())
+    assert [prompt["id"] for prompt in data["prompts"]] == ["a", "b", "c"]
+    for index, name in enumerate(MODELS):
+        texts = ["".join(prompt["answers"][index]["parts"]) for prompt in data["prompts"]]
+        assert texts == [answer_row(id, text)["answer"] for id, text in ANSWERS[name].items()]
+    first = data["prompts"][0]
+    assert first["answers"][1]["parts"][:4] == ["A ", "state", " in a ", "step"]
+    assert first["outcomes"] == [1, -1, 0] and first["kind"] == "new wording"
+
+
+def test_the_data_names_a_model_once(folder):
+    """A blind vote needs the map from aliases to names, and nothing else may tell."""
+    block = Reader(written()).blocks["script", "application/json"]
+    without_texts = json.loads(block) | {"prompts": []}
+    assert all(json.dumps(without_texts).count(f'"{name}"') == 1 for name in MODELS)
+
+
+def test_a_page_of_usual_size_is_small(folder):
+    """152 prompts with three answers of 160 words."""
+    answer = " ".join(["probability"] * AMOUNT)
+    references = [{**REFERENCES[0], "id": f"p{number}", "prompt": f"Prompt {number}"} for number in range(152)]
+    text = written(references, {name: {row["id"]: f"{answer} {row['id']} {name}" for row in references} for name in MODELS})
+    assert len(text.encode()) < 2_000_000
+
+
+def test_nothing_of_time_and_place_stands_on_it(folder):
+    text = written()
+    assert str(folder) not in text and str(ROOT) not in text
+    assert not re.search(r"\b20\d\d-\d\d-\d\d\b|\d\d:\d\d:\d\d", text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_inert_json_ends_no_block_and_says_the_same(text):
+    made = page.inert_json({"text": text})
+    assert not re.search("[<>&\u2028\u2029]", made)
+    assert json.loads(made) == {"text": text}
+
+
+def test_hostile_text_adds_no_tag(folder):
+    """The page of hostile texts has the very tags and attributes of a page of harmless ones, but for numbers."""
+    references, answers = hostile_inputs()
+    keys = ("id", "topic", "kind", "concept", "prompt")
+    harmless = [{**row, **dict.fromkeys(keys, f"word{number}")} for number, row in enumerate(references)]
+    calm = {name: {row["id"]: "a state" for row in harmless} for name in MODELS}
+    both = (references, answers), (harmless, calm)
+    shapes = [[(tag, sorted(attributes)) for tag, attributes in Reader(written(*each)).tags] for each in both]
+    tags = [{tag for tag, _ in shape} for shape in shapes]
+    assert tags[0] == tags[1]
+    assert {name for _, names in shapes[0] for name in names} == {name for _, names in shapes[1] for name in names}
+
+
+def test_no_control_or_bidi_character_stands_in_the_page(folder):
+    """Not even in its source: a terminal that shows the file obeys no model, and no line reads backwards."""
+    text = written(*hostile_inputs())
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", text)
+    assert any("\u202e" in prompt["prompt"] for prompt in data_in(text)["prompts"])
+
+
+def test_hostile_parameters_and_metrics_are_escaped(folder):
+    path = score.STAGE_METRICS["dpo"]
+    path.write_text(json.dumps({"dpo": {"health": HOSTILE[0]}}))
+    score.REQUIREMENTS.write_text(f"{HOSTILE[2]}==1\n")
+    shown = written()
+    assert HOSTILE[0] not in shown and html.escape(HOSTILE[0]) in shown
+    assert "<img" not in shown
+
+
+# ---- Marks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "groups", "marked"),
+    [
+        ("A state, a step.", ["step", "state"], [("state", 1), ("step", 0)]),
+        ("The **mean** value", ["mean value"], [("mean** value", 0)]),
+        ("Éclair and MEAN", ["eclair", "mean"], [("Éclair", 0), ("MEAN", 1)]),
+        ("mean value", ["mean value", "mean"], [("mean value", 0)]),
+        ("nothing", ["mean"], []),
+        ("", ["mean"], []),
+        ("two  means", [{"any": ["mean"], "match": "inflect"}], [("means", 0)]),
+        ("42 or 142", [{"any": ["42"], "match": "number"}], [("42", 0)]),
+    ],
+)
+def test_marks_stand_in_the_text_as_it_was_written(text, groups, marked):
+    assert [(text[start:end], number) for start, end, number in keywords.marks(text, groups)] == marked
+
+
+def test_an_echo_of_the_prompt_is_not_marked():
+    prompt = "Please explain how a state of the chain is left"
+    text = f"{prompt}? A state is naïve."
+    assert [text[start:end] for start, end, _ in keywords.marks(text, ["state"], prompt)] == ["state"]
+    assert keywords.marks(text, ["state"], prompt)[0][0] > len(prompt)
+
+
+def test_marks_of_a_long_loop_come_soon():
+    """Words without end, as a degenerate model writes them, in a text whose plain form differs."""
+    assert len(keywords.marks("the mean é *is* " * 450, ["mean"])) == 450
+
+
+def test_parts_join_to_the_text():
+    assert page.parts_of("a state here", [(2, 7, 0)]) == ["a ", "state", " here"]
+    assert page.parts_of("", []) == [""]
+
+
+# ---- Charts -------------------------------------------------------------------------------------------------------------
+
+
+def test_ticks_are_round_numbers_around_the_values():
+    drawn = charts.lines([(0, "a", -0.53), (57, "a", 1.36)])
+    assert [label for _, label in drawn["y"]] == ["−1.0", "−0.5", "0.0", "0.5", "1.0", "1.5"]
+    assert [label for _, label in drawn["x"]] == ["0", "20", "40", "60"]
+    assert drawn["series"][0]["dots"][0][0] == f"{charts.LEFT:.1f}"
+
+
+def test_a_flat_curve_and_a_single_point_are_drawn():
+    assert charts.lines([(1, "a", 2.0)])["series"][0]["dots"] != []
+    flat = [label for _, label in charts.lines([(0, "a", 0.0), (9, "a", 0.0)])["y"]]
+    assert flat == ["−0.6", "−0.4", "−0.2", "0.0", "0.2", "0.4", "0.6"]
+
+
+def test_a_rate_without_interval_is_a_dot_alone():
+    drawn = charts.intervals([{"group": "g", "model": "m", "estimate": 0.5, "low": None, "high": None, "n": 1}])
+    assert drawn["rows"][0]["low"] is None and drawn["labels"][0]["text"] == "g (n = 1)"
+
+
+# ---- In a browser -------------------------------------------------------------------------------------------------------
+
+needs_browser = pytest.mark.skipif(browser.find() is None, reason=browser.NONE_FOUND)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.Browser(browser.find()) as opened:
+        opened.before_every_page("window.injected = 0; window.opened = []; window.open = (url) => window.opened.push(url);")
+        yield opened
+
+
+@pytest.fixture
+def tab(chromium):
+    """A wide window with nothing kept, nothing noted, and the light colours."""
+    chromium.size(1400, 1000)
+    chromium.send("Page.navigate", url="about:blank")
+    for noted in (chromium.requests, chromium.dialogs, chromium.errors):
+        noted.clear()
+    return chromium
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A page of small answers and one of hostile ones, with the folder of the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        paths = {}
+        for name, inputs in {"calm": (REFERENCES, ANSWERS), "hostile": hostile_inputs()}.items():
+            folder = tmp_path_factory.mktemp(name)
+            enter(folder, patch)
+            written(*inputs)
+            paths[name] = folder / score.PAGE
+        yield paths
+
+
+def ids_shown(tab):
+    return tab.evaluate("[...document.querySelectorAll('article.prompt')].map((each) => each.id)")
+
+
+def texts_shown(tab, selector):
+    return tab.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].map((each) => each.textContent)")
+
+
+def choose(tab, id, value):
+    tab.evaluate(
+        f"{{ const field = document.getElementById({json.dumps(id)}); field.value = {json.dumps(value)}; "
+        "field.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+
+
+def quiet(tab):
+    return (tab.dialogs, tab.errors, browser.outside(tab.requests)) == ([], [], [])
+
+
+@needs_browser
+def test_hostile_text_does_nothing_in_a_browser(tab, pages):
+    tab.open(pages["hostile"])
+    tab.evaluate("new Promise((done) => setTimeout(done, 300))")
+    assert quiet(tab), (tab.dialogs, tab.errors, tab.requests)
+    found = set(tab.evaluate("[...document.querySelectorAll('#report *')].map((each) => each.localName)"))
+    assert found & {"script", "img", "iframe", "link", "object", "embed", "style", "base", "meta"} == set()
+    inside = set(tab.evaluate("[...document.querySelectorAll('#prompts *')].map((each) => each.localName)"))
+    assert inside <= {"article", "h3", "h4", "p", "a", "span", "div", "ul", "li", "mark"}
+    names = tab.evaluate("[...document.querySelectorAll('*')].flatMap((each) => each.getAttributeNames())")
+    assert not [name for name in names if name.startswith("on") or name in ("style", "src", "srcdoc")]
+    links = tab.evaluate("[...document.querySelectorAll('a')].map((each) => each.getAttribute('href'))")
+    assert all(link.startswith("#") for link in links)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 1400
+
+
+@needs_browser
+def test_hostile_text_is_shown_as_it_was_written(tab, pages):
+    tab.open(pages["hostile"])
+    hidden = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    expected = [re.sub(hidden, "\ufffd", f"{text} {number}") for number, text in enumerate(HOSTILE)]
+    assert texts_shown(tab, "article.prompt > h3") == expected
+    assert len(texts_shown(tab, "#prompts .text")) == len(HOSTILE) * 3
+    assert f"dpo: {HOSTILE[0]} a state" in texts_shown(tab, "#prompts .text")[2]
+
+
+@needs_browser
+def test_hostile_text_does_nothing_in_a_blind_vote(tab, pages):
+    tab.open(pages["hostile"], "#vote")
+    begin(tab)
+    for _ in range(len(HOSTILE)):
+        tab.press("3")
+    assert "13 of 13 prompts" in tab.evaluate("document.getElementById('summary').textContent")
+    assert quiet(tab) and tab.evaluate("document.querySelectorAll('main img, main script, main iframe').length") == 0
+
+
+@needs_browser
+def test_the_policy_stops_what_would_be_injected(tab, pages):
+    """Even if text became markup: inline scripts, handlers, images and requests are refused by the browser."""
+    tab.open(pages["calm"])
+    tab.evaluate(
+        "{ const script = document.createElement('script'); try { script.textContent = 'window.injected = 1'; } catch {} "
+        "document.body.append(script); const image = new Image(); image.src = 'https://evil.example/x.png'; "
+        "try { image.setAttribute('onerror', 'window.injected = 2'); } catch {} document.body.append(image); }"
+    )
+    tab.evaluate("fetch('https://evil.example/').catch(() => 0)")
+    tab.evaluate("new Promise((done) => setTimeout(done, 200))")
+    assert tab.evaluate("window.injected") == 0
+    assert any("Content Security Policy" in error for error in tab.errors)
+    markup = "(() => { try { document.body.innerHTML = '<b>x</b>'; } catch (error) { return String(error); } })()"
+    assert "TypeError" in tab.evaluate(markup)
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("field", "value", "left"),
+    [
+        ("search", "MEAN variance", ["p-b"]),
+        ("search", "no such words", []),
+        ("topic", "0", ["p-a", "p-b"]),
+        ("kind", "0", ["p-b"]),
+        ("outcome", "2 0", ["p-a"]),
+        ("outcome", "0 -1", ["p-c"]),
+    ],
+)
+def test_filters_leave_the_prompts_that_match(tab, pages, field, value, left):
+    """Topics and kinds stand in alphabetical order; pair 2 is dpo over base, which tie on prompt a."""
+    tab.open(pages["calm"])
+    choose(tab, field, value)
+    assert ids_shown(tab) == left
+    assert tab.evaluate("document.getElementById('count').textContent") == f"{len(left)} of 3 prompts"
+    tab.evaluate("document.querySelector('#filters [type=reset]').click()")
+    tab.evaluate("new Promise((done) => setTimeout(done, 30))")
+    assert ids_shown(tab) == ["p-a", "p-b", "p-c"] and quiet(tab)
+
+
+@needs_browser
+def test_keys_move_from_prompt_to_prompt(tab, pages):
+    tab.open(pages["calm"])
+    here = "document.activeElement.id"
+    for key, id in (("j", "p-a"), ("j", "p-b"), ("ArrowRight", "p-c"), ("j", "p-c"), ("k", "p-b"), ("ArrowLeft", "p-a")):
+        tab.press(key)
+        assert (tab.evaluate(here), tab.evaluate("location.hash")) == (id, f"#{id}")
+    tab.press("/")
+    assert tab.evaluate(here) == "search"
+    tab.press("j")
+    assert tab.evaluate(here) == "search" and quiet(tab)
+
+
+@needs_browser
+def test_a_deep_link_leads_to_its_prompt_whatever_is_filtered(tab, pages):
+    tab.open(pages["calm"], "#p-c")
+    assert tab.evaluate("document.activeElement.id") == "p-c"
+    choose(tab, "search", "variance")
+    tab.evaluate("location.hash = '#p-a'")
+    tab.evaluate("new Promise((done) => setTimeout(done, 50))")
+    assert tab.evaluate("document.activeElement.id") == "p-a"
+    for name in ("%zz", "p-nothing", "constructor", "p-%22%3E%3Cimg"):
+        tab.open(pages["calm"], f"#{name}")
+        assert quiet(tab)
+
+
+@needs_browser
+def test_named_ideas_are_marked(tab, pages):
+    tab.open(pages["calm"])
+    assert texts_shown(tab, "#p-a .answer:nth-child(2) mark") == ["state", "step"]
+    assert texts_shown(tab, "#p-b .answer:nth-child(2) .ideas li") == ["✓ mean", "– variance"]
+
+
+@needs_browser
+def test_colours_follow_the_system_until_one_chooses(tab, pages):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    tab.open(pages["calm"])
+    light = tab.evaluate(paper)
+    tab.size(1400, 1000, dark=True)
+    dark = tab.evaluate(paper)
+    assert light != dark
+    tab.evaluate("document.getElementById('theme').click()")
+    assert tab.evaluate(paper) == light
+    tab.open(pages["calm"])
+    assert tab.evaluate(paper) == light, "the choice is kept"
+    tab.evaluate("localStorage.clear()")
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["calm", "hostile"])
+def test_nothing_is_wider_than_a_phone(tab, pages, name):
+    tab.size(390, 844)
+    tab.open(pages[name])
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    tab.open(pages[name], "#vote")
+    begin(tab)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+
+
+@needs_browser
+@pytest.mark.skipif("AXE" not in os.environ, reason="AXE names no axe.min.js (npm pack axe-core)")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_axe_finds_nothing_serious(tab, pages, width, dark):
+    tab.size(width, 900, dark)
+    tab.send("Page.setBypassCSP", enabled=True)
+    try:
+        for steps in ([], ["vote"], ["vote", "begin"]):
+            tab.open(pages["calm"], "#vote" if steps else "")
+            tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+            if "begin" in steps:
+                begin(tab)
+            tab.evaluate(Path(os.environ["AXE"]).read_text(encoding="utf-8"))
+            told = "found.violations.map((each) => [each.impact, each.id, each.nodes[0].html])"
+            found = tab.evaluate(f"axe.run().then((found) => {told})")
+            assert [each for each in found if each[0] in ("serious", "critical")] == []
+            assert found == []
+    finally:
+        tab.send("Page.setBypassCSP", enabled=False)
+
+
+# ---- The blind vote, in a browser ---------------------------------------------------------------------------------------
+
+WORD = r"(?<![a-z0-9])({})(?![a-z0-9])".format("|".join(MODELS))
+# All but the policy, whose base-uri is no model.
+NEVER_NAMED = (
+    "document.documentElement.outerHTML.replace(/base-uri/, '') + '\\n' + "
+    "JSON.stringify({...localStorage}) + document.title + location.href"
+)
+
+
+def begin(tab, rater="ann", seed="7", pair="1"):
+    """Pair 1 is dpo and sft."""
+    values = json.dumps({"rater": rater, "seed": seed, "pair": pair})
+    tab.evaluate(
+        f"for (const [id, value] of Object.entries({values})) document.getElementById(id).value = value; "
+        "document.querySelector('#setup .primary').click()"
+    )
+
+
+def exported(tab):
+    """What the export button would save."""
+    return tab.evaluate(
+        "(() => { let kept; const make = URL.createObjectURL; "
+        "URL.createObjectURL = (blob) => { kept = blob; return 'blob:none'; }; "
+        "const click = HTMLAnchorElement.prototype.click; let name; "
+        "HTMLAnchorElement.prototype.click = function () { name = this.download; }; "
+        "document.querySelector('[data-do=export]').click(); "
+        "URL.createObjectURL = make; HTMLAnchorElement.prototype.click = click; "
+        "return kept.text().then((text) => ({name, text})); })()"
+    )
+
+
+@pytest.fixture
+def ballots(tab, pages):
+    """The calm page, ready to vote, with nothing kept."""
+    tab.open(pages["calm"])
+    tab.evaluate("localStorage.clear()")
+    tab.open(pages["calm"], "#vote")
+    yield tab
+    tab.evaluate("localStorage.clear()")
+
+
+@needs_browser
+def test_no_name_of_a_model_is_anywhere_while_one_votes(ballots):
+    begin(ballots)
+    for verdict in ("1", "x", "b"):
+        assert re.findall(WORD, ballots.evaluate(NEVER_NAMED).lower()) == []
+        assert ballots.evaluate("document.querySelectorAll('.m0, .m1, .m2, mark').length") == 0
+        ballots.press(verdict)
+    assert re.findall(WORD, ballots.evaluate(NEVER_NAMED).lower()) == []
+    ballots.evaluate("document.querySelector('[data-do=end]').click()")
+    assert "dpo is better" in ballots.evaluate("document.getElementById('tally').textContent")
+    assert quiet(ballots)
+
+
+@needs_browser
+def test_sides_are_shuffled_and_every_model_is_shown(ballots, pages):
+    """What is on the left is what the seed draws, for several seeds."""
+    lefts = set()
+    for seed in range(6):
+        ballots.open(pages["calm"], "#vote")
+        begin(ballots, rater=f"r{seed}", seed=str(seed))
+        ballots.press("1", "1", "1")
+        for row in map(json.loads, exported(ballots)["text"].splitlines()):
+            lefts.add((row["id"], row["left_model"]))
+    assert lefts == {(id, name) for id in "abc" for name in ("dpo", "sft")}
+
+
+@needs_browser
+def test_votes_survive_a_reload_and_can_be_undone(ballots, pages):
+    begin(ballots)
+    progress = "document.getElementById('progress').textContent"
+    ballots.evaluate("document.getElementById('comment').value = 'a good one'")
+    ballots.evaluate("document.querySelector('[data-verdict=A]').click()")
+    asked = ballots.evaluate("document.getElementById('question').textContent")
+    assert ballots.evaluate(progress) == "Prompt 2 of 3"
+    ballots.open(pages["calm"], "#vote")
+    begin(ballots, seed="99")
+    assert ballots.evaluate(progress) == "Prompt 2 of 3"
+    assert ballots.evaluate("document.getElementById('question').textContent") == asked, "the seed of the beginning holds"
+    ballots.press("u")
+    assert ballots.evaluate(progress) == "Prompt 1 of 3"
+    assert ballots.evaluate("document.getElementById('comment').value") == "a good one"
+    ballots.press("u", "Enter", "j")
+    assert ballots.evaluate(progress) == "Prompt 1 of 3" and quiet(ballots)
+
+
+@needs_browser
+def test_keys_typed_into_the_comment_are_no_votes(ballots):
+    begin(ballots)
+    ballots.evaluate("document.getElementById('comment').focus()")
+    ballots.press("a", "1", "t")
+    assert ballots.evaluate("document.getElementById('progress').textContent") == "Prompt 1 of 3"
+    assert ballots.evaluate("document.getElementById('comment').value") == "a1t"
+
+
+@needs_browser
+def test_what_is_exported_passes_the_check_and_makes_pairs(ballots, pages, monkeypatch):
+    begin(ballots, rater="Ann <b>")
+    ballots.evaluate("document.getElementById('comment').value = 'clear\\nand short'")
+    ballots.evaluate("document.querySelector('[data-verdict=A]').click()")
+    ballots.press("b", "t")
+    made = exported(ballots)
+    assert re.fullmatch(r"votes-ann-b--[0-9a-f]{8}\.jsonl", made["name"])
+    monkeypatch.chdir(pages["calm"].parent.parent)
+    Path("votes.jsonl").write_text(made["text"], encoding="utf-8")
+    judged = votes.read_run()
+    found, problems = votes.read_votes(["votes.jsonl"], judged.run, judged)
+    assert problems == [] and [vote.verdict for vote in found] == ["A", "B", "tie"]
+    assert {(vote.rater, vote.seed) for vote in found} == {("Ann <b>", 7)}
+    assert json.loads(made["text"].splitlines()[0])["comment"] == "clear\nand short"
+    assert len(votes.preference_pairs(found)[0]) == 2
+
+
+@needs_browser
+def test_equal_answers_are_not_asked(ballots, pages, tmp_path, monkeypatch):
+    enter(tmp_path, monkeypatch)
+    written(answers=ANSWERS | {"dpo": ANSWERS["dpo"] | {"a": ANSWERS["sft"]["a"]}})
+    ballots.open(tmp_path / score.PAGE, "#vote")
+    begin(ballots)
+    assert ballots.evaluate("document.getElementById('progress').textContent") == "Prompt 1 of 2"
+
+
+@needs_browser
+def test_votes_are_cast_and_exported_where_the_browser_keeps_nothing(tab, pages):
+    refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }, configurable: true});"
+    added = tab.send("Page.addScriptToEvaluateOnNewDocument", source=refuse)["identifier"]
+    try:
+        tab.open(pages["calm"], "#vote")
+        begin(tab)
+        assert tab.evaluate("document.getElementById('unkept').hidden") is False
+        tab.press("1", "2")
+        assert len(exported(tab)["text"].splitlines()) == 2 and quiet(tab)
+    finally:
+        tab.send("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
+
+
+@needs_browser
+def test_spoilt_storage_begins_anew(ballots, pages):
+    run = data_in(pages["calm"].read_text(encoding="utf-8"))["run"][:16]
+    for spoilt in ("nonsense", "null", "[]", '{"ann\\n": 1}'):
+        ballots.evaluate(f"localStorage.setItem('votes-{run}', {json.dumps(spoilt)})")
+        ballots.open(pages["calm"], "#vote")
+        begin(ballots)
+        assert ballots.evaluate("document.getElementById('progress').textContent") == "Prompt 1 of 3" and quiet(ballots)
+
+
+@needs_browser
+def test_the_way_back_leaves_the_vote_and_the_skip_link_does_not(tab, pages):
+    tab.open(pages["calm"])
+    tab.evaluate("document.getElementById('vote').click()")
+    begin(tab, rater="eve")
+    for hash, voting in (("#main", True), ("#results", False)):
+        tab.evaluate(f"location.hash = '{hash}'; new Promise((done) => setTimeout(done, 50))")
+        assert (tab.evaluate("document.getElementById('report') === null"), quiet(tab)) == (voting, True)
+
+
+@needs_browser
+def test_leaving_brings_the_report_back(ballots):
+    begin(ballots)
+    ballots.evaluate("document.querySelector('[data-do=leave]').click()")
+    assert ids_shown(ballots) == ["p-a", "p-b", "p-c"] and ballots.evaluate("document.title") == "Post-training report"
+    ballots.press("j")
+    assert ballots.evaluate("document.activeElement.id") == "p-a"
