@@ -95,7 +95,8 @@ def run_stage(stage: str, main: Callable[[Run], None]) -> None:
     except InputError as error:
         _exit(1, f"{stage}: {error}")
     except KeyboardInterrupt as error:
-        _exit(130, f"{stage}: interrupted; {str(error) or 'nothing of the inputs is lost'}. Go on: dvc repro   (or back: {RESTORE})")
+        reached = str(error) or "nothing of the inputs is lost"
+        _exit(130, f"{stage}: interrupted; {reached}. Go on: dvc repro   (or back: {RESTORE})")
     except OSError as error:
         _exit(
             1,
