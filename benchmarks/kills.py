@@ -1,7 +1,7 @@
 """How many kills a training survives: sft and dpo are killed with SIGKILL at random moments, run again, and their bytes compared.
 
 On a tiny random model whose stages save a checkpoint at every step, slowly; every second kill falls into the writing of one. The
-uninterrupted run saves none.
+uninterrupted run saves none. The moments are random steps of the whole run, and a random part of a second after each.
 
 command PYTHONPATH=src:tests:models/base python benchmarks/kills.py [--times N] [--seed N]
         10 kills a stage unless told otherwise; a minute or two
@@ -22,12 +22,13 @@ import killed
 def main(times: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = {stage: survived(stage, Path(folder), times, seed) for stage in ("sft", "dpo")}
-    heads = f"{'stage':7s}{'kills':>5s}  {'in a write':>10s}  {'bytes':>9s}  {'differing':>9s}"
+    heads = f"{'stage':7s}{'steps':>5s}  {'kills':>5s}  {'in a write':>10s}  {'bytes':>9s}  {'differing':>9s}"
     print(f"{heads}  newest whole checkpoint at each kill (* in a write)")
     for stage, row in found.items():
         steps = " ".join(f"{kill['saved step']}{'*' * kill['while writing']}" for kill in row["kills"])
         writing = sum(kill["while writing"] for kill in row["kills"])
-        print(f"{stage:7s}{len(row['kills']):5d}  {writing:10d}  {row['bytes']:9,d}  {row['differing']:9,d}  {steps}")
+        numbers = f"{row['steps']:5d}  {len(row['kills']):5d}  {writing:10d}  {row['bytes']:9,d}  {row['differing']:9,d}"
+        print(f"{stage:7s}{numbers}  {steps}")
     print(json.dumps(found))
 
 
@@ -41,10 +42,11 @@ def survived(stage: str, folder: Path, times: int, seed: int) -> dict[str, Any]:
     expected = killed.outputs(whole, stage)
     for name in expected:
         (again / name).unlink()
-    kills = killed.kill_and_rerun(stage, again, times, seed)
+    steps = killed.steps_of_curve(whole, stage)
+    kills = killed.kill_and_rerun(stage, again, times, steps, seed)
     found = killed.outputs(again, stage)
     differing = sum(differences(expected.get(name, b""), found.get(name, b"")) for name in {*expected, *found})
-    return {"kills": kills, "bytes": sum(map(len, expected.values())), "differing": differing}
+    return {"kills": kills, "bytes": sum(map(len, expected.values())), "differing": differing, "steps": steps}
 
 
 def differences(one: bytes, other: bytes) -> int:

@@ -6,6 +6,7 @@ is a real process with the stage's real `main` under `run_stage`; only its check
 
 from __future__ import annotations
 
+import csv
 import importlib
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ from aligner import checkpoints, records
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["killed"])
 SLOWLY = 0.02  # seconds that each file of a checkpoint takes longer, so that a kill may fall between two of them
-SPREAD = 0.6  # seconds from the first sign of training within which the kill comes: two or three steps
+SPREAD = 0.25  # seconds after a step within which the kill comes: about one step and its checkpoint
 
 # Epochs that end with a short step, logs and measurements at other steps than each other, dropout, and rows cut by length.
 SETTINGS = {
@@ -36,7 +37,7 @@ SETTINGS = {
     **{
         f"{stage}.{key}": value
         for stage in ("sft", "dpo")
-        for key, value in {"num_train_epochs": 19.5, "logging_steps": 3, "eval_steps": 4}.items()
+        for key, value in {"num_train_epochs": 14.5, "logging_steps": 3, "eval_steps": 4}.items()
     },
     **{
         f"models.mini.{stage}.{key}": value
@@ -102,28 +103,44 @@ def checkpoint_names(folder: Path, stage: str) -> set[str]:
     return {path.name for path in run.iterdir()} if run else set()
 
 
-def kill_and_rerun(stage: str, folder: Path, times: int, seed: int = 17) -> list[dict[str, Any]]:
-    """Kills a stage `times` times with SIGKILL, then lets it end; where each kill fell.
+def kill_and_rerun(stage: str, folder: Path, times: int, steps: int, seed: int = 17) -> list[dict[str, Any]]:
+    """Kills a stage of so many steps `times` times with SIGKILL, then lets it end; where each kill fell.
 
-    Every second one falls into the writing of a checkpoint for sure, the others at a random moment after training began.
+    The moments: some random steps from the first to nearly the last, and after each a random part of a second; then every second
+    kill waits until a checkpoint is being written, the others until none is.
     """
-    moments, kills = random.Random(seed), []
-    for number in range(times):
+    source, kills = random.Random(seed), []
+    for number, step in enumerate(sorted(source.sample(range(1, steps - 4), times))):
         before = checkpoint_names(folder, stage)
         process = start(stage, folder, slowly=SLOWLY)
-        wait_for(lambda before=before: checkpoint_names(folder, stage) - before, process)
-        time.sleep(moments.uniform(0, SPREAD))
-        if number % 2:
-            wait_for(lambda: any(name.endswith(".unfinished") for name in checkpoint_names(folder, stage)), process)
+        wait_for(lambda before=before, step=step: begun(checkpoint_names(folder, stage) - before) >= step, process)
+        time.sleep(source.uniform(0, SPREAD))
+        wait_for(lambda number=number: writing(folder, stage) == bool(number % 2), process)
         process.kill()
         process.join()
         assert process.exitcode == -9, f"{stage} ended before it was killed: {(folder / 'said.txt').read_text()}"
-        names = checkpoint_names(folder, stage)
         whole = [path for path in checkpoints._steps(run_folder(folder, stage)) if checkpoints.damage(path) is None]
         step = checkpoints._step(whole[-1]) if whole else 0
-        kills.append({"saved step": step, "while writing": any(name.endswith(".unfinished") for name in names)})
+        kills.append({"saved step": step, "while writing": writing(folder, stage)})
     assert finish(start(stage, folder)) == 0, (folder / "said.txt").read_text()
     return kills
+
+
+def writing(folder: Path, stage: str) -> bool:
+    """Whether there is a checkpoint that is not finished."""
+    return any(name.endswith(".unfinished") for name in checkpoint_names(folder, stage))
+
+
+def begun(names: set[str]) -> int:
+    """The last step of these checkpoints, finished or not."""
+    return max((int(name.removeprefix("step-").removesuffix(".unfinished")) for name in names), default=0)
+
+
+def steps_of_curve(folder: Path, stage: str) -> int:
+    """The number of steps that a stage took; its curves end with the last one."""
+    curves = {"sft": "sft.csv", "dpo": "dpo_loss.csv"}
+    with (folder / "plots" / curves[stage]).open(encoding="utf-8", newline="") as file:
+        return max(int(row["step"]) for row in csv.DictReader(file))
 
 
 def wait_for(condition, process, seconds: float = 900) -> None:

@@ -88,7 +88,6 @@ class Run:
 
 def run_stage(stage: str, main: Callable[[Run], None]) -> None:
     """Runs a stage under a record. What a person can mend ends in one message and exit code 1; a bug keeps its traceback."""
-    _interruptions.clear()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
     try:
@@ -96,12 +95,15 @@ def run_stage(stage: str, main: Callable[[Run], None]) -> None:
     except InputError as error:
         _exit(1, f"{stage}: {error}")
     except KeyboardInterrupt as error:
-        _exit(130, f"{stage}: interrupted; {error or 'nothing of the inputs is lost'}. Go on: dvc repro   (or back: {RESTORE})")
+        reached = str(error) or "nothing of the inputs is lost"
+        _exit(130, f"{stage}: interrupted; {reached}. Go on: dvc repro   (or back: {RESTORE})")
     except OSError as error:
         _exit(
             1,
             f"{stage}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}. Mend it, then: dvc repro",
         )
+    finally:
+        _interruptions.clear()
 
 
 def _recorded(run: Run, main: Callable[[Run], None]) -> None:
