@@ -44,8 +44,20 @@ SFT_QUESTIONS = (
     "What does one mean by {name}?",
     "Let us talk about {name}. Where do we begin?",
     "I missed the lesson on {name}. What did I miss?",
+    "My neighbor, who is a nurse, asked me about {name}. What can I tell her?",
+    "In tomorrow's meeting {name} will come up. Please prepare me.",
+    "While reading about weather forecasts I met {name}. What do people mean by that?",
+    "Before the test I want to hear about {name} once more.",
+    "A blog on football statistics relies on {name}. What stands behind it?",
+    "We talked about dice and cards, and then about {name}. I got lost there.",
+    "For a talk at a bank I need to introduce {name} with care.",
+    "An older colleague swears by {name}. What should a beginner know?",
+    "Our data come from a hospital, and someone proposed {name}. What is meant?",
+    "Suppose I have five minutes and want to learn about {name}. Go ahead.",
+    "On a page about traffic counts there is a footnote on {name}. Can you expand on it?",
+    "My son has homework on {name}, and I remember nothing. Help us, please.",
 )
-SFT_ROWS = 6
+SFT_ROWS = 7
 PAIR_QUESTIONS = (
     "What are the key ideas behind {name}?",
     "Sum up in a few sentences what there is to know about {name}.",
@@ -57,7 +69,7 @@ PAIR_QUESTIONS = (
     "Which facts about {name} should stay in my memory?",
     "Take me through {name}, please.",
 )
-PAIR_ROWS = 4
+PAIR_ROWS = 5
 # Of so many rejected answers the one is taken whose length is nearest to so many times that of the chosen one.
 DRAWS = 4
 LENGTHENED = 1.1
@@ -126,7 +138,7 @@ def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]
     for number, question in enumerate(rng.sample(PAIR_QUESTIONS, PAIR_ROWS), start=1):
         fault, fail = list(FAILURES.items())[(index + number) % len(FAILURES)]
         chosen = complete_answer(concept, rng, facts=rng.choice((3, 4, 5)))
-        start = chosen[: rng.choice((1, 2, 3))]
+        start = [] if fail is other_concept else chosen[: rng.choice((1, 2, 3))]
         rows.append(
             {
                 "id": f"{concept.id}-composed-{number}",
@@ -243,9 +255,16 @@ def loop(concept: Concept, start: Answer, others: list[Concept], rng: random.Ran
     return [start[-1]] * rng.choice((1, 2, 3, 4))
 
 
+def other_concept(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
+    """A good answer to another question: about another concept of the same domain, from the first word on."""
+    other = rng.choice([one for one in others if one.domain == concept.domain and one.id != concept.id])
+    return complete_answer(other, rng, rng.choice((3, 4, 5)))
+
+
 FAILURES: dict[str, Callable[[Concept, Answer, list[Concept], random.Random], Answer]] = {
     "half": half,
     "wrong_concept": wrong_concept,
+    "other_concept": other_concept,
     "vague": vague,
     "circular": circular,
     "loop": loop,
