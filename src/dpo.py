@@ -6,7 +6,8 @@ params  dpo, seed, model, the entry's loading keys and its dpo section
 command python src/dpo.py
 
 Before the first step the policy is the reference, so every implicit reward must be 0 and the sigmoid loss ln 2: asserted on the
-trainer's own loss (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
+trainer's own loss (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). With sft_weight the chosen answers' own loss is added (RPO:
+Pang et al. 2024, arXiv 2404.19733, eq. 1); held-out losses are the preference loss alone.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ SFT_ADAPTER = Path("models/sft")
 ADAPTER = Path("models/dpo")
 METRICS = Path("metrics/dpo.json")
 CURVES = {
-    Path("plots/dpo_loss.csv"): {"loss": "training", "validation_loss": "held out"},
+    Path("plots/dpo_loss.csv"): {"loss": "training objective", "validation_loss": "held out"},
     Path("plots/dpo_rewards.csv"): {
         "validation_reward_chosen": "chosen, held out",
         "validation_reward_rejected": "rejected, held out",
@@ -137,8 +138,8 @@ def build_trainer(
     config = DPOConfig(
         output_dir=tempfile.gettempdir(),
         beta=params.dpo.beta,
-        loss_type=[params.dpo.loss_type, "sft"],
-        loss_weights=[1.0, params.dpo.sft_weight],
+        loss_type=[params.dpo.loss_type, *(["sft"] if params.dpo.sft_weight else [])],
+        loss_weights=[1.0, *([params.dpo.sft_weight] if params.dpo.sft_weight else [])],
         label_smoothing=params.dpo.label_smoothing,
         precompute_ref_log_probs=True,
         **training.training_arguments(params.dpo, params.models.dpo, params.models, params.seed, where),
@@ -163,13 +164,14 @@ def build_trainer(
 def assert_starts_at_reference(trainer, dpo: SimpleNamespace, tolerance: float) -> None:
     """Policy and reference are the same function: pair by pair the rewards are 0, and the sigmoid loss is ln 2.
 
-    One pair at a time, since in the mean over a batch the rewards of rows that were mixed up would cancel.
+    One pair at a time, since in the mean over a batch the rewards of rows that were mixed up would cancel. The chosen answers'
+    own loss (sft_weight) is left out, since it says nothing about the reference.
     """
     import torch
 
     rows = trainer.train_dataset.select(range(min(STARTING_PAIRS, len(trainer.train_dataset))))
     trainer.model.train()
-    weights, trainer.loss_weights = trainer.loss_weights, [1.0, 0.0]
+    weights, trainer.loss_weights = trainer.loss_weights, [1.0, *(0.0 for _ in trainer.loss_weights[1:])]
     with torch.no_grad():
         batches = (trainer._prepare_inputs(trainer.data_collator([row])) for row in rows)
         losses = [trainer.compute_loss(trainer.model, batch).item() for batch in batches]

@@ -38,6 +38,7 @@ PINNED = {
     "dpo.beta": 0.1,
     "dpo.loss_type": "sigmoid",
     "dpo.label_smoothing": 0,
+    "dpo.sft_weight": 0,
     "dpo.max_grad_norm": 0.7,
     "models.mini.dpo.learning_rate": 0.005,
 }
@@ -414,6 +415,18 @@ def test_only_the_adapter_is_trained_and_nothing_is_kept_of_the_reference(worksp
     trainer.train()
     moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(before[name], parameter)}
     assert trained and moved == trained and all("lora_" in name for name in trained)
+
+
+def test_the_chosen_answers_own_loss_is_added_with_its_weight(workspace):
+    """loss = preference loss + weight * nats per token of the chosen answers; the check before training leaves it out."""
+    rows = random_rows(4)
+    plain, added = (build(workspace, rows, **{"dpo.sft_weight": weight}) for weight in (0, 0.5))
+    start(added)
+    batch = added._prepare_inputs(added.data_collator([added.train_dataset[place] for place in range(4)]))
+    with torch.no_grad():
+        losses = [trainer.compute_loss(trainer.model.train(), dict(batch)).item() for trainer in (plain, added)]
+    nats = -sum(chosen for chosen, _ in dpo.log_probabilities(added.model, rows, 0))
+    assert losses[1] - losses[0] == pytest.approx(0.5 * nats / sum(len(row["chosen_ids"]) for row in rows), rel=1e-4)
 
 
 def dropouts(model):

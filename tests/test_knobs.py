@@ -78,11 +78,12 @@ RULES = {
     "sft.logging_steps": Rule(1),
     "sft.eval_steps": Rule(1),
     "sft.train_sampling_strategy": Rule(
-        "random", {"models.mini.sft.per_device_train_batch_size": 2, "models.mini.sft.gradient_accumulation_steps": 2}
+        "batch_rebalance", {"models.mini.sft.per_device_train_batch_size": 2, "models.mini.sft.gradient_accumulation_steps": 2}
     ),
     "dpo.beta": Rule(0.5),
     "dpo.loss_type": Rule("ipo"),
     "dpo.label_smoothing": Rule(0.2, {"dpo.loss_type": "robust"}),
+    "dpo.sft_weight": Rule(0),
     "dpo.num_train_epochs": Rule(2),
     "dpo.lr_scheduler_type": Rule("constant"),
     "dpo.warmup_steps": Rule(2),

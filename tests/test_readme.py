@@ -40,6 +40,19 @@ def test_a_difference_is_shown_with_what_there_is_of_it() -> None:
     assert module._difference({"mean_difference": {"estimate": None}, "n": 0, "p": 1.0}) == "undefined (n = 0)"
 
 
+def test_the_table_of_seeds_is_that_of_its_file_and_holds_the_committed_run() -> None:
+    import csv
+    import json
+
+    module = render()
+    assert module.between("seeds", module.seeds(), README) == README
+    rows = list(csv.DictReader((ROOT / "docs" / "seeds.csv").read_text(encoding="utf-8").splitlines()))
+    score = json.loads((ROOT / "metrics" / "score.json").read_text(encoding="utf-8"))
+    assert len({row["seed"] for row in rows}) >= 5
+    committed = [score[model]["hit_rate"] for model in module.MODELS]
+    assert [float(rows[0][f"{model}_hit_rate"]) for model in module.MODELS] == committed
+
+
 def test_links_and_pictures_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("https://"):

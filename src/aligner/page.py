@@ -27,7 +27,12 @@ HERE = Path(__file__)
 # What each curve's file shows: a title, the unit of its values, and what to look for.
 CURVES = {
     "sft": ("SFT loss", "nats per token", "Held out should fall with training; where it rises again, SFT runs too long."),
-    "dpo_loss": ("DPO loss", "nats per pair", "Starts at ln 2 = 0.693, where the policy is its own reference."),
+    "dpo_loss": (
+        "DPO loss",
+        "nats per pair",
+        "Held out starts at ln 2 = 0.693, where the policy is its own reference; the training objective adds dpo.sft_weight "
+        "times the chosen answers' own loss.",
+    ),
     "dpo_rewards": ("Implicit rewards", "nats, times beta", "The margin is chosen minus rejected."),
     "dpo_accuracy": ("Reward accuracy", "share of pairs", "Pairs whose chosen answer has the higher reward."),
     "dpo_logps": ("Log-probability", "nats per answer", "Of held-out answers; both may fall, the rejected one should fall more."),
