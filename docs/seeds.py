@@ -1,6 +1,6 @@
 """Gathers the runs of several seeds into docs/seeds.csv, from which docs/render.py makes README's table.
 
-reads   the last run, and the experiments seed-N that were started from this commit
+reads   the last run, and the newest experiments of the names seed-N
 writes  docs/seeds.csv
 command make seeds                      (queues the experiments, runs them, then this and docs/render.py)
 """
@@ -34,13 +34,12 @@ def main(seeds: list[int]) -> None:
 
 
 def experiment(name: str) -> Callable[[str], str]:
-    """A reader of the files of an experiment that was started from the present commit."""
+    """A reader of the files of the newest experiment of that name."""
     import dvc.api
 
-    baseline = git("rev-parse", "HEAD")
-    revision = git("rev-parse", "--verify", "--quiet", f"refs/exps/{baseline[:2]}/{baseline[2:]}/{name}")
+    revision = git("for-each-ref", "--count=1", "--sort=-committerdate", "--format=%(objectname)", f"refs/exps/*/*/{name}")
     if not revision:
-        raise SystemExit(f"no experiment {name} was run from commit {baseline[:8]}; run: make seeds")
+        raise SystemExit(f"no experiment {name} was run; run: make seeds")
     return lambda path: dvc.api.read(path, repo=str(ROOT), rev=revision)
 
 
