@@ -32,6 +32,7 @@ SPREAD = 0.25  # seconds after a step within which the kill comes: about one ste
 
 # Epochs that end with a short step, logs and measurements at other steps than each other, dropout, and rows cut by length.
 SETTINGS = {
+    "sft.train_sampling_strategy": "batch_rebalance",
     "prepare.validation_share": 0.2,
     "lora.lora_dropout": 0.2,
     **{

@@ -98,6 +98,7 @@ def test_what_is_resumed_is_hard_to_resume(whole):
     ("stage", "changes"),
     [
         ("sft", {"sft.train_sampling_strategy": "random"}),
+        ("sft", {"lora.lora_dropout": 0}),
         ("sft", {"models.mini.sft.per_device_train_batch_size": 2}),
         ("dpo", {"dpo.loss_type": "ipo"}),
     ],

@@ -276,7 +276,7 @@ def test_prepare_accepts_the_pairs_once_their_prompts_are_not_evaluated(voted):
 
 def test_prepare_refuses_pairs_on_prompts_that_are_evaluated(voted):
     voted.params["prepare.pairs"] = "data/raw/voted.jsonl"
-    with pytest.raises(InputError, match=r"12 eval prompts are trained on; .* evaluate on other prompts \(prepare\.eval\): e1, "):
+    with pytest.raises(InputError, match=r"(?s)12 of 12 eval prompts .*evaluate on other prompts \(prepare\.eval\)"):
         voted.run("prepare")
 
 

@@ -151,7 +151,8 @@ def require_clean(prompts: EvalPrompts, largest_share: float, path: str) -> None
     lines = [f"{overlap['id']}: {_told(overlap)}" for overlap in leaked[:SHOWN_LEAKS]]
     if len(leaked) > SHOWN_LEAKS:
         lines.append(f"… and {len(leaked) - SHOWN_LEAKS} more")
-    way = f"Reword or remove them in {path}, or remove the training rows that hold them. Then run: dvc repro"
+    ways = f"Reword or remove them in {path}, evaluate on other prompts (prepare.eval), or remove the training rows"
+    way = f"{ways} that hold them. Then run: dvc repro"
     raise InputError("\n".join([f"{first}; prepare.max_leakage allows {largest_share:.1%}.", *lines, way]))
 
 
