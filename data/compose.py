@@ -207,7 +207,7 @@ def mended(concept: Concept, start: Answer, facts: int, rng: random.Random) -> A
     said = {fact for fact, _ in start}
     last = max((fact for fact in said if fact is not None), default=-1)
     unsaid = sorted((fact for fact in range(len(concept.facts)) if fact not in said), key=lambda fact: (fact < last, fact))
-    return start + [(fact, following(concept, fact, rng)) for fact in sorted(unsaid[:facts], key=unsaid.index)]
+    return start + [(fact, following(concept, fact, rng)) for fact in unsaid[:facts]]
 
 
 def complete_answer(concept: Concept, rng: random.Random, facts: int) -> Answer:

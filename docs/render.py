@@ -99,19 +99,18 @@ def seeds() -> str:
     """The same run with five seeds, from docs/seeds.csv, with mean and standard deviation."""
     with (ROOT / "docs" / "seeds.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    lines = ["| seed | base | sft | dpo | sft over base | dpo over sft | adjusted p | verdict | precision of dpo |"]
-    lines.append("|---" * 9 + "|")
+    titles = ["seed", *MODELS, "sft over base", "dpo over sft", "adjusted p", "verdict", "precision of dpo"]
+    lines = [_line(titles), "|---" * len(titles) + "|"]
     for row in rows:
         cells = [row["seed"], *(f"{float(row[f'{model}_hit_rate']):.3f}" for model in MODELS)]
         for pair in SHOWN:
             gap, low, high = (float(row[f"{pair}_{name}"]) for name in ("difference", "low", "high"))
             cells.append(f"{gap:.3f} ({low:.3f} to {high:.3f})")
         cells += [f"{float(row['dpo_vs_sft_p_adjusted']):.4f}", row["dpo_vs_sft_verdict"], f"{float(row['dpo_precision']):.3f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_line(cells))
     numbers = [*(f"{model}_hit_rate" for model in MODELS), *(f"{pair}_difference" for pair in SHOWN)]
     cells = [_mean_and_deviation([float(row[name]) for row in rows]) for name in numbers]
-    last = _mean_and_deviation([float(row["dpo_precision"]) for row in rows])
-    lines.append("| mean (sd) | " + " | ".join(cells) + f" | | | {last} |")
+    lines.append(_line(["mean (sd)", *cells, "", "", _mean_and_deviation([float(row["dpo_precision"]) for row in rows])]))
     return "\n".join(lines) + "\n"
 
 

@@ -94,13 +94,7 @@ def main(run: Run) -> None:
                 log_probabilities(trainer.model, validation, chat.pad_id), reference["validation"], params.dpo.beta
             )
 
-        training.observe(trainer, "dpo", tokens, params.dpo.eval_steps, measure)
-        earlier = kept.train(trainer)
-        new = 1 - earlier / trainer.state.max_steps
-        run.note(earlier_steps=earlier, tokens_per_second=round(new * tokens / run.phase("train")))
-
-        final = measure()
-        training.require_finite("dpo", final)
+        final = training.train(trainer, kept, run, "dpo", tokens, params.dpo.eval_steps, measure)
         modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
         final["kl"] = divergence(trainer.model, validation, chat.pad_id)
         metrics = {"dpo": summary(final, validation)}
@@ -135,11 +129,12 @@ def build_trainer(
         def _precompute_ref_logps(self, dataset, *args, **kwargs):
             return dataset
 
+    losses = {params.dpo.loss_type: 1.0} | ({"sft": params.dpo.sft_weight} if params.dpo.sft_weight else {})
     config = DPOConfig(
         output_dir=tempfile.gettempdir(),
         beta=params.dpo.beta,
-        loss_type=[params.dpo.loss_type, *(["sft"] if params.dpo.sft_weight else [])],
-        loss_weights=[1.0, *([params.dpo.sft_weight] if params.dpo.sft_weight else [])],
+        loss_type=list(losses),
+        loss_weights=list(losses.values()),
         label_smoothing=params.dpo.label_smoothing,
         precompute_ref_log_probs=True,
         **training.training_arguments(params.dpo, params.models.dpo, params.models, params.seed, where),

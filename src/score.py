@@ -244,18 +244,13 @@ def prompt_section(reference: dict[str, Any], given: dict[str, Answer]) -> list[
 
 
 def named_ideas(answer: Answer, groups: list[str | dict]) -> list[str]:
-    return [keyword_label(group) for group, hit in zip(groups, answer.keyword.matched, strict=True) if hit]
+    return [page.idea(group) for group, hit in zip(groups, answer.keyword.matched, strict=True) if hit]
 
 
 def foreign_ideas(answer: Answer) -> str:
     """The ideas of other concepts in an answer, each with a concept that it belongs to."""
-    ideas = (f"{keyword_label(group)} ({concept})" for concept, group in answer.ideas.foreign)
+    ideas = (f"{page.idea(group)} ({concept})" for concept, group in answer.ideas.foreign)
     return f"foreign: {', '.join(ideas) or 'none'}"
-
-
-def keyword_label(group: str | dict) -> str:
-    """A group's first keyword stands for the idea."""
-    return group if isinstance(group, str) else str(group["any"][0])
 
 
 def three(found: dict[str, Any]) -> str:

@@ -68,13 +68,7 @@ def main(run: Run) -> None:
         def measure() -> dict[str, float]:
             return evaluate(trainer.model, validation, chat.pad_id)
 
-        training.observe(trainer, "sft", tokens, params.sft.eval_steps, measure)
-        earlier = kept.train(trainer)
-        new = 1 - earlier / trainer.state.max_steps
-        run.note(earlier_steps=earlier, tokens_per_second=round(new * tokens / run.phase("train")))
-
-        final = measure()
-        training.require_finite("sft", final)
+        final = training.train(trainer, kept, run, "sft", tokens, params.sft.eval_steps, measure)
         metrics = {"sft": summary(final, validation)}
         modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
         write_csv(CURVE, ["step", "series", "value"], training.curve(trainer.state.log_history, SERIES))

@@ -112,7 +112,6 @@ class Concept:
     why: tuple[str, ...]
     mistake: tuple[str, ...]
     example: str
-    related: tuple[str, ...]
 
 
 def read_bank(folder: Path) -> list[Concept]:
@@ -137,7 +136,6 @@ def _concept(entry: dict, domain: str) -> Concept:
         why=tuple(entry["why"]),
         mistake=tuple(entry["mistake"]),
         example=entry["example"]["text"],
-        related=tuple(entry["related"]),
     )
 
 

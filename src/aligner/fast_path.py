@@ -47,17 +47,20 @@ def unpad(trainer, pairs: bool) -> bool:
 
     pairs: the second half of each batch's rows are the rejected answers to the prompts of the first half (trl's DPO).
     """
+    from transformers import AttentionInterface
+
     model = trainer.model.get_base_model()
     if not can_unpad(model, trainer.args.gradient_checkpointing):
         print("fast_path: batches are padded, as in trl (not a plain causal model with sdpa attention)", file=sys.stderr)
         return False
-    transformers_attention().register(NAME, attend)
+    AttentionInterface.register(NAME, attend)
     stock = model.forward
 
     @functools.wraps(type(model).forward)  # generate() checks its arguments against this signature
-    def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
+    def forward(self, *args, fused_lm_head=False, **kwargs):
         if not fused_lm_head:
-            return stock(*args, **kwargs, **({} if labels is None else {"labels": labels}))
+            return stock(*args, **kwargs)
+        labels = kwargs["labels"]
         layout = arrange(kwargs["input_ids"], kwargs["attention_mask"], labels, pairs)
         return score(self, hidden_states(self, layout), layout, labels)
 
@@ -74,12 +77,6 @@ def can_unpad(model, gradient_checkpointing: bool) -> bool:
     dense = getattr(config, "num_experts", None) is None and getattr(config, "num_local_experts", None) is None
     frozen_head = not model.get_output_embeddings().weight.requires_grad
     return plain and exchangeable and dense and frozen_head and not windowed and not gradient_checkpointing
-
-
-def transformers_attention():
-    from transformers import AttentionInterface
-
-    return AttentionInterface
 
 
 def arrange(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: bool) -> Layout:

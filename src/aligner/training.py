@@ -65,13 +65,31 @@ def trainer_tokenizer(chat: Chat):
     return PreTrainedTokenizerFast(tokenizer_object=chat.tokenizer, eos_token=chat.eos_token, pad_token=chat.pad_token)
 
 
-def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]) -> None:
+def train(
+    trainer, kept, run, stage: str, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """Trains to the end under a progress line and returns the last measures of held-out data; InputError when it diverged.
+
+    kept: the run's Checkpoints; run: the stage's record; the other arguments are those of `observe`.
+    """
+    latest = observe(trainer, stage, tokens, eval_steps, evaluate)
+    earlier = kept.train(trainer)
+    new = 1 - earlier / trainer.state.max_steps
+    run.note(earlier_steps=earlier, tokens_per_second=round(new * tokens / run.phase("train")))
+    require_finite(stage, latest)
+    return latest
+
+
+def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Shows one progress line (tokens/s, time left) in place of the trainer's prints, and measures held-out data on the way.
 
     tokens: tokens (not padding) of the whole run; evaluate: returns the measures that go into the curve, called before the
     first step, every `eval_steps` and after the last. A run that goes on from a checkpoint has the earlier ones in its log.
+    Returns a dictionary that holds the newest measures.
     """
     from transformers import PrinterCallback, TrainerCallback
+
+    latest: dict[str, float] = {}
 
     class Observer(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
@@ -91,10 +109,12 @@ def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callabl
             self.bar.close()
 
         def _measure(self, state):
-            state.log_history.append({"step": state.global_step, **evaluate()})
+            latest.update(evaluate())
+            state.log_history.append({"step": state.global_step, **latest})
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Observer())
+    return latest
 
 
 def curve(log_history: list[dict[str, float]], series: dict[str, str]) -> list[list[Any]]:
