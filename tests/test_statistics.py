@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligner import statistics
@@ -599,10 +599,9 @@ def test_wrong_input_is_named_with_its_value(call, message):
         call()
 
 
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=16), min_size=2, max_size=12))
+@given(st.lists(st.floats(-8192, 8192, width=16), min_size=2, max_size=12))
 @settings(max_examples=40, deadline=None)
 def test_any_finite_scores_give_finite_intervals(scores):
-    assume(max(map(abs, scores)) < 1e4)
     for interval in (exact_bootstrap_interval, paired_t_interval):
         assert all(math.isfinite(end) for end in interval(scores))
     assert 0 < permutation_test(scores) <= 1
