@@ -31,7 +31,8 @@ class Answer(NamedTuple):
 
     `cut` holds the rate that is left when the answer is cut to the length of each other model's answer, where that is shorter;
     `shuffled` the mean rate on the keywords of all other prompts, None when there are none; `ideas` what it names of its own
-    concept and of others, None when the prompt names no concept of the catalogue.
+    concept and of others, None when the prompt names no concept of the catalogue; `marks` where it names its prompt's ideas, as
+    `keywords.marks` gives it.
     """
 
     text: str
@@ -45,6 +46,7 @@ class Answer(NamedTuple):
     shuffled: float | None
     cut: dict[str, float]
     ideas: Ideas | None = None
+    marks: Sequence[keywords.Mark] = ()
 
     @property
     def rate(self) -> float:
@@ -111,7 +113,11 @@ class Control:
         """
         if not keywords.is_stuffed([*found.values(), frozenset()], tokens):
             return set()
-        asked = {prompt for number in found for prompt in self.asking[number]}
+        most: Counter[int] = Counter()  # of the tokens that a prompt's groups have together, no more than the sum of each
+        for number, where in found.items():
+            for prompt in self.asking[number]:
+                most[prompt] += len(where)
+        asked = [prompt for prompt, count in most.items() if count > keywords.STUFFED_DENSITY * tokens]
         return {prompt for prompt in asked if keywords.is_stuffed(map(found.get, self.prompts[prompt]), tokens)}
 
 
@@ -140,6 +146,7 @@ def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, keywo
         repetition=text_health.repetition(text, REPETITION_ORDER),
         shuffled=control.rate(place, texts[name], "degenerate" in keyword.flags),
         cut={other: _cut_rate(keyword, scorer, texts[name], texts[other]) for other in texts if other != name},
+        marks=scorer.marks(text, keyword.matched),
     )
 
 

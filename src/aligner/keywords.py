@@ -32,6 +32,7 @@ NUMBER_TOLERANCE = 1e-9
 
 Group = str | Mapping[str, object]
 Span = tuple[int, int]
+Mark = tuple[int, int, int]
 Finder = Callable[["Text"], Iterable[Span]]
 
 
@@ -174,6 +175,7 @@ class Text:
     def __init__(self, plain: str, echoes: bool = False):
         self.plain = plain
         self.echoes = echoes
+        self._sharing: dict[frozenset[str], frozenset[int]] = {}
 
     @cached_property
     def tokens(self) -> list[tuple[str, int, int]]:
@@ -193,8 +195,15 @@ class Text:
         places: dict[str, list[int]] = {}
         for word, indices in where.items():
             for base in base_forms(word):
-                places.setdefault(base, []).extend(indices)
+                places[base] = places[base] + indices if base in places else indices
         return places
+
+    def sharing(self, bases: frozenset[str]) -> frozenset[int]:
+        """Indices of the tokens that share a base form with a word of these; looked up once, since many keywords have it."""
+        found = self._sharing.get(bases)
+        if found is None:
+            found = self._sharing[bases] = frozenset(index for base in bases for index in self.places.get(base, ()))
+        return found
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -239,9 +248,11 @@ def _prepared(text: str, prompt: str | None) -> Text:
     asked = {_folded(line) for line in prompt.splitlines()} - {""}
     lines = text.splitlines()
     kept = [line for line in lines if _folded(line) not in asked]
-    plain = normalise("\n".join(kept))
-    novel = _without_beginning(plain, _prepared(prompt, None).plain)
-    return Text(novel, echoes=len(kept) < len(lines) or novel != plain)
+    whole = _prepared("\n".join(kept), None)
+    novel = _without_beginning(whole.plain, _prepared(prompt, None).plain)
+    if len(kept) == len(lines) and novel == whole.plain:
+        return whole
+    return Text(novel, echoes=True)
 
 
 def _without_beginning(plain: str, prompt: str) -> str:
@@ -415,19 +426,17 @@ def _blocked(plain: str, end: int, beside: int) -> bool:
 
 
 def _inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterator[Span]:
-    for first in _inflected_runs(words, text):
+    for first in sorted(_inflected_runs(words, text)):
         yield text.tokens[first][1], text.tokens[first + len(words) - 1][2]
 
 
-def _inflected_runs(words: Sequence[frozenset[str]], text: Text) -> list[int]:
+def _inflected_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int]:
     """First tokens of runs, nothing but space and hyphens between, each of which shares a base form with its keyword word."""
-    places = text.places
-    if any(map(places.keys().isdisjoint, words)):
-        return []
-    runs = {index for base in words[0] for index in places.get(base, ())}
+    first = text.sharing(words[0])
     for offset, bases in enumerate(words[1:], start=1):
-        runs &= {index - offset for base in bases for index in places.get(base, ())}
-    return sorted(runs)
+        places = text.sharing(bases)
+        first = frozenset(index for index in first if index + offset in places)
+    return first
 
 
 def _number_spans(target: float, text: Text) -> Iterator[Span]:
@@ -687,6 +696,11 @@ class Scorer:
             flags=tuple(name for name, is_raised in (raised | {"forbidden": any(denied)}).items() if is_raised),
         )
 
+    def marks(self, text: str, matched: Sequence[bool]) -> list[Mark]:
+        """What `marks` gives, when it is known already which groups the text names."""
+        answer = prepare(text, self._prompt)
+        return _marks(text, answer, itertools.compress(enumerate(self._groups), matched))
+
     def hits_within(self, text: Text, words: int, matched: Sequence[bool]) -> int:
         """How many groups the first `words` words of a prepared text name; none when they are stuffed with keywords.
 
@@ -750,8 +764,9 @@ class Index:
         if finder.func is _number_spans:
             self._targets.append((finder.args[0], entry))
         elif finder.func is _inflected_spans:
-            for base in max(finder.args[0], key=lambda bases: max(map(len, bases))):
-                self._by_base.setdefault(base, []).append((entry, finder.args[0]))
+            longest, *others = sorted(finder.args[0], key=lambda bases: max(map(len, bases)), reverse=True)
+            for base in longest:
+                self._by_base.setdefault(base, []).append((entry, others))
         elif finder.func is _word_spans and runs and not _UNSPACED_LETTER.search(normalise(keyword)):
             self._by_run.setdefault(max(runs, key=len), []).append((entry, frozenset(runs)))
         else:
@@ -772,9 +787,10 @@ class Index:
         found = set(self._always)
         for run in self._by_run.keys() & text.words if self._by_run else ():
             found.update(entry for entry, runs in self._by_run[run] if runs <= text.words)
-        bases_there = text.places.keys() if self._by_base else frozenset()
-        for base in self._by_base.keys() & bases_there:
-            found.update(entry for entry, words in self._by_base[base] if not any(map(bases_there.isdisjoint, words)))
+        for base in self._by_base.keys() & text.places.keys() if self._by_base else ():
+            for entry, others in self._by_base[base]:
+                if not others or all(map(text.sharing, others)):
+                    found.add(entry)
         for value, _, _ in text.numbers if self._targets else ():
             slack = 2 * NUMBER_TOLERANCE * max(1.0, abs(value))
             first = bisect.bisect_left(self._targets, (value - slack, -1))
@@ -786,7 +802,9 @@ class Index:
 def _tokens_of_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int] | None:
     """What `_Read.tokens` gives for a keyword of inflected words, without the way through characters."""
     runs = _inflected_runs(words, text)
-    return frozenset(first + offset for first in runs for offset in range(len(words))) if runs else None
+    if len(words) > 1:
+        runs = frozenset(first + offset for first in runs for offset in range(len(words)))
+    return runs or None
 
 
 # ---- Where a text names its groups -----------------------------------------------------------------------------------
@@ -794,14 +812,17 @@ def _tokens_of_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[in
 MOST_ALIGNED = 3000
 
 
-def marks(text: str, groups: Sequence[Group], prompt: str | None = None) -> list[tuple[int, int, int]]:
+def marks(text: str, groups: Sequence[Group], prompt: str | None = None) -> list[Mark]:
     """(start, end, number of the group) of every stretch of a text that names a group, in order, none overlapping another.
 
     For people to look at. Groups are found in the plain form, as `score` finds them, and brought back to the text as it was
     written, word by word; where its markup hides the way back, or the text is very long, a mark may be missing.
     """
-    answer = prepare(text, prompt)
-    spans = {(*span, number) for number, group in enumerate(groups) for span in _read(group).spans(answer)}
+    return _marks(text, prepare(text, prompt), enumerate(map(_read, groups)))
+
+
+def _marks(text: str, answer: Text, groups: Iterable[tuple[int, _Read]]) -> list[Mark]:
+    spans = {(*span, number) for number, group in groups for span in group.spans(answer)}
     if not spans:
         return []
     origins = _origins(text, answer.plain)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from aligner import blind, charts, keywords
+from aligner import blind, charts
 from aligner.answers import Answer
 from aligner.evaluation import compare, name_of
 
@@ -157,16 +157,16 @@ def prompt_of(place: int, reference: dict[str, Any], sources: Sources) -> dict[s
         "topic": reference["topic"],
         "kind": reference.get("kind", "").replace("_", " "),
         "ideas": [idea(group) for group in reference["keywords"]],
-        "answers": [answer_of(answer, reference) for answer in given.values()],
+        "answers": [answer_of(answer) for answer in given.values()],
         "outcomes": [outcome(given[first].rate, given[second].rate, threshold) for first, second in sources.pairs],
     }
 
 
-def answer_of(answer: Answer, reference: dict[str, Any]) -> dict[str, Any]:
+def answer_of(answer: Answer) -> dict[str, Any]:
     """An answer cut where marks begin and end: text, marked text, text, …; hits, flags and length beside it."""
     flags = [flag for flag in answer.keyword.flags if flag != "empty"]
     return {
-        "parts": parts_of(answer.text, keywords.marks(answer.text, reference["keywords"], reference["prompt"])),
+        "parts": parts_of(answer.text, answer.marks),
         "hits": answer.keyword.hits,
         "named": [int(hit) for hit in answer.keyword.matched],
         "flags": flags + (["cut at the longest length"] if answer.stop == "length" else []),
