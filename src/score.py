@@ -227,7 +227,8 @@ def outcome_table(pairs: dict[str, Any]) -> str:
     rows = []
     for name, found in pairs.items():
         counts, rate = (str(found[outcome]) for outcome in ("wins", "ties", "losses")), found["win_rate"]
-        decided = [f"{found['p_holm']:.2g}", found["decision"]["verdict"]]
+        words = filter(None, [found["decision"]["verdict"], found.get("cannot_be_significant")])
+        decided = [f"{found['p_holm']:.2g}", "; ".join(words)]
         rows.append([name.replace("_vs_", " over "), *counts, three(rate), interval(rate), *decided])
     return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval", "adjusted p", "verdict"], rows)
 

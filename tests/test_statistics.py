@@ -18,10 +18,13 @@ from aligner.statistics import (
     bonett_price_interval,
     bradley_terry,
     clopper_pearson_interval,
+    cluster_bootstrap_interval,
     clustered_standard_error,
     exact_bootstrap_interval,
+    fewest_wins,
     holm,
     length_controlled_win_rate,
+    median_interval,
     minimum_detectable_effect,
     newcombe_paired_interval,
     normal_quantile,
@@ -332,6 +335,24 @@ def test_unequal_numbers_of_groups_share_a_lattice():
     assert permutation_test([1 / 3, -1 / 3]) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("alpha", "wins"),
+    [
+        (0.05, [6, 8, 10, 12, 13, 15, 17, 18, 20, 21, 23]),
+        (0.05 / 3, [7, 10, 12, 14, 16, 18, 19, 21, 22, 24, 26]),
+    ],
+)
+def test_the_fewest_wins_that_are_significant_after_0_to_10_losses(alpha, wins):
+    assert [fewest_wins(losses, alpha) for losses in range(11)] == wins
+
+
+@given(st.integers(0, 400), st.sampled_from([0.001, 0.01, 0.05, 0.2]))
+@settings(deadline=None, max_examples=60)
+def test_one_win_fewer_is_not_significant(losses, alpha):
+    wins = fewest_wins(losses, alpha)
+    assert sign_test(wins, losses) < alpha <= sign_test(wins - 1, losses)
+
+
 # ---- Bootstrap and standard errors -----------------------------------------------------------------------------------
 
 
@@ -378,6 +399,55 @@ def test_duplicated_prompts_leave_the_clustered_error_unchanged():
 def test_a_missing_cluster_is_an_error(missing):
     with pytest.raises(ValueError, match=r"clusters\[1\] is missing, got"):
         clustered_standard_error([0.0, 1.0], ["a", missing])
+    with pytest.raises(ValueError, match=r"clusters\[1\] is missing, got"):
+        cluster_bootstrap_interval([0.0, 1.0], ["a", missing])
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=3), min_size=2, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_the_cluster_bootstrap_is_that_of_all_draws_of_whole_clusters(members):
+    """Every draw of C clusters out of C, in order, is equally likely; its mean is taken over all scores that it holds."""
+    count = len(members)
+    means = []
+    for draw in itertools.product(members, repeat=count):
+        scores = [score for each in draw for score in each]
+        means.append(math.fsum(scores) / len(scores))
+    expected = [sorted(means)[math.ceil(tail * count**count - 1e-6) - 1] for tail in (0.025, 0.975)]
+    scores = [score for each in members for score in each]
+    clusters = [number for number, each in enumerate(members) for _ in each]
+    assert cluster_bootstrap_interval(scores, clusters) == pytest.approx(expected, abs=1e-9)
+
+
+def test_clusters_of_one_score_each_are_the_plain_bootstrap():
+    scores = [0.0, 0.5, 0.5, 1.0, 0.25, 0.0, 1.0, 0.75, 0.5]
+    assert cluster_bootstrap_interval(scores, range(9)) == pytest.approx(exact_bootstrap_interval(scores), abs=1e-12)
+    assert cluster_bootstrap_interval(scores, ["one"] * 9) is cluster_bootstrap_interval([], []) is None
+
+
+def test_many_clusters_are_drawn_with_a_pinned_seed_in_whatever_order_they_come():
+    """Forty clusters of one score each: within .01 of the exact bootstrap."""
+    rng = random.Random(5)
+    scores = [rng.randrange(5) / 4 for _ in range(40)]
+    found = cluster_bootstrap_interval(scores, range(40))
+    assert found == cluster_bootstrap_interval(scores[::-1], range(40))
+    assert found == pytest.approx(exact_bootstrap_interval(scores), abs=0.01)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(5, None), (6, 1), (8, 1), (9, 2), (20, 6), (100, 40)])
+def test_the_interval_of_a_median_at_its_tabled_ranks(n, rank):
+    """The ranks of Conover's and of Lehmann's tables for 95 %: of 20 values the 6th from both ends, of 100 the 40th."""
+    values = random.Random(n).sample(range(1, n + 1), n)
+    assert median_interval(values) == (rank and (rank, n + 1 - rank))
+
+
+@given(st.integers(6, 60), st.sampled_from([0.8, 0.9, 0.95]))
+@settings(deadline=None, max_examples=60)
+def test_the_interval_of_a_median_covers_what_it_says_and_no_rank_more_would(n, confidence):
+    """P(X < k) for k values below the median of n, by counting."""
+    low, high = median_interval(range(1, n + 1), confidence)
+    below = [sum(math.comb(n, i) for i in range(rank)) / 2**n for rank in (int(low), int(low) + 1)]
+    assert low + high == n + 1
+    assert 2 * below[0] <= 1 - confidence + 1e-12 < 2 * below[1] + 2e-12
 
 
 # ---- Many comparisons, power -----------------------------------------------------------------------------------------

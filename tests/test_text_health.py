@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligner.text_health import compression_ratio, degenerate, distinct, loop, repetition, self_bleu, tokens
+from aligner.text_health import (
+    adjusted_distinct,
+    compression_ratio,
+    count_ngrams,
+    degenerate,
+    distinct,
+    loop,
+    refusal,
+    repetition,
+    self_bleu,
+    tokens,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "text_metrics.json").read_text(encoding="utf-8"))
 WORDS = st.lists(st.sampled_from("a b c d . ,".split()), max_size=40).map(" ".join)
@@ -31,6 +42,49 @@ def test_golden_corpus(case):
     for n in (1, 2, 3):
         assert distinct(case["texts"], n) == pytest.approx(case[f"distinct_{n}"], abs=1e-12)
     assert self_bleu(case["texts"]) == pytest.approx(case["self_bleu4_nltk_method1"], abs=1e-12)
+    [counts], _ = count_ngrams([case["texts"]], 1)
+    assert adjusted_distinct(*counts, vocabulary=1000) == pytest.approx(case["ead_1_V1000"], abs=1e-12)
+    assert len(set(case["texts"])) / len(case["texts"]) == case["unique_text_share"]
+
+
+def test_ngrams_are_counted_by_corpus_and_together():
+    assert count_ngrams([["a b a", "b"], ["b c", ""]], 1) == ([(2, 4), (2, 2)], 3)
+    assert count_ngrams([["a b a", "b"], ["a b c", ""]], 2) == ([(2, 2), (2, 2)], 3)
+    assert count_ngrams([[]], 1) == ([(0, 0)], 0)
+
+
+def test_adjusted_distinct_is_one_for_draws_from_the_vocabulary_however_long():
+    """Of V = 50 words, C draws show V (1 - (1 - 1/V)^C) different ones in the mean; distinct-1 of the same falls with C."""
+    for total in (10, 100, 1000):
+        expected = 50 * (1 - (49 / 50) ** total)
+        assert adjusted_distinct(expected, total, 50) == pytest.approx(1)
+    assert adjusted_distinct(0, 0, 50) is None and adjusted_distinct(1, 7, 1) == 1
+    with pytest.raises(ValueError, match="vocabulary must be at least the 3 different n-grams, got 2"):
+        adjusted_distinct(3, 5, 2)
+
+
+REFUSALS = [
+    "I'm sorry, but I can't help with that.",
+    "I\u2019m sorry, I cannot assist you.",
+    "As an AI language model, I do not have opinions.",
+    "Unfortunately, I am unable to answer this question.",
+    "I don't know what a martingale is.",
+    "I cannot really say. It depends.",
+    "I apologize, this is beyond me.",
+]
+ANSWERS = [
+    "",
+    "A chain cannot help returning to a recurrent state.",
+    "The walker says sorry when she meets a wall.",
+    "If I know the variance, I have the standard deviation.",
+    "An assistant draws a ball without looking.",
+    "It is long. " * 20 + "I cannot answer that.",
+]
+
+
+@pytest.mark.parametrize(("text", "declines"), [(text, True) for text in REFUSALS] + [(text, False) for text in ANSWERS])
+def test_refusals_are_told_by_the_phrases_that_open_them(text, declines):
+    assert refusal(text) is declines
 
 
 @pytest.mark.parametrize(
@@ -79,7 +133,7 @@ def test_undefined_is_none():
     assert repetition("", 1) == 0.0
 
 
-@pytest.mark.parametrize("measure", [loop, degenerate, compression_ratio, lambda text: repetition(text, 1)])
+@pytest.mark.parametrize("measure", [loop, degenerate, compression_ratio, refusal, lambda text: repetition(text, 1)])
 def test_a_text_must_be_a_string(measure):
     with pytest.raises(ValueError, match="got None"):
         measure(None)

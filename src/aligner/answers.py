@@ -47,6 +47,7 @@ class Answer(NamedTuple):
     cut: dict[str, float]
     ideas: Ideas | None = None
     marks: Sequence[keywords.Mark] = ()
+    refusal: bool = False
 
     @property
     def rate(self) -> float:
@@ -147,6 +148,7 @@ def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, keywo
         shuffled=control.rate(place, texts[name], "degenerate" in keyword.flags),
         cut={other: _cut_rate(keyword, scorer, texts[name], texts[other]) for other in texts if other != name},
         marks=scorer.marks(text, keyword.matched),
+        refusal=text_health.refusal(text),
     )
 
 

@@ -7,6 +7,7 @@ the method; what is undefined is None, with the reason beside it. Intervals hold
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -20,13 +21,23 @@ POWER = 0.8
 FEWEST_FOR_T = 100
 FEWEST_CLUSTERS = 10
 LENGTH_TOLERANCE = 0.2
+FEWEST_OPPOSITE = 0.1
+LARGEST_LENGTH_EFFECT = 0.1
 DISTINCT_ORDERS = (1, 2, 3)
+UNITS: dict[str, Callable[[Answer], int]] = {
+    "characters": lambda answer: len(answer.text),
+    "words": lambda answer: answer.words,
+    "tokens": lambda answer: answer.tokens,
+}
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
 
 BOOTSTRAP = "exact percentile bootstrap over prompts"
 STUDENT = "t over prompts"
 WILSON = "Wilson score"
 TANGO = "Tango score of (W-L)/n, as (1 + net)/2"
+CLUSTERS = "exact percentile bootstrap over whole clusters"
+MEDIAN = "order statistics, by the sign test"
+LENGTH_CONTROLLED = "logistic in tanh(length difference / sd), at equal length; unpenalised, no prior; HC0 error"
 TOO_FEW = "an interval takes at least two prompts"
 ALL_ALIKE = "all answers have the same share, so their spread says nothing"
 
@@ -127,7 +138,10 @@ def share(events: Iterable[bool]) -> Estimate:
 
 
 def clustered(values: Sequence[float], clusters: Sequence[Hashable | None]) -> Estimate:
-    """The standard error of the mean when prompts of one cluster belong together (CR1), with the t interval of C-1 degrees."""
+    """The standard error of the mean when prompts of one cluster belong together (CR1), with the t interval of C-1 degrees.
+
+    Below ten clusters with a warning, and with the bootstrap of whole clusters beside it.
+    """
     named = [cluster for cluster in clusters if cluster is not None]
     count = len(set(named))
     if len(named) < len(clusters):
@@ -137,8 +151,13 @@ def clustered(values: Sequence[float], clusters: Sequence[Hashable | None]) -> E
         return undefined("fewer than two clusters", clusters=count)
     half, middle = statistics.t_quantile(count - 1) * error, mean(values)
     known = {"standard_error": error, "clusters": count, "low": middle - half, "high": middle + half, "method": "CR1, t"}
-    warning = {"warning": f"only {count} clusters: the error itself is uncertain"} if count < FEWEST_CLUSTERS else {}
-    return {"estimate": middle, **known, **warning}
+    return {"estimate": middle, **known, **(few_clusters(values, clusters) if count < FEWEST_CLUSTERS else {})}
+
+
+def few_clusters(values: Sequence[float], clusters: Sequence[Hashable]) -> dict[str, Any]:
+    low, high = statistics.cluster_bootstrap_interval(values, clusters)
+    warning = f"only {len(set(clusters))} clusters: the standard error is itself uncertain"
+    return {"warning": warning, "bootstrap": {"low": low, "high": high, "method": CLUSTERS}}
 
 
 def ratio_estimate(hits: Sequence[float], groups: Sequence[float]) -> Estimate:
@@ -181,11 +200,7 @@ def describe(given: Sequence[Answer], references: Sequence[dict[str, Any]]) -> d
         **control(given),
         "precision": precision(given),
         "health": health(given),
-        "lengths": {
-            "characters": quantiles([len(answer.text) for answer in given]),
-            "words": quantiles([answer.words for answer in given]),
-            "tokens": quantiles([answer.tokens for answer in given]),
-        },
+        "lengths": {unit: quantiles(list(map(measured, given))) for unit, measured in UNITS.items()},
     }
 
 
@@ -236,17 +251,19 @@ def precision(given: Sequence[Answer]) -> Estimate:
 
 
 def health(given: Sequence[Answer]) -> dict[str, Estimate]:
-    """Text health: shares of answers, and diversity over all of them (which has no interval)."""
+    """Text health: shares of answers with a bad sign, and how much they repeat themselves and each other.
+
+    `duplicate` is 1 - different texts / texts, which finds a model that says one thing to all prompts; `shared`, the share of
+    answers whose text is that of another one too, is what can be compared prompt by prompt.
+    """
     texts = [answer.text for answer in given]
     duplicates = len(texts) - len(set(texts))
     compression = [answer.compression for answer in given if answer.compression is not None]
-    shares = {name: share(map(holds, given)) for name, holds in SIGNS.items()}
     return {
-        **shares,
+        **{name: share(found) for name, found in signs(given).items()},
         "duplicate": share([True] * duplicates + [False] * (len(texts) - duplicates)),
         "repetition_4": mean_estimate([answer.repetition for answer in given], statistics.paired_t_interval, STUDENT),
         "compression": mean_estimate(compression, statistics.paired_t_interval, STUDENT),
-        **{f"distinct_{n}": of_all(text_health.distinct(texts, n), texts, f"no answer has {n} tokens") for n in DISTINCT_ORDERS},
         "self_bleu": of_all(text_health.self_bleu(texts), texts, "there are fewer than two answers"),
     }
 
@@ -258,8 +275,36 @@ SIGNS: dict[str, Callable[[Answer], bool]] = {
     "empty": lambda answer: "empty" in answer.keyword.flags,
     "echo": lambda answer: "echo" in answer.keyword.flags,
     "forbidden": lambda answer: "forbidden" in answer.keyword.flags,
+    "refusal": lambda answer: answer.refusal,
     "truncated": lambda answer: answer.stop == "length",
 }
+
+
+def signs(given: Sequence[Answer]) -> dict[str, list[bool]]:
+    """For every sign of bad text, which answers have it."""
+    copies = Counter(answer.text for answer in given)
+    return {
+        **{name: list(map(holds, given)) for name, holds in SIGNS.items()},
+        "shared": [copies[answer.text] > 1 for answer in given],
+    }
+
+
+def diversity(answers: Answers) -> dict[str, dict[str, Estimate]]:
+    """distinct-n of each model's answers, and the same adjusted for their length (EAD-n), over all of them together.
+
+    The vocabulary of EAD-n is the number of different n-grams in the answers of all models, one for all that are compared. As it
+    is counted and not known, EAD-n can exceed 1.
+    """
+    corpora = {name: [answer.text for answer in given] for name, given in answers.items()}
+    found: dict[str, dict[str, Estimate]] = {name: {} for name in corpora}
+    for n in DISTINCT_ORDERS:
+        counts, vocabulary = text_health.count_ngrams(list(corpora.values()), n)
+        for (name, texts), (different, total) in zip(corpora.items(), counts, strict=True):
+            reason = f"no answer has {n} tokens"
+            adjusted = text_health.adjusted_distinct(different, total, vocabulary)
+            found[name][f"distinct_{n}"] = of_all(different / total if total else None, texts, reason)
+            found[name][f"ead_{n}"] = of_all(adjusted, texts, reason) | {"vocabulary": vocabulary}
+    return found
 
 
 def of_all(value: float | None, texts: Sequence[str], reason: str) -> Estimate:
@@ -297,21 +342,43 @@ def contest(answers: Answers, pair: Pair, concepts: Sequence[Hashable | None], r
     gaps = differences(rates(first), rates(second))
     found = comparison(rates(first), rates(second), rules.tie_threshold)
     found["mean_difference"] |= {"clustered": clustered(gaps, concepts)}
-    decided = sum(gap != 0 for gap in gaps)
     return found | {
         "p_method": "sign-flip permutation of the differences",
-        "p_smallest_possible": min(1.0, 2.0 ** (1 - decided)),
-        "sign_test": {
-            "p": statistics.sign_test(found["wins"], found["losses"]),
-            "p_mid": statistics.sign_test_midp(found["wins"], found["losses"]),
-        },
+        **reach(gaps, rules.alpha),
+        "sign_test": signs_of(found["wins"], found["losses"], rules.alpha),
         "detectable": detectable(gaps, rules.alpha),
         "correlation": correlation(rates(first), rates(second)),
-        "length": length_contest(first, second),
+        "length": length_contest(first, second, rules.tie_threshold),
         "length_matched": {
             "similar": of_similar_length(first, second, rules.tie_threshold),
             "truncated": of_equal_length(answers, pair, rules.tie_threshold),
         },
+    }
+
+
+def reach(gaps: Sequence[float], alpha: float) -> dict[str, Any]:
+    """The smallest p that so many differences other than 0 can give, all of one sign; and that it is too large, where it is."""
+    decided = sum(gap != 0 for gap in gaps)
+    smallest = min(1.0, 2.0 ** (1 - decided))
+    if smallest < alpha:
+        return {"p_smallest_possible": smallest}
+    needed = statistics.fewest_wins(0, alpha)
+    note = f"cannot be significant: {decided} prompts differ, and it takes {needed} even if one model wins them all"
+    return {"p_smallest_possible": smallest, "cannot_be_significant": note}
+
+
+def signs_of(wins: int, losses: int, alpha: float) -> dict[str, Any]:
+    """The sign test of the outcomes, and how many prompts the winner must win after so many losses for a p below alpha.
+
+    Alone, and as the first of Holm's family of three, where p must fall below alpha / 3.
+    """
+    lost = min(wins, losses)
+    return {
+        "p": statistics.sign_test(wins, losses),
+        "p_mid": statistics.sign_test_midp(wins, losses),
+        "losses": lost,
+        "fewest_wins": statistics.fewest_wins(lost, alpha),
+        "fewest_wins_of_three": statistics.fewest_wins(lost, alpha / 3),
     }
 
 
@@ -334,17 +401,50 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> Estimate:
     return {"estimate": math.fsum(products) / (len(first) - 1) / (spreads[0] * spreads[1]), "n": len(first)}
 
 
-def length_contest(first: Sequence[Answer], second: Sequence[Answer]) -> dict[str, Any]:
-    """Which model writes more words, and whether more words win: the length bias of the comparison."""
+def length_contest(first: Sequence[Answer], second: Sequence[Answer], tie_threshold: float) -> dict[str, Any]:
+    """Which model writes more, whether more words win, and the win rate at equal length: the length bias of the comparison."""
     gaps = [one.words - other.words for one, other in zip(first, second, strict=True)]
     scores = differences(rates(first), rates(second))
     fought = [(gap > 0) == (score > 0) for gap, score in zip(gaps, scores, strict=True) if gap and score]
     return {
-        "median_difference": _quantile(sorted(gaps), 0.5),
+        "median_difference": {unit: median_difference(first, second, measured) for unit, measured in UNITS.items()},
         "share_longer": share(gap > 0 for gap in gaps),
         "share_shorter": share(gap < 0 for gap in gaps),
         "longer_wins": share(fought),
+        "length_controlled": length_controlled(first, second, tie_threshold),
     }
+
+
+def median_difference(first: Sequence[Answer], second: Sequence[Answer], measured: Callable[[Answer], int]) -> Estimate:
+    """The median over prompts of first minus second, in the unit that is measured."""
+    gaps = sorted(measured(one) - measured(other) for one, other in zip(first, second, strict=True))
+    interval = statistics.median_interval(gaps)
+    found = with_interval(_quantile(gaps, 0.5), len(gaps), interval, MEDIAN)
+    return found if interval else found | {"reason": "the interval of a median takes at least six prompts"}
+
+
+def length_controlled(first: Sequence[Answer], second: Sequence[Answer], tie_threshold: float) -> Estimate:
+    """The win rate at equal length in characters, with its standard error: a diagnostic, which decides nothing.
+
+    Refused where one model is nearly always longer, since the model would extrapolate; with a warning where it is more than ten
+    percentage points from the plain win rate.
+    """
+    outcomes = [compare([one], [other], tie_threshold) for one, other in zip(rates(first), rates(second), strict=True)]
+    lengths, others = ([len(answer.text) for answer in given] for given in (first, second))
+    longer, shorter = (sum(sign * (one - other) > 0 for one, other in zip(lengths, others, strict=True)) for sign in (1, -1))
+    n, raw = len(outcomes), mean(outcome.win_rate for outcome in outcomes)
+    known = {"n": n, "raw": raw, "share_longer": longer / n, "share_shorter": shorter / n, "method": LENGTH_CONTROLLED}
+    if min(longer, shorter) < FEWEST_OPPOSITE * n:
+        reason = f"only {min(longer, shorter)} of {n} prompts have the opposite order of lengths, below {FEWEST_OPPOSITE:.0%}"
+        return undefined(reason, standard_error=None, **known)
+    found = statistics.length_controlled_win_rate([1 + outcome.win_rate for outcome in outcomes], lengths, others)
+    if found["estimate"] is None:
+        reason = "wins and losses do not determine the fit: they are all of one kind, or length parts them"
+        return undefined(reason, standard_error=None, **known)
+    rate, error = found["estimate"] / 100, found["standard_error"] / 100
+    apart = f"{100 * abs(rate - raw):.0f} percentage points from the plain win rate"
+    warning = {"warning": apart} if abs(rate - raw) > LARGEST_LENGTH_EFFECT else {}
+    return {"estimate": rate, "standard_error": error, **known, **warning}
 
 
 def of_similar_length(first: Sequence[Answer], second: Sequence[Answer], tie_threshold: float) -> dict[str, Any]:
@@ -414,13 +514,17 @@ def evaluate(
     answers: Answers, references: Sequence[dict[str, Any]], pairs: Sequence[Pair], rules: SimpleNamespace
 ) -> dict[str, Any]:
     """The whole report: `rules` holds tie_threshold, alpha and equivalence_margin; names of pairs are first_vs_second."""
+    models = {name: describe(given, references) for name, given in answers.items()}
+    for name, diverse in diversity(answers).items():
+        models[name]["health"] |= diverse
+    contested = contests(answers, references, pairs, rules)
     return {
         "settings": settings(rules),
         "prompts": len(references),
-        "models": {name: describe(given, references) for name, given in answers.items()},
-        "pairs": contests(answers, references, pairs, rules),
+        "models": models,
+        "pairs": contested,
         "clean": clean(answers, references, pairs, rules),
-        "exploratory": exploratory(answers, references, pairs, rules),
+        "exploratory": exploratory(answers, references, pairs, rules, contested),
         "bradley_terry": abilities(answers, rules.tie_threshold),
     }
 
@@ -460,18 +564,27 @@ def topics_of(reference: dict[str, Any]) -> list[str]:
     return [reference["topic"]]
 
 
-def exploratory(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair], rules: SimpleNamespace) -> dict[str, Any]:
+def exploratory(
+    answers: Answers,
+    references: Sequence[dict],
+    pairs: Sequence[Pair],
+    rules: SimpleNamespace,
+    contested: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
     """Hit rates and comparisons by topic and kind, and differences in health: to look at, not to claim.
 
-    q is Benjamini and Hochberg's over all p-values of this part together.
+    q is Benjamini and Hochberg's over all p-values of this part and those of the pairs at like length together; the latter
+    stand, with their q, where the pairs do.
     """
+    found_signs = {name: signs(given) for name, given in answers.items()}
     found = {
         "kinds": by_group(answers, references, kinds_of, pairs, rules),
         "topics": by_group(answers, references, topics_of, pairs, rules),
-        "health": {name_of(pair): health_contest(*(answers[name] for name in pair)) for pair in pairs},
+        "health": {name_of(pair): health_contest(*(found_signs[name] for name in pair)) for pair in pairs},
     }
     tests = [each for part in ("kinds", "topics") for group in found[part].values() for each in group["pairs"].values()]
-    tests += [each for signs in found["health"].values() for each in signs.values()]
+    tests += [each for shares in found["health"].values() for each in shares.values()]
+    tests += [each for pair in contested.values() for each in pair["length_matched"].values()]
     for test, q in zip(tests, statistics.benjamini_hochberg([test["p"] for test in tests]), strict=True):
         test["q"] = q
     note = f"exploratory: q-values (Benjamini-Hochberg) over these {len(tests)} tests; nothing here decides a verdict"
@@ -510,11 +623,11 @@ def clean(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair], r
     return counts | {"note": note, **on_part(answers, places, pairs, rules)}
 
 
-def health_contest(first: Sequence[Answer], second: Sequence[Answer]) -> dict[str, Any]:
+def health_contest(first: dict[str, list[bool]], second: dict[str, list[bool]]) -> dict[str, Any]:
     """The difference of each share of bad signs with Newcombe's paired interval, and McNemar's exact p."""
     found = {}
-    for name, holds in SIGNS.items():
-        table = [(holds(one), holds(other)) for one, other in zip(first, second, strict=True)]
+    for name in first:
+        table = list(zip(first[name], second[name], strict=True))
         counts = [table.count(cell) for cell in ((True, True), (True, False), (False, True), (False, False))]
         estimate = (counts[1] - counts[2]) / len(table)
         interval = statistics.newcombe_paired_interval(*counts)

@@ -49,6 +49,12 @@ LABELS = {
     "distinct_2": "Distinct pairs of words",
     "distinct_3": "Distinct triples of words",
     "self_bleu": "Self-BLEU",
+    "ead_2": "Distinct pairs of words, adjusted for length",
+    "repetition_4": "Repeated runs of four words",
+    "echo": "Repeats the prompt",
+    "refusal": "Refusal, by its phrases",
+    "truncated": "Cut at the longest length",
+    "duplicate": "Copies of another answer",
     "sft_data": "SFT examples",
     "dpo_data": "DPO pairs",
     "chosen_logp_change": "Change of log-probability, chosen",
@@ -58,6 +64,11 @@ LABELS = {
     "longer_is_chosen": "Share of pairs whose longer answer is chosen",
 }
 FIRST = ("hit_rate", "lift", "all_hit_rate")
+# Of text health, what a reader needs; the rest stands in reports/score.json.
+HEALTH = (
+    *("degenerate", "stuffed", "truncated", "empty", "echo", "refusal", "duplicate"),
+    *("repetition_4", "distinct_2", "ead_2", "self_bleu"),
+)
 OUTCOMES = ("won", "tied", "lost")
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 ACTIVE = re.compile(f"[<>&\u2028\u2029{HIDDEN.pattern[1:-1]}]")
@@ -100,7 +111,7 @@ def template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"three": three, "interval": interval, "p_value": p_value, "label": label}
+    environment.filters |= {"three": three, "interval": interval, "p_value": p_value, "signed": signed, "label": label}
     return environment.from_string(part(".html"))
 
 
@@ -205,7 +216,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "prompts": report["prompts"],
         "settings": report["settings"],
         "measures": measures(report["models"], names),
-        "health": measures({name: report["models"][name]["health"] for name in names}, names),
+        "health": measures({name: {key: report["models"][name]["health"][key] for key in HEALTH} for name in names}, names),
         "lengths": {name: report["models"][name]["lengths"] for name in names},
         "contests": [
             {"first": first, "second": second, **report["pairs"][name_of((first, second))]} for first, second in sources.pairs
@@ -307,6 +318,10 @@ def three(value: float | int | None) -> str:
 
 def interval(found: dict[str, Any]) -> str:
     return "" if found.get("low") is None else f"{three(float(found['low']))} to {three(float(found['high']))}"
+
+
+def signed(value: float) -> str:
+    return f"{value:+g}".replace("-", "\u2212") if value else "0"
 
 
 def p_value(value: float) -> str:

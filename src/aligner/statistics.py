@@ -5,10 +5,13 @@ at hand is None, and the docstring says when; input that cannot be data raises V
 prompts; wins, ties and losses are those of model A against model B; a difference is score A - score B on one prompt.
 """
 
+import itertools
 import math
 import numbers
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from statistics import NormalDist
 
 Interval = tuple[float, float]
@@ -18,6 +21,7 @@ RESAMPLING_SEED = 0
 LARGEST_DENOMINATOR = 1000
 LATTICE_TOLERANCE = 1e-12
 LATTICE_POINTS = 2**22
+MOST_ENUMERATED_CLUSTERS = 9
 SIGN_FLIP_OPERATIONS = 2 * 10**9
 PSEUDO_WIN = 0.5
 BATTLE_RESAMPLES = 1000
@@ -233,6 +237,18 @@ def _sign_tail(wins: int, losses: int) -> tuple[int, int, int]:
     return tail, term, 2**m
 
 
+def fewest_wins(losses: int, alpha: float = 0.05) -> int:
+    """The fewest wins with which `sign_test` falls below alpha after so many losses: 6 without a loss, 8 after one."""
+    losses, alpha = _count("losses", losses), _share("alpha", alpha)
+    too_few, wins = losses, losses + 1
+    while sign_test(wins, losses) >= alpha:
+        too_few, wins = wins, 2 * wins
+    while wins - too_few > 1:
+        middle = (too_few + wins) // 2
+        too_few, wins = (too_few, middle) if sign_test(middle, losses) < alpha else (middle, wins)
+    return wins
+
+
 # ---- Differences and scores ------------------------------------------------------------------------------------------
 
 
@@ -309,6 +325,26 @@ def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) ->
     return mean - half, mean + half
 
 
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """The exact interval of a median, by inverting the sign test: from the k-th smallest to the k-th largest value.
+
+    k is the largest with 2 P(X < k) <= 1 - confidence for X ~ Binomial(n, 1/2), so the coverage is at least what is asked for,
+    whatever the distribution (David and Nagaraja 2003, section 7.1). None where no k will do: n < 6 for 0.95.
+    """
+    ordered = sorted(_numbers("values", values))
+    rank = _median_rank(len(ordered), _share("confidence", confidence))
+    return (ordered[rank - 1], ordered[-rank]) if rank else None
+
+
+@lru_cache(maxsize=64)
+def _median_rank(n: int, confidence: float) -> int:
+    """In whole numbers: `below` is 2^n P(X < rank), `term` is C(n, rank)."""
+    rank, below, term, orders = 0, 0, 1, 2**n
+    while 2 * (below + term) / orders <= 1 - confidence:
+        below, term, rank = below + term, term * (n - rank) // (rank + 1), rank + 1
+    return rank
+
+
 def _standard_deviation(values: Sequence[float]) -> float:
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
@@ -359,19 +395,64 @@ def clustered_standard_error(scores: Sequence[float], clusters: Sequence[Hashabl
     sqrt(sum_c (sum_{i in c} (s_i - mean))^2) / n * sqrt(C/(C-1)); compare with t of C-1 degrees of freedom. With every
     score its own cluster it is sd/sqrt(n). None for fewer than two clusters. ValueError for a missing cluster.
     """
+    members = _members(scores, clusters)
+    count = len(members)
+    if count < 2:
+        return None
+    n = sum(map(len, members))
+    mean = math.fsum(itertools.chain(*members)) / n
+    squares = math.fsum(math.fsum(value - mean for value in each) ** 2 for each in members)
+    return math.sqrt(squares * count / (count - 1)) / n
+
+
+def _members(scores: Sequence[float], clusters: Sequence[Hashable]) -> list[list[float]]:
+    """The scores of each cluster. ValueError for a missing cluster: no guess says which scores belong together."""
     values = _numbers("scores", scores)
     _same_length(scores=values, clusters=clusters)
-    mean = math.fsum(values) / len(values) if values else None
-    deviations: dict[Hashable, list[float]] = {}
+    members: dict[Hashable, list[float]] = {}
     for index, (value, cluster) in enumerate(zip(values, clusters, strict=True)):
         if cluster is None or cluster != cluster:
             raise ValueError(f"clusters[{index}] is missing, got {cluster!r}")
-        deviations.setdefault(cluster, []).append(value - mean)
-    count = len(deviations)
-    if count < 2:
+        members.setdefault(cluster, []).append(value)
+    return list(members.values())
+
+
+def cluster_bootstrap_interval(
+    scores: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95
+) -> Interval | None:
+    """The percentile bootstrap interval of the mean when whole clusters are drawn again (Davison and Hinkley 1997, section 3.8).
+
+    A draw of C clusters has the mean sum of their scores / sum of their sizes. Up to 9 clusters every draw is counted with its
+    probability (at most 24,310 different ones), so there is no seed; beyond, 10,000 draws with a pinned one. With few clusters
+    it is rather too narrow, as any interval from few independent values is. None for fewer than two clusters. ValueError for a
+    missing cluster.
+    """
+    import numpy as np
+
+    tails = ((1 - _share("confidence", confidence)) / 2, (1 + confidence) / 2)
+    totals = np.array(sorted((math.fsum(each), len(each)) for each in _members(scores, clusters)))
+    if len(totals) < 2:
         return None
-    squares = math.fsum(math.fsum(members) ** 2 for members in deviations.values())
-    return math.sqrt(squares * count / (count - 1)) / len(values)
+    drawn, chances = _cluster_draws(len(totals))
+    sums = (drawn[:, :, None] * totals).sum(axis=1)
+    means = sums[:, 0] / sums[:, 1]
+    order = np.argsort(means, kind="stable")
+    reached = np.cumsum(chances[order])
+    low, high = (means[order][np.argmax(reached >= tail - LATTICE_TOLERANCE)] for tail in tails)
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=16)
+def _cluster_draws(count: int):
+    """How often each cluster is in a draw, shape (draws, clusters), and the probability of each draw."""
+    import numpy as np
+
+    if count > MOST_ENUMERATED_CLUSTERS:
+        generator = np.random.Generator(np.random.PCG64(RESAMPLING_SEED))
+        return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES), np.full(RESAMPLES, 1 / RESAMPLES)
+    draws = [Counter(draw) for draw in itertools.combinations_with_replacement(range(count), count)]
+    orders = [math.factorial(count) / math.prod(map(math.factorial, draw.values())) for draw in draws]
+    return np.array([[draw[each] for each in range(count)] for draw in draws]), np.array(orders) / count**count
 
 
 # ---- Many comparisons, and how much data they take -------------------------------------------------------------------

@@ -21,8 +21,16 @@ SELF_BLEU_SAMPLE = 200
 SELF_BLEU_SEED = 0
 BLEU_ORDER = 4
 UNMATCHED = 0.1
+REFUSAL_OPENING = 200
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
+# What assistants say when they decline (after the prefixes of Zou et al. 2023, arXiv 2307.15043) or do not know.
+_REFUSAL = re.compile(
+    r"\b(?:i(?:'m| am) (?:\w+ )?(?:sorry|unable|not able|not allowed|not permitted|not sure)|i apologi[sz]e|sorry, (?:but )?i|"
+    r"i (?:can't|cannot|can not|won't|will not|must) (?:\w+ )?(?:answer|assist|comply|create|decline|discuss|do (?:that|this)|"
+    r"engage|fulfil|generate|give|help|provide|refuse|respond|say|tell|write)\w*|i (?:don't|do not) (?:\w+ )?(?:know|have)|"
+    r"as an? (?:ai|artificial intelligence|language model|large language model|assistant)|i(?:'m| am) (?:just |only )?an ai)\b"
+)
 
 
 def tokens(text: str) -> list[str]:
@@ -99,6 +107,14 @@ def degenerate(text: str) -> bool:
     return len(text) >= FEWEST_COMPRESSED_CHARACTERS and compression_ratio(text) > COMPRESSION_LIMIT
 
 
+def refusal(text: str) -> bool:
+    """True when the first 200 characters hold a phrase with which assistants decline, or say that they do not know.
+
+    A lexicon, reported and never scored: it misses refusals in other words or languages, and "I am not sure" may begin an answer.
+    """
+    return bool(_REFUSAL.search(_checked(text)[:REFUSAL_OPENING].casefold().replace("\u2019", "'")))
+
+
 def _ngrams(sequence: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(sequence[start:] for start in range(n)), strict=False))
 
@@ -113,15 +129,35 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
 
     In (0, 1]; it falls with length, so compare it at like lengths only. None when no text has n tokens.
     """
+    [(different, total)], _ = count_ngrams([texts], n)
+    return different / total if total else None
+
+
+def count_ngrams(corpora: Sequence[Sequence[str]], n: int) -> tuple[list[tuple[int, int]], int]:
+    """(different n-grams, all n-grams) of each corpus, and how many different ones there are in all corpora together."""
     _check_order(n)
-    _check_texts(texts)
-    seen: set[tuple[str, ...]] = set()
-    total = 0
-    for text in texts:
-        grams = _ngrams(tokens(text), n)
-        seen.update(grams)
-        total += len(grams)
-    return len(seen) / total if total else None
+    seen: list[set[tuple[str, ...]]] = []
+    totals: list[int] = []
+    for texts in corpora:
+        _check_texts(texts)
+        seen.append(set())
+        totals.append(0)
+        for text in texts:
+            grams = _ngrams(tokens(text), n)
+            seen[-1].update(grams)
+            totals[-1] += len(grams)
+    return list(zip(map(len, seen), totals, strict=True)), len(set().union(*seen))
+
+
+def adjusted_distinct(different: int, total: int, vocabulary: int) -> float | None:
+    """Expectation-adjusted distinct (Liu et al. 2022, arXiv 2202.13587): U / (V (1 - ((V-1)/V)^C)). None for C = 0.
+
+    U different n-grams among C, over the number expected of C draws from V equally likely ones. Unlike distinct-n it does not
+    fall merely because a text is longer; it depends on V, so only figures with the same V can be compared. ValueError for V < U.
+    """
+    if vocabulary < different:
+        raise ValueError(f"vocabulary must be at least the {different} different n-grams, got {vocabulary}")
+    return different / (vocabulary * (1 - ((vocabulary - 1) / vocabulary) ** total)) if total else None
 
 
 def _check_texts(texts: Sequence[str]) -> None:
