@@ -13,6 +13,7 @@ import itertools
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -748,24 +749,29 @@ class Index:
         self._by_base: dict[str, list[tuple[int, list[frozenset[str]]]]] = {}
         self._inflected: dict[int, list[frozenset[str]]] = {}
         self._targets: list[tuple[float, int]] = []
+        literals: list[tuple[str, partial]] = []
         for number, group in enumerate(self.groups):
             read = _read(group)
             for keyword, finder in zip(_keywords(group), read.finders, strict=True):
                 if finder is not _nowhere:
-                    self._enter(len(self._entries), keyword, finder)
+                    literals.append((keyword, finder))
                     self._entries.append((number, read._replace(finders=[finder])))
                     if finder.func is _inflected_spans and not read.rejects:
                         self._inflected[len(self._entries) - 1] = finder.args[0]
+        inflected = [finder.args[0] for _, finder in literals if finder.func is _inflected_spans]
+        self._uses = Counter(base for words in inflected for bases in words for base in bases)
+        for entry, (keyword, finder) in enumerate(literals):
+            self._enter(entry, keyword, finder)
         self._targets.sort()
 
     def _enter(self, entry: int, keyword: str, finder: partial) -> None:
-        """Under one word that a text must hold for this keyword: its longest, which is mostly its rarest."""
+        """Under one word that a text must hold for this keyword: one that few others have, or its longest, mostly its rarest."""
         runs = _RUN.findall(normalise(keyword))
         if finder.func is _number_spans:
             self._targets.append((finder.args[0], entry))
         elif finder.func is _inflected_spans:
-            longest, *others = sorted(finder.args[0], key=lambda bases: max(map(len, bases)), reverse=True)
-            for base in longest:
+            rarest, *others = sorted(finder.args[0], key=lambda bases: sum(map(self._uses.get, bases)))
+            for base in rarest:
                 self._by_base.setdefault(base, []).append((entry, others))
         elif finder.func is _word_spans and runs and not _UNSPACED_LETTER.search(normalise(keyword)):
             self._by_run.setdefault(max(runs, key=len), []).append((entry, frozenset(runs)))
@@ -787,9 +793,10 @@ class Index:
         found = set(self._always)
         for run in self._by_run.keys() & text.words if self._by_run else ():
             found.update(entry for entry, runs in self._by_run[run] if runs <= text.words)
-        for base in self._by_base.keys() & text.places.keys() if self._by_base else ():
+        there = text.places.keys() if self._by_base else frozenset()
+        for base in self._by_base.keys() & there:
             for entry, others in self._by_base[base]:
-                if not others or all(map(text.sharing, others)):
+                if not others or not any(map(there.isdisjoint, others)):
                     found.add(entry)
         for value, _, _ in text.numbers if self._targets else ():
             slack = 2 * NUMBER_TOLERANCE * max(1.0, abs(value))
