@@ -172,6 +172,24 @@ def test_results_are_those_of_the_report(folder):
     assert shown.count(f">{html.escape(report['pairs']['dpo_vs_sft']['decision']['verdict'])}</p>") >= 1
 
 
+def test_text_health_and_length_are_shown_beside_the_win_rate(folder):
+    """Three prompts: nothing can be significant, and the median has no interval; sft's answers are longer than base's on two."""
+    shown = html.unescape(written())
+    report = json.loads(score.REPORT.read_text())
+    for name in page.HEALTH:
+        assert f'<th scope="row">{page.label(name)}</th>' in shown
+    pair = report["pairs"]["sft_vs_base"]
+    assert pair["length"]["median_difference"]["words"]["low"] is None
+    more = page.signed(pair["length"]["median_difference"]["words"]["estimate"])
+    assert re.search(rf'<th scope="row">sft over base</th><td><b>{re.escape(more)}</b></td>', shown)
+    assert f"undefined: {pair['length']['length_controlled']['reason']}" in shown
+    assert "Cannot be significant: 3 prompts differ, and it takes 6 even if one model wins them all." in shown
+
+
+def test_signed_numbers_have_their_sign():
+    assert [page.signed(value) for value in (9.5, -3.0, 0.0)] == ["+9.5", "\u22123", "0"]
+
+
 def test_the_data_holds_every_prompt_and_answer_in_parts(folder):
     data = data_in(written())
     assert [prompt["id"] for prompt in data["prompts"]] == ["a", "b", "c"]

@@ -564,6 +564,15 @@ def run_as_command(hash_seed, threads):
     return done.stdout.strip()
 
 
+def test_a_run_of_the_default_size_takes_little_memory_and_gives_a_small_page():
+    """By the benchmark, in a process of its own; the limits are 300 MB, 2 MB and 3 s, the last taken loosely on a busy machine."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "score_rows.py"), "152"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    [found] = json.loads(done.stdout.splitlines()[-1])
+    assert (found["prompts"], found["answers"]) == (152, 456)
+    assert found["peak_mb"] < 300 and found["page_mb"] < 2 and 0 < found["cpu_seconds"] < 15
+
+
 def test_the_models_stand_in_the_order_of_training():
     assert all(first in score.MODELS and second in score.MODELS for first, second in score.PAIRS)
     order = list(score.MODELS)

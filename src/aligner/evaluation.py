@@ -573,8 +573,8 @@ def exploratory(
 ) -> dict[str, Any]:
     """Hit rates and comparisons by topic and kind, and differences in health: to look at, not to claim.
 
-    q is Benjamini and Hochberg's over all p-values of this part and those of the pairs at like length together; the latter
-    stand, with their q, where the pairs do.
+    q is Benjamini and Hochberg's over all p-values of this part together with those of the pairs at like length, which get theirs
+    where they stand, in `contested`.
     """
     found_signs = {name: signs(given) for name, given in answers.items()}
     found = {
@@ -584,7 +584,7 @@ def exploratory(
     }
     tests = [each for part in ("kinds", "topics") for group in found[part].values() for each in group["pairs"].values()]
     tests += [each for shares in found["health"].values() for each in shares.values()]
-    tests += [each for pair in contested.values() for each in pair["length_matched"].values()]
+    tests += [each for pair in contested.values() for each in pair["length_matched"].values() if each["n"]]
     for test, q in zip(tests, statistics.benjamini_hochberg([test["p"] for test in tests]), strict=True):
         test["q"] = q
     note = f"exploratory: q-values (Benjamini-Hochberg) over these {len(tests)} tests; nothing here decides a verdict"
