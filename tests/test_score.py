@@ -565,7 +565,7 @@ def run_as_command(hash_seed, threads):
 
 
 def test_a_run_of_the_default_size_takes_little_memory_and_gives_a_small_page():
-    """By the benchmark, in a process of its own; the limits are 300 MB, 2 MB and 3 s, the last taken loosely on a busy machine."""
+    """By the benchmark, in a process of its own; the limits are 300 MB, 2 MB, and 3 s, held loosely on busy machines."""
     command = [sys.executable, str(ROOT / "benchmarks" / "score_rows.py"), "152"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     [found] = json.loads(done.stdout.splitlines()[-1])
