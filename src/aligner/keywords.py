@@ -808,10 +808,10 @@ class Index:
 
 def _tokens_of_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int] | None:
     """What `_Read.tokens` gives for a keyword of inflected words, without the way through characters."""
+    if len(words) == 1:
+        return text.sharing(words[0]) or None
     runs = _inflected_runs(words, text)
-    if len(words) > 1:
-        runs = frozenset(first + offset for first in runs for offset in range(len(words)))
-    return runs or None
+    return frozenset(first + offset for first in runs for offset in range(len(words))) if runs else None
 
 
 # ---- Where a text names its groups -----------------------------------------------------------------------------------

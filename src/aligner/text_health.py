@@ -136,16 +136,14 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
 def count_ngrams(corpora: Sequence[Sequence[str]], n: int) -> tuple[list[tuple[int, int]], int]:
     """(different n-grams, all n-grams) of each corpus, and how many different ones there are in all corpora together."""
     _check_order(n)
-    seen: list[set[tuple[str, ...]]] = []
-    totals: list[int] = []
-    for texts in corpora:
+    seen: list[set[tuple[str, ...]]] = [set() for _ in corpora]
+    totals = [0] * len(seen)
+    for number, texts in enumerate(corpora):
         _check_texts(texts)
-        seen.append(set())
-        totals.append(0)
         for text in texts:
-            grams = _ngrams(tokens(text), n)
-            seen[-1].update(grams)
-            totals[-1] += len(grams)
+            grams = _ngrams(_tokens(_checked(text)), n)
+            seen[number].update(grams)
+            totals[number] += len(grams)
     return list(zip(map(len, seen), totals, strict=True)), len(set().union(*seen))
 
 
