@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from aligner import fused_layer
+
 NAME = "unpadded"
 # Keys of a configuration by which a model does something between its last layer and its logits.
 BEFORE_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -54,7 +56,7 @@ def unpad(trainer, pairs: bool) -> bool:
         print("fast_path: batches are padded, as in trl (not a plain causal model with sdpa attention)", file=sys.stderr)
         return False
     AttentionInterface.register(NAME, attend)
-    stock = model.forward
+    stock, fused = model.forward, fused_layer.can_fuse(model)
 
     @functools.wraps(type(model).forward)  # generate() checks its arguments against this signature
     def forward(self, *args, fused_lm_head=False, **kwargs):
@@ -62,7 +64,7 @@ def unpad(trainer, pairs: bool) -> bool:
             return stock(*args, **kwargs)
         labels = kwargs["labels"]
         layout = arrange(kwargs["input_ids"], kwargs["attention_mask"], labels, pairs)
-        return score(self, hidden_states(self, layout), layout, labels)
+        return score(self, layout, labels, fused)
 
     model.forward = types.MethodType(forward, model)
     return True
@@ -98,15 +100,15 @@ def arrange(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: 
     return Layout(slots, flat, ids.flatten()[flat][None], (flat % length)[None])
 
 
-def hidden_states(model, layout: Layout) -> torch.Tensor:
-    """The last layer's output for the row of tokens: (tokens, width)."""
+def hidden_states(model, layout: Layout, places: torch.Tensor) -> torch.Tensor:
+    """The model's last output at some places of the row of tokens: (len(places), width)."""
     config, before = model.config.get_text_config(), model.config.get_text_config()._attn_implementation
     config._attn_implementation = NAME
     try:
         output = model.base_model(input_ids=layout.ids, position_ids=layout.positions, use_cache=False, layout=layout)
     finally:
         config._attn_implementation = before
-    return output.last_hidden_state[0]
+    return output.last_hidden_state[0].index_select(0, places)
 
 
 def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, layout: Layout | None = None, **kwargs):
@@ -117,13 +119,15 @@ def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None,
     return output.transpose(1, 2).flatten(0, 1)[layout.own][None], None
 
 
-def score(model, hidden: torch.Tensor, layout: Layout, labels: torch.Tensor):
+def score(model, layout: Layout, labels: torch.Tensor, fused: bool):
     """What trl asks of a head, at the supervised positions; 0 elsewhere. Each field: (rows, length - 1)."""
     from trl.trainer.utils import FusedCausalLMOutput
 
     wanted = labels[:, 1:] != -100
+    body = fused_layer.hidden_states if fused and fused_layer.is_active(model) else hidden_states
+    hidden = body(model, layout, layout.slots[:, :-1][wanted])
     head = model.get_output_embeddings()
-    scored = _FrozenHead.apply(hidden[layout.slots[:, :-1][wanted]], head.weight, head.bias, labels[:, 1:][wanted])
+    scored = _FrozenHead.apply(hidden, head.weight, head.bias, labels[:, 1:][wanted])
     spread = [value.new_zeros(wanted.shape).masked_scatter(wanted, value) for value in scored]
     return FusedCausalLMOutput(**dict(zip(SCORES, spread, strict=True)), label_mask=wanted)
 
@@ -140,12 +144,14 @@ class _FrozenHead(torch.autograd.Function):
         parts = []
         for some, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
             logits = F.linear(some, weight, bias).float()
-            total = logits.logsumexp(-1)
-            probabilities = (logits - total[:, None]).exp_()
-            chosen = logits.gather(-1, wanted[:, None]).squeeze(-1) - total
-            entropy = total - torch.linalg.vecdot(probabilities, logits)
-            slope = weight[wanted] - probabilities.to(weight.dtype) @ weight
-            parts.append((chosen, entropy, logits.mean(-1), logits.argmax(-1) == wanted, slope))
+            chosen = logits.gather(-1, wanted[:, None])
+            highest = logits.amax(-1, keepdim=True)
+            powers = (logits - highest).exp_()
+            share = powers.sum(-1, keepdim=True).reciprocal_()
+            total = (highest - share.log()).squeeze(-1)
+            entropy = total - torch.linalg.vecdot(powers, logits).mul_(share.squeeze(-1))
+            slope = weight[wanted].addcmul_((powers.to(weight.dtype) @ weight), share.to(weight.dtype), value=-1)
+            parts.append((chosen.squeeze(-1) - total, entropy, logits.mean(-1), (chosen == highest).squeeze(-1), slope))
         *scored, slope = map(torch.cat, zip(*parts, strict=True))
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(*scored[1:])
