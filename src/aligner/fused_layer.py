@@ -1,12 +1,12 @@
 """A Llama layer under LoRA as one function with its own backward pass, for training on a CPU.
 
-Autograd over transformers' and peft's modules makes some 2,000 small calls for a batch of a small model, each with a tensor of its
-own. Here a layer is written out: products that read the same input are one product, sums are taken in place, each sequence
+Autograd over transformers' and peft's modules makes some 2,000 small calls for a batch of a small model, each with a tensor of
+its own. Here a layer is written out: products that read the same input are one product, sums are taken in place, each sequence
 attends within itself without padding, and the last layer ends where nobody asks any more. Values are those of the modules up to
 the last bits of float32 (tests/test_fast_path.py). A model of another kind keeps its modules.
 
-Shapes: T tokens in one row, no padding; D the model's width; a head is `size` wide; LoRA's A (r, inputs) is `down`, B (outputs, r)
-is `up`, and a layer's weight under its adapter is W + s B A (Hu et al. 2021, arXiv 2106.09685, eq. 3).
+Shapes: T tokens in one row, no padding; D the model's width; a head is `size` wide. LoRA's A (r, inputs) is `down`, its B
+(outputs, r) is `up`, and a weight under its adapter is W + s B A (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 """
 
 from __future__ import annotations
@@ -41,28 +41,31 @@ class Layer(NamedTuple):
 
 
 def can_fuse(model) -> bool:
-    """Whether a model is a Llama without biases on a CPU, in float32, each of its layers' products under one plain LoRA."""
+    """Whether a model is a Llama without biases on a CPU, each product in float32 under one plain LoRA that is at work now."""
     from peft.tuners.lora.layer import Linear
     from transformers import LlamaForCausalLM
-
-    from aligner.fast_path import can_merge
 
     if type(model) is not LlamaForCausalLM or model.device.type != "cpu" or model.config.hidden_act != "silu":
         return False
     linears = [layer.get_submodule(name) for layer in model.model.layers for group in GROUPS for name in group]
     if not all(isinstance(each, Linear) and can_merge(each) and each.get_base_layer().bias is None for each in linears):
         return False
-    return len({scale for each in linears for scale in each.scaling.values()}) == 1
+    scalings = {each.scaling[name] for each in linears for name in each.active_adapters if name in each.scaling}
+    return all(map(merges_now, linears)) and len(scalings) == 1
 
 
-def is_active(model) -> bool:
-    """Whether just now each product is under exactly one adapter that is on, unmerged and without dropout."""
-    linears = [layer.get_submodule(name) for layer in model.model.layers for group in GROUPS for name in group]
-    return not any(each.disable_adapters or each.merged or len(each.active_adapters) != 1 or _drops(each) for each in linears)
+def can_merge(layer) -> bool:
+    """A plain linear layer under a plain LoRA, in float32: in lower precision the frozen matrix would swallow a small one."""
+    base = layer.get_base_layer()
+    plain = type(base) is torch.nn.Linear and base.weight.dtype is torch.float32 and not base.weight.requires_grad
+    return plain and not layer.lora_variant and not any(layer.lora_bias.values())
 
 
-def _drops(linear) -> bool:
-    return linear.training and any(getattr(dropout, "p", 0) for dropout in linear.lora_dropout.values())
+def merges_now(layer) -> bool:
+    """Whether exactly one adapter is at work, without dropout, and not merged into the weights already."""
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    dropping = layer.training and any(getattr(layer.lora_dropout[name], "p", 0) for name in active)
+    return not (layer.disable_adapters or layer.merged or dropping) and len(active) == 1
 
 
 # ---- The row of tokens through all layers ------------------------------------------------------------------------------
@@ -109,7 +112,7 @@ def make_plan(layout, cosine: torch.Tensor, sine: torch.Tensor) -> Plan:
 def _parts(config, layer) -> tuple[Layer, list[torch.Tensor]]:
     """A layer's frozen part, and its adapters: down and up of each product, in the order of GROUPS."""
     groups = [[layer.get_submodule(name) for name in group] for group in GROUPS]
-    (name,) = groups[0][0].active_adapters
+    (name,) = (name for name in groups[0][0].active_adapters if name in groups[0][0].lora_A)
     adapters = [each.weight for group in groups for linear in group for each in (linear.lora_A[name], linear.lora_B[name])]
     weights = tuple(tuple(linear.get_base_layer().weight for linear in group) for group in groups)
     norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
@@ -264,7 +267,7 @@ def _attend_backward(gradient, heads, layer: Layer, plan: Plan, kept) -> torch.T
         of_queries[own] = (of_scores @ seen).permute(2, 0, 1, 3)
         borrowed = before.stop - before.start
         for target, part in ((of_keys, of_scores.transpose(2, 3) @ asked), (of_values, weights.transpose(2, 3) @ of_output)):
-            part = part.sum(1).transpose(0, 1)
+            part = (part.sum(1) if part.shape[1] > 1 else part[:, 0]).transpose(0, 1)
             target[own] += part[borrowed:]
             if borrowed:
                 target[before] += part[:borrowed]
