@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
     for name, specification in specifications().items():
         path = PICTURES / name.removesuffix(".csv").replace("/", "_")
         path.with_suffix(".svg").write_text(svg(specification), encoding="utf-8", newline="\n")
-        path.with_suffix(".png").write_bytes(vl_convert.vegalite_to_png(specification, vl_version=VEGA_LITE, config=CONFIG, scale=2))
+        path.with_suffix(".png").write_bytes(png(specification))
         print(path.with_suffix(".svg").relative_to(ROOT), path.with_suffix(".png").relative_to(ROOT))
 
 
@@ -111,8 +111,12 @@ def svg(specification: dict[str, Any]) -> str:
     return vl_convert.vegalite_to_svg(specification, vl_version=VEGA_LITE, config=CONFIG)
 
 
+def png(specification: dict[str, Any]) -> bytes:
+    return vl_convert.vegalite_to_png(specification, vl_version=VEGA_LITE, config=CONFIG, scale=2)
+
+
 def page() -> str:
-    """The page with Vega, Vega-Lite and Vega-Embed in it, as the pinned vl-convert-python holds them: the same bytes every time."""
+    """The page with Vega, Vega-Lite and Vega-Embed in it, as the pinned vl-convert-python bundles them: always the same bytes."""
     bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)
     assert "</script" not in bundle and "{plot_divs}" not in bundle
     options = json.dumps(OPTIONS | {"config": CONFIG})

@@ -513,6 +513,21 @@ def test_nothing_is_wider_than_a_phone(tab, pages, name):
 
 
 @needs_browser
+def test_on_a_phone_the_verdicts_are_in_reach_however_long_the_answers(tab, pages):
+    tab.size(390, 844)
+    tab.open(pages["hostile"], "#vote")
+    begin(tab)
+    bottom = "document.querySelector('.verdicts button:last-child').getBoundingClientRect().bottom"
+    tall = "document.querySelector('.answers').getBoundingClientRect().height"
+    for _ in HOSTILE[1:]:
+        assert tab.evaluate(bottom) <= 844
+        if tab.evaluate(tall) > 844:
+            return
+        tab.press("3")
+    raise AssertionError("no pair of answers was longer than the window")
+
+
+@needs_browser
 @pytest.mark.skipif("AXE" not in os.environ, reason="AXE names no axe.min.js (npm pack axe-core)")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1400, 390])

@@ -89,8 +89,8 @@ def test_a_model_has_one_colour_everywhere():
     """In the plots as on the page, whose style names the light colours first."""
     style = (ROOT / "src" / "aligner" / "page.css").read_text(encoding="utf-8")
     expected = [re.search(rf"--{letter}: (#[0-9a-f]{{6}})", style)[1] for letter in "abc"]
-    palettes = [scale for path in TEMPLATES for scale in scales(json.loads(path.read_text(encoding="utf-8"))) if "domain" in scale]
-    of_models = [scale for scale in palettes if scale["domain"][:3] == list(score.MODELS)]
+    palettes = [scale for path in TEMPLATES for scale in scales(json.loads(path.read_text(encoding="utf-8")))]
+    of_models = [scale for scale in palettes if scale.get("domain", [])[:3] == list(score.MODELS)]
     assert len(of_models) == 3
     assert all(scale["range"][:3] == expected for scale in of_models)
 
