@@ -368,11 +368,11 @@ def test_titles_tell_plots_apart():
 
 
 def fields(template):
-    """Columns that a template names beside the axes; `rev` is DVC's own, and `as` names what the template computes."""
+    """Columns that a template names beside the axes; `rev` is DVC's, `label` a tick's own, `as` what is computed."""
     text = (ROOT / ".dvc/plots" / f"{template}.json").read_text(encoding="utf-8")
     json.loads(text)
     named = set(re.findall(r'"field": "(\w+)"', text)) | set(re.findall(r"datum\.(\w+)", text))
-    return named - set(re.findall(r'"as": "(\w+)"', text)) - {"rev"}
+    return named - set(re.findall(r'"as": "(\w+)"', text)) - {"rev", "label"}
 
 
 def check_columns(file, settings):
