@@ -668,11 +668,18 @@ def page(report: dict[str, Any]) -> str:
         "## The judge itself",
         f"First position: {cell(report['first_position'])} of the verdicts for one answer; 0.5 without position bias. The same "
         f"verdict on every repeat: {cell(report['self_agreement'])}. Without a verdict, which counts nowhere: "
-        f"{cell(report['replies']['parse_failures'])} requests ({reasons(report['replies']['reasons']) or 'none'}).",
+        f"{cell(report['replies']['parse_failures'])} requests ({reasons(report['replies']['reasons']) or 'none'}). "
+        f"Probability of the three verdicts together: {mass(report['replies']['token_mass'])}.",
         reliability_table(report["pairs"]),
         canary_table(report["canaries"]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def mass(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "not known, as the endpoint gives no log-probabilities"
+    return f"{found['mean']:.3f} on the mean, {found['smallest']:.3f} at least"
 
 
 def preference_table(pairs: dict[str, Any]) -> str:

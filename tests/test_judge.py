@@ -447,6 +447,7 @@ def test_soft_preferences_of_both_orders_are_averaged(folder, serve):
     code, _, report = run(serve(play))
     assert code == 0
     assert report["pairs"]["sft_vs_base"]["preference"]["estimate"] == pytest.approx(0.8)
+    assert "verdicts together: 1.000 on the mean" in judge.PAGE.read_text(encoding="utf-8")
     assert report["pairs"]["sft_vs_base"]["wins"] == 12
 
 
