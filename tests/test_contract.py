@@ -29,7 +29,7 @@ BASE = "models/base/weights"
 NO_DEPS = {"src/aligner/__init__.py", "src/aligner/params.py", "src/aligner/records.py"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
 # Scripts that are no stage: people run them on what they made.
-SIDE_SCRIPTS = {"votes"}
+SIDE_SCRIPTS = {"judge", "votes"}
 # Files that a stage reads without a dep of its own: an adapter names the base that it belongs to, and the stage compares.
 BY_PROVENANCE = {"generate@sft": {BASE}, "generate@dpo": {BASE}}
 
