@@ -57,7 +57,7 @@ class Clone:
         subprocess.run(["git", "clone", "--quiet", source, folder], check=True)
         if source == ROOT:
             self._take_over_the_working_tree()
-        self("dvc", "cache", "dir", "--local", ".dvc/cache")
+        (folder / ".dvc/config.local").write_text("[cache]\n    dir = cache\n")  # .dvc/cache, whatever the person's settings say
 
     def _take_over_the_working_tree(self) -> None:
         """Changed and new files too, and removed ones go, so that what is tested is what stands there."""
