@@ -50,7 +50,7 @@ def main(source: Path, settings: list[str], record: bool) -> int:
         results = verified(source, folder, settings)
     except (KeyboardInterrupt, Refused) as error:
         shutil.rmtree(shelf)
-        print(f"verify: {error or 'interrupted; the clone is removed'}", file=sys.stderr)
+        print(f"verify: {str(error) or 'interrupted; the clone is removed'}", file=sys.stderr)
         return 1 if isinstance(error, Refused) else 130
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
@@ -91,7 +91,7 @@ def clone(source: Path, folder: Path) -> None:
     revision = output("git", "rev-parse", "HEAD", cwd=source)
     print(f"==> cloning {revision[:9]} into {folder}")
     if changed := output("git", "status", "--porcelain", cwd=source):
-        print(f"    {len(changed.splitlines())} uncommitted changes are left out, and so are not verified")
+        print(f"    uncommitted changes ({len(changed.splitlines())} files) are left out, and so are not verified")
     subprocess.run(["git", "clone", "--quiet", "--no-checkout", source, folder], check=True)
     subprocess.run(["git", "checkout", "--quiet", "--detach", revision], cwd=folder, check=True)
     own_cache(folder)
@@ -328,7 +328,8 @@ def difference(name: str, expected: np.ndarray | None, found: np.ndarray | None)
     if not unequal.any():
         return None
     gap = np.abs(expected - found)[unequal].max()
-    relative = gap / max(np.nanmax(np.abs(expected), initial=0), np.finfo(float).tiny)
+    scale = np.nanmax(np.abs(expected), initial=0)
+    relative = gap / scale if scale else np.inf
     line = f"{gap:.2g} apart, relative {relative:.2g}"
     if unequal.size == 1:
         return relative, f"{name}: {found.item()}, not {expected.item()}: {line}"

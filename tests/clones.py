@@ -46,18 +46,23 @@ class Clone:
 
     def __init__(self, folder: Path, source: Path = ROOT) -> None:
         self.folder = folder
-        self.environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache"),
-            "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
-            "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
-        }  # fmt: skip
-        self.environment.pop("DVC_ROOT", None)
+        self.environment = self.own_environment()
         subprocess.run(["git", "clone", "--quiet", source, folder], check=True)
         if source == ROOT:
             self._take_over_the_working_tree()
         (folder / ".dvc/config.local").write_text("[cache]\n    dir = cache\n")  # .dvc/cache, whatever the person's settings say
+
+    def own_environment(self) -> dict[str, str]:
+        """This interpreter's programs first, and no trace of the person's own DVC and Git settings."""
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_SITE_CACHE_DIR": str(self.folder.parent / "site-cache"),
+            "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
+            "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
+        }  # fmt: skip
+        environment.pop("DVC_ROOT", None)
+        return environment
 
     def _take_over_the_working_tree(self) -> None:
         """Changed and new files too, and removed ones go, so that what is tested is what stands there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,38 +85,32 @@ def in_a_folder(origin: Clone, store: Path) -> Path:
     return stored(store, re.findall(r'"md5": "(\w+)"', listing)[0])
 
 
-@pytest.fixture(params=[of_a_file, of_the_listing_of_a_folder, in_a_folder], ids=lambda find: find.__name__)
-def content(request, origin: Clone, store: Path) -> Iterator[Path]:
-    """A file of the remote, whole again afterwards."""
-    file = request.param(origin, store)
-    before = file.read_bytes()
-    yield file
-    restore(file, before)
-
-
 def restore(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", ["missing", "damaged"])
+@pytest.mark.parametrize(
+    ("find", "left"),
+    [(of_a_file, 0.5), (in_a_folder, 0.5), (in_a_folder, None), (of_the_listing_of_a_folder, 0.5)],
+    ids=["a file cut short", "a folder's file cut short", "a folder's file missing", "a folder's listing cut short"],
+)
 def test_a_pull_of_what_is_not_whole_says_so_and_leaves_no_wrong_output(
-    origin: Clone, colleague: Clone, content: Path, damage: str
+    origin: Clone, colleague: Clone, store: Path, find: Callable[[Clone, Path], Path], left: float | None
 ) -> None:
-    """What is pulled is whole or absent; after mending, the same command brings the rest."""
+    """What is pulled is whole or absent; after mending, the same command brings the rest. left: the share that is not cut off."""
+    content = find(origin, store)
     before = content.read_bytes()
     content.unlink()
-    if damage == "damaged":
-        content.write_bytes(before[: len(before) // 2])
+    if left is not None:
+        content.write_bytes(before[: int(left * len(before))])
     done = colleague.run("dvc", "pull")
-    assert done.returncode != 0 and "ERROR" in done.stderr and "Traceback" not in done.stderr
-    named = {content.parent.name + content.name, "models/dpo", "data/generated/base.jsonl"}
-    assert any(name in done.stderr for name in named), done.stderr
-    expected = origin.outputs()
-    found = colleague.outputs()
-    assert len(found) < len(expected) and found.items() <= expected.items()
     restore(content, before)
+    assert done.returncode != 0 and "ERROR" in done.stderr and "Traceback" not in done.stderr
+    assert any(name in done.stderr for name in (content.parent.name + content.name, "models/dpo", "data/generated/base.jsonl"))
+    found, expected = colleague.outputs(), origin.outputs()
+    assert len(found) < len(expected) and found.items() <= expected.items()
     colleague("dvc", "pull")
     assert colleague.outputs() == expected
 
