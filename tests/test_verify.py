@@ -207,7 +207,7 @@ def test_only_the_furthest_are_told(tmp_path) -> None:
 
 def test_a_machine_is_known_by_its_kind() -> None:
     here = verify.machine(ROOT)
-    assert set(verify.KIND) < set(here) and here["threads"] == 2
+    assert set(verify.KIND) < set(here) and here["threads"] >= 1
     assert verify.is_known({**here, "python": "3.99"}, {"machines": [here]})
     for name in verify.KIND:
         assert not verify.is_known({**here, name: "another"}, {"machines": [here]})
