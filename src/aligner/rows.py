@@ -428,7 +428,7 @@ def preference(id: str, prompt: Messages, chosen: str, rejected: str) -> Prefere
 def seen(text: str) -> str:
     """A text as a reader sees it: accents composed (NFC), one kind of line end and of space, nothing invisible."""
     if not text.isascii():
-        text = normalize("NFC", text.translate(UNSEEN))
+        text = HARD_SPACE.sub(" ", normalize("NFC", UNSEEN.sub("", text)))
     return text.replace("\r\n", "\n") if "\r" in text else text
 
 
@@ -482,7 +482,8 @@ BLANK_LETTERS = frozenset(
 )  # fillers and variation selectors
 BLANK_CATEGORIES = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))
 # What one does not see in a text; joiners and variation selectors stay, since letters and emoji change with them.
-UNSEEN = str.maketrans({"\u00a0": " ", "\u202f": " "} | dict.fromkeys("\u00ad\u200b\u200e\u200f\u2060\ufeff"))
+UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+HARD_SPACE = re.compile("[\u00a0\u202f]")
 CHAT_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -689,6 +690,7 @@ DAMAGED_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # none o
 # UTF-8 that was read as Latin-1 or CP1252: a leading byte as a letter, then each following byte as what it is there.
 _FOLLOWING = "[\x80-\xbf" + bytes(range(0x80, 0xA0)).decode("cp1252", "ignore") + "]"
 MOJIBAKE = re.compile(f"[ÂÃ]{_FOLLOWING}|(?:[ÎÏÐÑ]{_FOLLOWING}){{2}}|[âï]{_FOLLOWING}{{2}}|ð[Ÿ\x9f]{_FOLLOWING}")
+TAG = re.compile("[\U000e0000-\U000e007f]")
 HIDDEN_TAG = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0000-\U000e007f]")  # but in the flag of a region
 MIXED_SCRIPTS = re.compile("[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]")
 UNREAD_KEYS = frozenset(("system", "history", "tools", "functions"))
@@ -732,7 +734,7 @@ def damage(text: str) -> list[Problem]:
         found.append(Problem("replacement_character", "U+FFFD stands where a character could not be decoded; restore it"))
     if mixed := MIXED_SCRIPTS.search(text):
         found.append(Problem("mixed_scripts", f"{shown(mixed[0])} mixes Latin and Cyrillic letters in one word: check it"))
-    if HIDDEN_TAG.search(text):
+    if TAG.search(text) and HIDDEN_TAG.search(text):
         found.append(Problem("hidden_text", "tag characters (U+E0000 to U+E007F) can hide words from people, not from a model"))
     return found
 
