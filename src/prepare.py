@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -219,6 +220,19 @@ def flagged(references: list[dict[str, Any]], seen: EvalPrompts) -> list[dict[st
     return [row | {"overlap": levels[row["id"]]} if row["id"] in levels else row for row in references]
 
 
+def check_files(paths: list[str]) -> int:
+    """What `--check` does: the exit code; 1 as well when the output cannot be written or is read no further (`| head`)."""
+    try:
+        code = check(paths, sys.stdout)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try once more when it ends
+        if not isinstance(error, BrokenPipeError):
+            print(f"prepare: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return code
+
+
 def require_rows(name: str, part: Part) -> None:
     """A side without rows cannot be trained on or measured on: said here, before a model loads."""
     for side in ("train", "validation"):
@@ -249,5 +263,5 @@ if __name__ == "__main__":
     parser.add_argument("--check", nargs="+", metavar="FILE", help="look at data files, print every bad row, write nothing")
     arguments = parser.parse_args()
     if arguments.check:
-        raise SystemExit(check(arguments.check, sys.stdout))
+        raise SystemExit(check_files(arguments.check))
     run_stage("prepare", main)

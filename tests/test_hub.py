@@ -1,6 +1,7 @@
 """Where a model is: a folder, or a pinned revision in the hub's cache; and one clear error for every other case. No network."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -57,10 +58,10 @@ def test_a_folder_is_taken_as_it_stands(tmp_path, revision):
     assert model_folder(str(tmp_path / "mine"), revision, TOKENIZER_FILES) == tmp_path / "mine"
 
 
-@pytest.mark.parametrize("path", ["models/mini", "data/x", "./x", "../x/y", "/x/y", "~/x", "a/b/c", "gpt2"])
+@pytest.mark.parametrize("path", ["models/mini", "data/x", "./x", "../x/y", "/x/y", "~/x", "a/b/c", "gpt2", "./a b;c"])
 @pytest.mark.parametrize("revision", [None, REVISION])
 def test_a_missing_folder_is_not_looked_for_on_the_hub(path, revision):
-    expected = f"model folder {path} is missing. If it is part of this repository: git checkout -- {path}"
+    expected = f"model folder {path} is missing. If it is part of this repository: git checkout -- {shlex.quote(path)}"
     assert problem(path, revision) == expected
 
 
@@ -140,7 +141,7 @@ def test_a_connection_that_breaks_off_is_told_in_one_line(monkeypatch):
 
 
 def test_a_name_that_is_none_is_refused_by_the_hub_s_own_rules():
-    assert "cannot be had (" in problem("some body/model", REVISION)
+    assert "cannot be had (" in problem("some..body/model", REVISION)
 
 
 def test_what_is_asked_for_holds_no_pickled_weights(monkeypatch, tmp_path):

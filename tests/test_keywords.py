@@ -71,6 +71,49 @@ def test_plain_form_has_single_spaces_and_no_capitals(text):
     assert plain == plain.casefold() or not plain.isascii()
 
 
+PLAIN = st.text(alphabet="abcdeXYZéÅß ,.;:'-0123456789\n\t\u2019\u00a0\u4e2d", max_size=60)
+WORDS = st.lists(st.sampled_from("the a chain is not never in some state mean of 42 1/2 two-step".split()), max_size=12)
+
+
+@given(PLAIN)
+def test_the_plain_form_of_text_without_markup_is_its_own_plain_form(text):
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@given(PLAIN, st.sampled_from([" ", "\n", "\t ", "\u00a0", "  \r\n"]))
+def test_capitals_and_spaces_change_nothing(text, space):
+    spaced = space + text.replace(" ", space).swapcase() + space
+    assert normalise(spaced) == normalise(text)
+
+
+@pytest.mark.parametrize(
+    "wrap", ["**{}**", "*{}*", "_{}_", "__{}__", "`{}`", "~~{}~~", "[{}](https://x.y)", "<b>{}</b>", "\\text{{{}}}"]
+)
+@given(words=st.lists(st.sampled_from(["Mean", "state", "x", "two-step", "naïve", "42"]), min_size=1, max_size=4))
+def test_markup_around_words_changes_nothing(wrap, words):
+    text = " ".join(words)
+    assert normalise(f"so {wrap.format(text)} is") == normalise(f"so {text} is")
+
+
+@pytest.mark.parametrize("match", ["word", "inflect", "substring"])
+@given(WORDS, WORDS, WORDS, st.sampled_from(["chain", "state", "mean of", "two step"]))
+def test_more_sentences_never_take_a_hit_away(match, before, text, after, keyword):
+    """Sentences before and after: a hit stays, even one that counts only where it is not denied."""
+    longer = f"{' '.join(before)}. {' '.join(text)}. {' '.join(after)}"
+    for group in ({"any": [keyword], "match": match}, {"any": [keyword], "match": match, "negation": "reject"}):
+        if hits(" ".join(text), group):
+            assert hits(longer, group)
+
+
+@given(WORDS, st.sampled_from(["chain", "state", "mean", "42"]))
+def test_a_denial_only_takes_away_and_a_synonym_only_adds(text, keyword):
+    answer = " ".join(text)
+    if hits(answer, affirmed(keyword)):
+        assert hits(answer, keyword)
+    if hits(answer, keyword):
+        assert hits(answer, {"any": ["no such", keyword]})
+
+
 @given(st.text(alphabet="ab *_`$\\{}[]()<>~#&;,^", max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_no_markup_makes_normalise_fail(text):
@@ -253,9 +296,10 @@ def test_a_good_group_has_no_problem():
         ({"any": ["x"], "mach": "word"}, "'mach' is not a key of a group (did you mean match?)"),
         ({"any": ["x"], "match": "fuzzy"}, "match must be one of word, inflect, substring, number, regex, got 'fuzzy'"),
         ({"any": ["x"], "negation": None}, "negation must be one of ignore, reject, got None"),
-        ({"any": ["x"], "weight": 0}, "weight must be a number > 0, got 0"),
-        ({"any": ["x"], "weight": True}, "weight must be a number > 0, got True"),
-        ({"any": ["x"], "weight": float("nan")}, "weight must be a number > 0, got nan"),
+        ({"any": ["x"], "weight": 0}, "weight must be a number > 0 and <= 1,000,000, got 0"),
+        ({"any": ["x"], "weight": True}, "weight must be a number > 0 and <= 1,000,000, got True"),
+        ({"any": ["x"], "weight": 1e7}, "weight must be a number > 0 and <= 1,000,000, got 10000000.0"),
+        ({"any": ["x"], "weight": float("nan")}, "weight must be a number > 0 and <= 1,000,000, got nan"),
         ({"any": ["two"], "match": "number"}, "number 'two' cannot be read: write 42, -0.5, 1e-3 or 1/2"),
         ({"any": ["x*"], "match": "regex"}, "regex 'x*' matches the empty text, so it would match every text"),
     ],

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,6 +111,19 @@ def test_added_rows_move_no_old_one(old, new, share, order):
 @settings(deadline=None, max_examples=50)
 def test_a_prompt_stands_on_the_same_side_of_sft_and_dpo(prompts, share):
     assert sides_of(sft_rows_of(prompts), "sft", share) == sides_of(pair_rows_of(prompts), "pairs", share)
+
+
+@given(st.lists(st.tuples(PROMPTS, st.booleans(), st.booleans()), min_size=1, max_size=30), SHARES)
+@settings(deadline=None, max_examples=50)
+def test_no_prompt_stands_on_both_sides(rows, share):
+    """However often a prompt is asked, in capitals or not, in sft and in pairs: all its rows are on one side."""
+    sides = defaultdict(set)
+    for kind, rows_of in (("sft", sft_rows_of), ("pairs", pair_rows_of)):
+        asked = [prompt.upper() if loud else prompt for prompt, loud, paired in rows if paired == (kind == "pairs")]
+        found = sides_of([row | {"id": f"n{number}"} for number, row in enumerate(rows_of(asked))], kind, share)
+        for number, prompt in enumerate(asked):
+            sides[" ".join(prompt.casefold().split())].add(found[f"n{number}"])
+    assert all(len(side) == 1 for side in sides.values())
 
 
 @given(PROMPTS, SHARES, SHARES)

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loader_rules import require_sound
 
 from aligner import rows as reader
 from aligner.errors import InputError
@@ -758,18 +759,4 @@ def scratch(tmp_path_factory):
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=FILES | st.binary(max_size=200), kind=st.sampled_from([None, *reader.KINDS]))
 def test_any_bytes_make_rows_and_a_ledger_that_adds_up(scratch, data, kind):
-    scratch.write_bytes(data)
-    ledger, ids = Ledger(), []
-    for row in read_rows(scratch, kind):
-        ledger.add(row)
-        assert row.line == ledger.lines
-        assert (row.value is not None) == (row.status in ("accepted", "warned"))
-        assert bool(row.problems) == (row.status in ("warned", "rejected"))
-        assert all(problem.kind.isidentifier() and problem.reason.isprintable() for problem in row.problems)
-        ids += [row.value.id] if row.value else []
-        for text in row.value.texts() if row.value else ():
-            assert text and text == text.strip() and text.encode()
-    assert ledger.lines == len(data.split(b"\n")) - (data == b"" or data.endswith(b"\n"))
-    assert len(set(ids)) == len(ids)
-    code, lines = checked(scratch)
-    assert code in (0, 1) and all(line.isprintable() for line in lines)
+    require_sound(scratch, data, kind)

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import json
 import math
+import operator
 import random
 from pathlib import Path
 
@@ -227,6 +228,50 @@ def test_net_intervals_lie_in_range_and_mirror(interval, outcomes):
     assert low <= narrower[0] and narrower[1] <= high
 
 
+INTERVALS = {
+    "wilson": lambda wins, ties, losses, level: wilson_interval(wins, wins + ties + losses, level),
+    "clopper_pearson": lambda wins, ties, losses, level: clopper_pearson_interval(wins, wins + ties + losses, level),
+    "tango": tango_interval,
+    "bonett_price": bonett_price_interval,
+    "newcombe": lambda wins, ties, losses, level: newcombe_paired_interval(ties, wins, losses, 0, level),
+    "paired_t": lambda wins, ties, losses, level: paired_t_interval(outcomes_of(wins, ties, losses), level),
+    "bootstrap": lambda wins, ties, losses, level: exact_bootstrap_interval(outcomes_of(wins, ties, losses), level),
+}
+
+
+def outcomes_of(wins, ties, losses):
+    return [1.0] * wins + [0.0] * ties + [-1.0] * losses
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+@given(st.tuples(*[st.integers(0, 12)] * 3).filter(lambda counts: sum(counts) > 1), st.floats(0.5, 0.99), st.floats(0.5, 0.99))
+@settings(max_examples=60, deadline=None)
+def test_more_confidence_never_narrows_an_interval(name, counts, one, other):
+    low, high = sorted([one, other])
+    narrow, wide = INTERVALS[name](*counts, low), INTERVALS[name](*counts, high)
+    assert wide[0] <= narrow[0] + 1e-9 and narrow[1] <= wide[1] + 1e-9
+
+
+@pytest.mark.parametrize("name", ["tango", "paired_t", "newcombe"])
+@given(st.tuples(*[st.integers(0, 40)] * 3).filter(lambda counts: sum(counts) > 1))
+def test_intervals_of_a_difference_hold_the_estimate(name, counts):
+    low, high = INTERVALS[name](*counts, 0.95)
+    assert low - 1e-9 <= (counts[0] - counts[2]) / sum(counts) <= high + 1e-9
+
+
+@given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.8, 0.95]))
+def test_clopper_pearson_ends_are_where_a_binomial_tail_is_half_of_alpha(counts, confidence):
+    """P(X >= k | low) = P(X <= k | high) = alpha / 2, the tails summed term by term."""
+    k, n = counts
+    low, high = clopper_pearson_interval(k, n, confidence)
+
+    def chance(ks, p):
+        return math.fsum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in ks)
+
+    assert low == 0 if k == 0 else chance(range(k, n + 1), low) == pytest.approx((1 - confidence) / 2, rel=1e-6)
+    assert high == 1 if k == n else chance(range(k + 1), high) == pytest.approx((1 - confidence) / 2, rel=1e-6)
+
+
 @given(OUTCOMES)
 def test_tango_ends_are_where_the_score_statistic_is_z(outcomes):
     wins, ties, losses = outcomes
@@ -295,6 +340,17 @@ def test_sign_tests_are_symmetric_and_midp_is_smaller(wins, losses):
     assert sign_test(wins, losses) == sign_test(losses, wins)
     assert sign_test_midp(wins, losses) == sign_test_midp(losses, wins)
     assert 0 < sign_test_midp(wins, losses) <= sign_test(wins, losses) <= 1
+
+
+@given(st.integers(0, 10).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_sign_tests_count_all_sequences_of_heads_and_tails(counts):
+    """Two-sided: both tails that are as far out; mid-p takes half of what is exactly as far out as was seen."""
+    wins, n = counts
+    heads = [sum(sequence) for sequence in itertools.product((0, 1), repeat=n)]
+    far = max(wins, n - wins)
+    beyond, equal = (sum(test(max(h, n - h), far) for h in heads) / 2**n for test in (operator.gt, operator.eq))
+    assert sign_test(wins, n - wins) == pytest.approx(beyond + equal, abs=1e-12)
+    assert sign_test_midp(wins, n - wins) == pytest.approx(1 if n == 2 * wins else beyond + equal / 2, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -388,6 +444,16 @@ def test_intervals_of_the_mean_mirror(steps):
         assert interval([-d for d in differences]) == pytest.approx((-high, -low), abs=1e-12)
 
 
+@given(
+    st.lists(st.integers(-4, 4), min_size=2, max_size=20).flatmap(lambda steps: st.tuples(st.just(steps), st.permutations(steps)))
+)
+@settings(max_examples=60, deadline=None)
+def test_the_order_of_prompts_changes_no_figure(both):
+    for measure in (permutation_test, paired_t_interval, exact_bootstrap_interval):
+        one, other = (measure([step / 4 for step in steps]) for steps in both)
+        assert one == pytest.approx(other, abs=1e-12)
+
+
 def test_duplicated_prompts_leave_the_clustered_error_unchanged():
     scores = [0.0, 0.5, 1.0, 0.25, 0.75]
     once = clustered_standard_error(scores, range(5))
@@ -462,6 +528,15 @@ def test_adjusted_p_values_keep_order_and_bounds(p_values, rng):
         assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
         assert adjust([p_values[index] for index in order]) == [adjusted[index] for index in order]
     assert all(q <= p for q, p in zip(benjamini_hochberg(p_values), holm(p_values), strict=True))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p_values):
+    """The adjusted p of a hypothesis is the largest |S| min(p of S) over all sets S of hypotheses that hold it, at most 1."""
+    numbers = range(len(p_values))
+    sets = [each for size in range(1, len(p_values) + 1) for each in itertools.combinations(numbers, size)]
+    worst = [max(len(each) * min(p_values[i] for i in each) for each in sets if number in each) for number in numbers]
+    assert holm(p_values) == pytest.approx([min(1, p) for p in worst], abs=1e-12)
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3))

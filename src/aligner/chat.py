@@ -66,16 +66,20 @@ class Chat:
 
     @classmethod
     def load(cls, folder: Path, template_file: str | None = None) -> Chat:
-        """Reads tokenizer.json, tokenizer_config.json and the template from a model's folder (Hugging Face layout)."""
-        config = json.loads(_read(folder / "tokenizer_config.json"))
-        eos = _token_text(config.get("eos_token")) or _eos_of_model(folder)
-        return cls(
-            tokenizer_json=_read(folder / "tokenizer.json"),
-            template=_template(folder, config, template_file),
-            eos_token=eos,
-            bos_token=_token_text(config.get("bos_token")) or "",
-            pad_token=_token_text(config.get("pad_token")) or eos,
-        )
+        """Reads tokenizer.json, tokenizer_config.json and the template from a model's folder (Hugging Face layout).
+
+        Raises InputError for files that are missing, no JSON, or not of the types that they should hold.
+        """
+        config = _read_object(folder / "tokenizer_config.json")
+        tokenizer_json = _read(folder / "tokenizer.json")
+        try:
+            _tokenizer(tokenizer_json)
+            tokens = {role: _token_text(config, role) for role in ("eos_token", "bos_token", "pad_token")}
+            template = _template(folder, config, template_file)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}. Copy or download the model's files again") from None
+        eos = tokens["eos_token"] or _eos_of_model(folder, tokenizer_json)
+        return cls(tokenizer_json, template, eos, tokens["bos_token"] or "", tokens["pad_token"] or eos)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -85,30 +89,17 @@ class Chat:
 
     @cached_property
     def tokenizer(self):
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return _tokenizer(self.tokenizer_json)
 
     @cached_property
     def _content_tokenizer(self):
         """The same tokenizer without its added tokens: to it, `</s>` is text."""
-        from tokenizers import Tokenizer
-
-        plain = json.loads(self.tokenizer_json)
-        plain["added_tokens"] = []
-        plain["post_processor"] = None
-        tokenizer = Tokenizer.from_str(json.dumps(plain))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return _tokenizer(json.dumps(json.loads(self.tokenizer_json) | {"added_tokens": [], "post_processor": None}))
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Text to id of the tokens that only the template may write, longest first."""
-        added = [token for token in json.loads(self.tokenizer_json)["added_tokens"] if token["special"]]
+        added = [token for token in json.loads(self.tokenizer_json).get("added_tokens", []) if token["special"]]
         return {token["content"]: token["id"] for token in sorted(added, key=lambda token: -len(token["content"]))}
 
     @cached_property
@@ -223,8 +214,10 @@ class Chat:
                 bos_token=self.bos_token,
                 pad_token=self.pad_token,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise InputError(f"the chat template refuses the roles {[role for role, _ in messages]}: {error}") from None
+        except (RecursionError, MemoryError) as error:
+            raise InputError(f"the chat template needs more memory than there is ({type(error).__name__})") from None
 
     @cached_property
     def _compiled(self):
@@ -271,6 +264,19 @@ class Chat:
         return id
 
 
+def _tokenizer(tokenizer_json: str):
+    """The tokenizer that a tokenizer.json describes, with nothing cut and nothing padded; InputError if it describes none."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # tokenizers raises no narrower class, whatever is wrong
+        raise InputError(f"tokenizer.json describes no tokenizer ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def _split(rendered: str) -> list[Piece]:
     """Cuts a rendered skeleton at its stand-ins."""
     first, *rest = re.split(f"{_OPEN}([0-9]+){_CLOSE}", rendered)
@@ -308,24 +314,41 @@ def _template(folder: Path, config: dict, template_file: str | None) -> str:
         return _read(folder / "chat_template.jinja")
     own = config.get("chat_template")
     if isinstance(own, list):
-        own = next((entry["template"] for entry in own if entry["name"] == "default"), None)
+        named = [entry for entry in own if isinstance(entry, dict) and entry.get("name") == "default"]
+        own = named[0].get("template") if named else None
+    if not isinstance(own, str | None):
+        raise InputError(f"tokenizer_config.json: chat_template must be a text, got {own!r:.60}")
     return own or PLAIN_TEMPLATE
 
 
-def _token_text(token: str | dict | None) -> str | None:
-    """tokenizer_config.json spells a token as a string or as an object with its content."""
-    return token["content"] if isinstance(token, dict) else token
+def _token_text(config: dict, role: str) -> str | None:
+    """A token of tokenizer_config.json, which spells it as a string or as an object with its content."""
+    token = config.get(role)
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str | None) or isinstance(token, dict) and text is None:
+        raise InputError(f"tokenizer_config.json: {role} must be a text, got {token!r:.60}")
+    return text
 
 
-def _eos_of_model(folder: Path) -> str:
+def _eos_of_model(folder: Path, tokenizer_json: str) -> str:
     """The end token of a model whose tokenizer_config.json names none: by the id in config.json."""
-    from tokenizers import Tokenizer
-
-    id = json.loads(_read(folder / "config.json")).get("eos_token_id")
-    token = Tokenizer.from_file(str(folder / "tokenizer.json")).id_to_token(id) if isinstance(id, int) else None
+    id = _read_object(folder / "config.json").get("eos_token_id")
+    is_id = isinstance(id, int) and 0 <= id < 2**32
+    token = _tokenizer(tokenizer_json).id_to_token(id) if is_id else None
     if token is None:
         raise InputError(f"{folder}: neither tokenizer_config.json nor config.json names an end token (eos_token)")
     return token
+
+
+def _read_object(path: Path) -> dict:
+    """The JSON object that a file of a model holds."""
+    try:
+        value = json.loads(_read(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON ({error}). Copy or download the model's files again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object, not {value!r:.60}. Copy or download the model's files again")
+    return value
 
 
 def _read(path: Path) -> str:
@@ -335,3 +358,5 @@ def _read(path: Path) -> str:
         raise InputError(
             f"{path} is missing; a model folder needs tokenizer.json, tokenizer_config.json and config.json"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error})") from None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from aligner.errors import InputError
 
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*", re.A)
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"]
 WEIGHT_FILES = ["*.safetensors", "model.safetensors.index.json", "generation_config.json"]
 
@@ -18,8 +20,12 @@ def model_folder(path: str, revision: str | None, patterns: list[str]) -> Path:
     """
     if Path(path).is_dir():
         return Path(path)
+    if "://" in path:
+        raise InputError(f"{path} is an address; models.<name>.path takes a folder, or a Hugging Face repository as owner/name")
     if path.startswith((".", "/", "~", "models/", "data/")) or path.count("/") != 1:
-        raise InputError(f"model folder {path} is missing. If it is part of this repository: git checkout -- {path}")
+        raise InputError(f"model folder {path} is missing. If it is part of this repository: git checkout -- {shlex.quote(path)}")
+    if not REPOSITORY.fullmatch(path):
+        raise InputError(f"{path!r} is neither a folder nor a Hugging Face repository (owner/name; letters, digits, ., _ and -)")
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise InputError(
             f"{path} is a Hugging Face model and needs a pinned commit: set models.<name>.revision in params.yaml to its 40 hex "

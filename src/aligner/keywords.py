@@ -30,6 +30,7 @@ STUFFED_GROUPS = 2
 SHORTEST_ECHO = 20
 NEGATION_WINDOW = 5
 NUMBER_TOLERANCE = 1e-9
+LARGEST_WEIGHT = 1e6  # so that sums of weights are finite, and a weight is still seen beside another
 
 Group = str | Mapping[str, object]
 Span = tuple[int, int]
@@ -505,8 +506,8 @@ def _shape_problems(group: Group) -> list[str]:
     for key, known in (("match", MATCH_MODES), ("negation", NEGATION_MODES)):
         if group.get(key, known[0]) not in known:
             problems.append(f"{key} must be one of {', '.join(known)}, got {group[key]!r}")
-    if not _is_positive_number(group.get("weight", 1)):
-        problems.append(f"weight must be a number > 0, got {group['weight']!r}")
+    if not _is_weight(group.get("weight", 1)):
+        problems.append(f"weight must be a number > 0 and <= {LARGEST_WEIGHT:,.0f}, got {group['weight']!r}")
     return problems
 
 
@@ -520,8 +521,8 @@ def _are_strings(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
-def _is_positive_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST_WEIGHT
 
 
 def _keyword_problems(keyword: str, match: str) -> list[str]:

@@ -22,6 +22,7 @@ from aligner.hub import TOKENIZER_FILES, WEIGHT_FILES, model_folder
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
+SHARD_INDEX = "model.safetensors.index.json"
 
 
 def quiet() -> None:
@@ -93,24 +94,50 @@ def check_chat(chat: Chat, prepared: dict[str, Any]) -> None:
 
 
 def load_base(model: SimpleNamespace, where: SimpleNamespace):
-    """The base model of an entry, in the precision and on the device of `where`."""
+    """The base model of an entry, in the precision and on the device of `where`.
+
+    Raises InputError unless its folder holds all weights of the architecture that its config.json names, as safetensors.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder = model_folder(model.path, model.revision, TOKENIZER_FILES + WEIGHT_FILES)
-    if not list(folder.glob("*.safetensors")):
-        raise InputError(f"{folder} holds no *.safetensors; weights in other formats can run code and are not loaded")
+    check_shards(folder)
+    of_the_files = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError)
     try:
-        base = AutoModelForCausalLM.from_pretrained(
+        base, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=where.dtype,
             attn_implementation=model.attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"{model.path} cannot be loaded as a causal language model: {_first_line(error)}") from None
+    except (*of_the_files, SafetensorError, StrictDataclassError) as error:
+        raise InputError(f"{model.path} cannot be loaded as a causal language model: {_reason(error)}") from None
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+        raise InputError(
+            f"{model.path} lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}; "
+            "copy or download the model's files again"
+        )
     return base.to(where.device)
+
+
+def check_shards(folder: Path) -> None:
+    """Raises InputError unless the weights are safetensors files of the folder itself; an index could name any other file."""
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} holds no *.safetensors; weights in other formats can run code and are not loaded")
+    index = folder / SHARD_INDEX
+    if not index.is_file():
+        return
+    try:
+        shards = [str(shard) for shard in read_json(index)["weight_map"].values()]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise InputError(f"{index} is no index of weights; copy or download the model's files again") from None
+    if strange := sorted({shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")}):
+        raise InputError(f"{index} names {strange[0]!r}, which is no safetensors file of the same folder; it is not loaded")
 
 
 def base_fingerprint(model: SimpleNamespace) -> str:
@@ -127,11 +154,21 @@ def base_fingerprint(model: SimpleNamespace) -> str:
 
 def load_adapter(base, folder: Path, trainable: bool = False):
     """The base with the adapter of `folder` on it, named "default", as trl wants it."""
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
+    way = "the stage before writes it. Run: dvc repro (or: dvc pull)"
     if not (folder / ADAPTER).is_file():
-        raise InputError(f"{folder / ADAPTER} is missing; the stage before writes it. Run: dvc repro (or: dvc pull)")
-    return PeftModel.from_pretrained(base, folder, is_trainable=trainable, use_safetensors=True)
+        raise InputError(f"{folder / ADAPTER} is missing; {way}")
+    try:
+        with safe_open(folder / ADAPTER, framework="pt") as file:
+            there = set(file.keys())
+        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, use_safetensors=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{folder / ADAPTER} is damaged ({_reason(error)}); {way}") from None
+    if there != set(get_peft_model_state_dict(model)):  # peft would leave what is missing as it was drawn
+        raise InputError(f"{folder / ADAPTER} does not hold the weights that {ADAPTER_CONFIG} describes; {way}")
+    return model
 
 
 def save_adapter(model, folder: Path, model_path: str, provenance: dict[str, str]) -> None:
@@ -169,5 +206,9 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """The first line of a library's error; the second as well where the first one only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if "ignore_mismatched_sizes" in lines[0]:
+        return "its weights are of other shapes than its config.json says"
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import reprlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -219,7 +220,7 @@ def _parse(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe", pure=True).load(io.StringIO(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"{path} is missing. Run from the root of the repository, or: git checkout -- {path}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}. See: git diff {path}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of sections. Restore it: git checkout -- {path}")
@@ -258,7 +259,14 @@ def _explain(path: Path, problem: ErrorDetails) -> str:
         .replace("greater than or equal to", ">=")
     )
     message = message.replace("less than or equal to", "<=").replace("greater than", ">").replace("less than", "<")
-    return f"{path}: {name} {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+    return f"{path}: {name} {message[0].lower()}{message[1:]}, got {_shown(problem['input'])}"
+
+
+def _shown(value: Any) -> str:
+    """A value in full where it is short; of nested ones the beginning: a few lines of YAML aliases can mean a billion values."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel, shortened.maxstring, shortened.maxlong, shortened.maxother = 2, 200, 200, 200
+    return shortened.repr(value)
 
 
 def _keys(location: tuple[str, ...]) -> list[str]:

@@ -192,5 +192,10 @@ def _interrupt(signum: int, frame: Any) -> None:
 
 
 def _exit(code: int, message: str) -> None:
-    print(message, file=sys.stderr)
+    print(_harmless(message), file=sys.stderr)
     raise SystemExit(code)
+
+
+def _harmless(message: str) -> str:
+    """The message with whatever a terminal could act on escaped: it may quote a file, a model or its chat template."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in message)

@@ -15,13 +15,14 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from io import TextIOBase
 from itertools import islice
-from unicodedata import category
+from unicodedata import category, normalize
 
 from aligner.errors import InputError
 
@@ -144,6 +145,7 @@ def read_rows(path: str | os.PathLike, kind: str | None = None) -> Iterator[Row]
 def physical_lines(path: str) -> Iterator[bytes | None]:
     """The lines of a file as bytes, without the one byte order mark it may begin with; None for an oversized line."""
     try:
+        require_end(path)
         with open(path, "rb") as file:
             first = next_line(file)
             if first is not None and first.startswith(UTF8_BOM):
@@ -153,6 +155,19 @@ def physical_lines(path: str) -> Iterator[bytes | None]:
             yield from iter(lambda: next_line(file), b"")
     except OSError as fault:
         raise UnreadableFile(path, file_problem(path, fault)) from fault
+
+
+def require_end(path: str) -> None:
+    """Raises UnreadableFile for what has no end, or may have no beginning: a device, or a named pipe that nobody writes to.
+
+    The pipes that a shell makes (`<(zcat rows.gz)`, /dev/stdin) have no name, and are read like any file.
+    """
+    mode, place = os.stat(path).st_mode, os.path.realpath(path)
+    if place == os.devnull or place.startswith("/dev/fd/") or not os.path.lexists(place):
+        return
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        what = "a named pipe" if stat.S_ISFIFO(mode) else "a device"
+        raise UnreadableFile(path, Problem("no_regular_file", f"this is {what}, which may never end; name a file"))
 
 
 def next_line(file) -> bytes | None:
@@ -401,7 +416,20 @@ def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages)
 def preference(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
     if chosen == rejected:
         raise BadRow("chosen_equals_rejected", "both answers are the same, so the pair teaches nothing; drop it")
+    if seen(chosen) == seen(rejected):
+        raise BadRow(
+            "chosen_equals_rejected",
+            "both answers look the same (invisible characters, line ends and the coding of accents aside), so the pair teaches "
+            "nothing; drop it",
+        )
     return PreferencePair(id, prompt, chosen, rejected)
+
+
+def seen(text: str) -> str:
+    """A text as a reader sees it: accents composed (NFC), one kind of line end and of space, nothing invisible."""
+    if not text.isascii():
+        text = HARD_SPACE.sub(" ", normalize("NFC", UNSEEN.sub("", text)))
+    return text.replace("\r\n", "\n") if "\r" in text else text
 
 
 def eval_prompt(row: dict, id: str) -> EvalPrompt:
@@ -453,6 +481,9 @@ BLANK_LETTERS = frozenset(
     + "".join(map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 )  # fillers and variation selectors
 BLANK_CATEGORIES = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))
+# What one does not see in a text; joiners and variation selectors stay, since letters and emoji change with them.
+UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+HARD_SPACE = re.compile("[\u00a0\u202f]")
 CHAT_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -536,9 +567,14 @@ def one_turn(message: object, name: str, style: TurnStyle) -> tuple[str, str]:
         raise wrong_type(message, name, "an object")
     role, content = message.get(style.role_key), message.get(style.text_key)
     plain_text = type(role) is str and role in style.roles and type(content) is str
-    if not plain_text or not TOOL_KEYS.isdisjoint(message):
+    if not plain_text or uses_tools(message):
         raise turn_fault(message, name, style)
     return style.roles[role], text_of(content, name)
+
+
+def uses_tools(message: dict) -> bool:
+    """Whether a message calls a tool or answers one; a key that is null or empty, as columnar exports write it, says nothing."""
+    return not TOOL_KEYS.isdisjoint(message) and any(message.get(key) for key in TOOL_KEYS)
 
 
 def check_order(messages: Messages, name: str, last: str) -> None:
@@ -654,6 +690,8 @@ DAMAGED_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # none o
 # UTF-8 that was read as Latin-1 or CP1252: a leading byte as a letter, then each following byte as what it is there.
 _FOLLOWING = "[\x80-\xbf" + bytes(range(0x80, 0xA0)).decode("cp1252", "ignore") + "]"
 MOJIBAKE = re.compile(f"[ÂÃ]{_FOLLOWING}|(?:[ÎÏÐÑ]{_FOLLOWING}){{2}}|[âï]{_FOLLOWING}{{2}}|ð[Ÿ\x9f]{_FOLLOWING}")
+TAG = re.compile("[\U000e0000-\U000e007f]")
+HIDDEN_TAG = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0000-\U000e007f]")  # but in the flag of a region
 MIXED_SCRIPTS = re.compile("[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]")
 UNREAD_KEYS = frozenset(("system", "history", "tools", "functions"))
 SECRETS = {  # a cheap marker, then what it may stand in and the pattern that decides; each takes linear time
@@ -696,6 +734,8 @@ def damage(text: str) -> list[Problem]:
         found.append(Problem("replacement_character", "U+FFFD stands where a character could not be decoded; restore it"))
     if mixed := MIXED_SCRIPTS.search(text):
         found.append(Problem("mixed_scripts", f"{shown(mixed[0])} mixes Latin and Cyrillic letters in one word: check it"))
+    if TAG.search(text) and HIDDEN_TAG.search(text):
+        found.append(Problem("hidden_text", "tag characters (U+E0000 to U+E007F) can hide words from people, not from a model"))
     return found
 
 
@@ -739,9 +779,13 @@ SIGNATURES = {  # how files begin that are no text in UTF-8
     b"\xfd7zXZ": "xz-compressed: unpack it first",
     b"\x28\xb5\x2f\xfd": "zstd-compressed: unpack it first",
     b"PAR1": "a Parquet file: export it as JSON Lines",
+    b"\xff\xfe\0\0": "UTF-32: convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)",
+    b"\0\0\xfe\xff": "UTF-32: convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)",
     b"\xff\xfe": "UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
 }
+BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # control bytes but tab, line ends and escape: not of an 8-bit text
+OVERLONG = re.compile(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f][\x80-\xbf]|\xf0[\x80-\x8f][\x80-\xbf]")
 JSON_LOOKALIKES = {  # what a line that is no JSON begins with (case does not matter), and what it then is
     "\ufeff": (
         "bom_mid_file",
@@ -778,21 +822,32 @@ def file_problem(path: str, fault: OSError) -> Problem:
 
 def encoding_fault(raw: bytes, fault: UnicodeDecodeError) -> BadRow:
     """Why a line is not UTF-8: another kind of file, a cut character, or another encoding."""
-    for signature, hint in SIGNATURES.items():
-        if raw.startswith(signature):
-            return BadRow("not_utf8_text", f"the file seems to be {hint}")
+    if other := other_file(raw):
+        return other
     broken = raw[fault.start : fault.start + 2]
     where = f"byte 0x{broken[0]:02x} at column {fault.start + 1} is not UTF-8"
+    if BINARY.search(raw):
+        return BadRow("not_utf8_text", f"{where}, and there are control bytes: the file may be UTF-16, or no text at all")
     if broken[0] == 0xED and broken[1:] >= b"\xa0":
         return BadRow("lone_surrogate", f"{where}: half of a surrogate pair (CESU-8?); write the file anew as UTF-8")
+    if OVERLONG.match(raw, fault.start):
+        return BadRow("overlong_utf8", f"{where}: an overlong form, more bytes than the character has; write it anew as UTF-8")
     if fault.end - fault.start > 1 or fault.reason == "unexpected end of data":
         return BadRow("truncated_multibyte", f"{where}: an incomplete character; was the text cut by bytes?")
     return BadRow("latin1_byte", f"{where}: the file may be Latin-1/CP1252; convert it (iconv -f CP1252 -t UTF-8)")
 
 
+def other_file(raw: bytes) -> BadRow | None:
+    """The other kind of file that a line is the beginning of, by its first bytes."""
+    hints = (hint for signature, hint in SIGNATURES.items() if raw.startswith(signature))
+    return next((BadRow("not_utf8_text", f"the file seems to be {hint}") for hint in hints), None)
+
+
 def json_fault(text: str, fault: json.JSONDecodeError) -> BadRow:
     """Why a line is not JSON: something else altogether, or a slip at the place where the decoder stopped."""
     begin = text.strip()
+    if other := other_file(text.encode()):
+        return other
     for start, (kind, reason) in JSON_LOOKALIKES.items():
         if re.match(start, begin, re.I):
             return BadRow(kind, reason)
@@ -810,6 +865,9 @@ def json_fault(text: str, fault: json.JSONDecodeError) -> BadRow:
         return BadRow("python_repr", f"Python's None, True or False {where}; JSON has null, true and false")
     if fault.msg == "Extra data":
         return BadRow("extra_data", f"more text after the row, {where}; one object per line, lines ending in \\n")
+    found = text[fault.pos]
+    if not found.isascii():
+        where += f" (U+{ord(found):04X}, {found if is_visible(found) and found.isprintable() else 'which shows nothing'})"
     return BadRow("not_json", f"not JSON {where}: {fault.msg}; check the quotes, commas and brackets there")
 
 
@@ -832,11 +890,11 @@ def turn_fault(message: dict, name: str, style: TurnStyle) -> BadRow:
     """Why a turn is no plain text of a system, a user or an assistant."""
     role, content = message.get(style.role_key), message.get(style.text_key)
     for key in (style.role_key, style.text_key):
-        if key not in message and TOOL_KEYS.isdisjoint(message):
+        if key not in message and not uses_tools(message):
             return BadRow("missing_key", f"`{name}.{key}` is missing" + did_you_mean(key, message))
     if type(role) is not str:
         return wrong_type(role, f"{name}.{style.role_key}", "a string")
-    if role in TOOL_ROLES or not TOOL_KEYS.isdisjoint(message):
+    if role in TOOL_ROLES or uses_tools(message):
         return BadRow("tool_use", f"`{name}` is a tool or function message; these are not supported: remove the row")
     if role not in style.roles:
         return BadRow("unknown_role", f"`{name}` has the role {shown(role)}; known are {', '.join(style.roles)}")

@@ -1,0 +1,136 @@
+"""A coverage-guided search for a file that the row loader cannot bear (atheris, that is libFuzzer for Python).
+
+Every try is a whole data file and the kind it is read as. It must keep all rules of tests/loader_rules.py: no exception, a
+ledger that adds up, printable reasons, kept rows that are kept again and can be scored. Half of the mutations are libFuzzer's, on
+bytes; the other half change the JSON of one line, since most changed bytes are merely no JSON any more. The search starts from
+the fixtures' lines and one good row of every format. It ends with a count of executions, or with the first file that breaks a
+rule (`crash-…` in the corpus folder), which then belongs into tests/test_rows.py.
+
+atheris is not pinned in requirements.txt: it is needed for this alone and has no wheel for macOS or Windows.
+
+command pip install atheris
+        PYTHONPATH=src:tests python benchmarks/fuzz_rows.py [--seconds 600] [--corpus FOLDER] [FILE …]    FILE: try these again
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+try:
+    import atheris
+except ImportError:
+    raise SystemExit("atheris is missing, which this search alone needs. Run: pip install atheris (Linux)") from None
+
+with atheris.instrument_imports(include=["aligner"]):
+    from loader_rules import require_sound
+
+    from aligner import rows
+    from aligner.keywords import GROUP_KEYS
+
+FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "rows"
+KINDS = (None, *rows.KINDS)  # the first byte of an input, modulo 5, says which
+LONGEST = 1024  # bytes: short files make many tries; long lines are the affair of tests/test_rows.py
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+GOOD = [
+    {"messages": [{"role": "system", "content": "s"}, USER, ASSISTANT]},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    {"instruction": "q", "input": "1", "output": "a"},
+    {"prompt": "q", "completion": "a"},
+    {"id": "p1", "prompt": "q", "chosen": "a", "rejected": "b"},
+    {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{"role": "assistant", "content": "b"}]},
+    {"chosen": [USER, ASSISTANT], "rejected": [USER, {"role": "assistant", "content": "b"}]},
+    {"id": "e1", "prompt": "q", "topic": "t", "keywords": ["a", {"any": ["b", "c"], "match": "inflect"}], "forbidden": ["x"]},
+    {"id": "e2", "prompt": "q", "topic": "t", "keywords": [{"any": ["a+"], "match": "regex", "negation": "reject"}]},
+    {"concept": "chain", "keywords": [{"any": ["1/2"], "match": "number", "weight": 2}], "text": "t"},
+]
+ODD_VALUES = [
+    None, True, 0, -1, 0.5, 1e308, 10**400, "", " ", "a", "\0", "\u200b", "\u202e", "\x1b[31m", "\ud800", "\ufeff", "</s>",
+    "(a+)+$", "1e999", "../x", "line-1", "user", "assistant", "system", "tool", "regex", "number", "word", "inflect", "reject",
+    [], {}, [[]], ["a", "a"], {"any": ["a"]}, {"any": []}, USER, ASSISTANT, [USER], [ASSISTANT], [USER, ASSISTANT],
+]  # fmt: skip
+WORDS = sorted(frozenset().union(*(form.keys for form in rows.FORMATS), ("role", "content", "from", "value", *GROUP_KEYS)))
+ODD_BYTES = [b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", b"\\ud800", b"\\u0000", b"NaN", b"}{"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=600, help="how long to search")
+    parser.add_argument("--corpus", type=Path, help="where inputs that reach new code are kept, to go on from (default: nowhere)")
+    parser.add_argument("files", nargs="*", type=Path, help="inputs to try once more")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = arguments.corpus or Path(scratch) / "corpus"
+        seed(corpus)
+        dictionary = write_dictionary(Path(scratch) / "words")
+        options = [f"-max_total_time={arguments.seconds}", f"-artifact_prefix={corpus}/", f"-max_len={LONGEST}"]
+        options += ["-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1", f"-dict={dictionary}"]
+        target = Path(scratch) / "rows.jsonl"
+        atheris.Setup(
+            [sys.argv[0], *options, *map(str, arguments.files or [corpus])],
+            lambda data: try_file(target, data),
+            custom_mutator=mutate,
+        )
+        atheris.Fuzz()
+
+
+def try_file(path: Path, data: bytes) -> None:
+    """One execution: the first byte is the kind, the others are the file."""
+    require_sound(path, data[1:], KINDS[data[0] % len(KINDS)] if data else None)
+
+
+def seed(corpus: Path) -> None:
+    """Every fixture line, a good row of every format, and each such row before the next one, as each kind."""
+    corpus.mkdir(parents=True, exist_ok=True)
+    files = [line for path in sorted(FIXTURES.glob("*.jsonl")) for line in path.read_bytes().split(b"\n")]
+    good = [json.dumps(row).encode() + b"\n" for row in GOOD]
+    files += good + [one + other for one, other in zip(good, [*good[1:], good[0]], strict=True)]
+    for number, file in enumerate(files):
+        for kind in range(len(KINDS)):
+            (corpus / f"seed-{number:03d}-{kind}").write_bytes(bytes([kind]) + file)
+
+
+def write_dictionary(path: Path) -> Path:
+    """The words of the formats, for libFuzzer to put in."""
+    entries = [b'"' + word.encode() + b'":' for word in WORDS] + ODD_BYTES
+    path.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in entry) + '"\n' for entry in entries), encoding="ascii")
+    return path
+
+
+def mutate(data: bytes, largest: int, seed: int) -> bytes:
+    """Another file: libFuzzer's change of bytes, or a change of the JSON of one line."""
+    chance = random.Random(seed)
+    lines = data[1:].split(b"\n")
+    number = chance.randrange(len(lines))
+    try:
+        row = json.loads(lines[number])
+    except (ValueError, RecursionError):
+        return atheris.Mutate(data, largest)
+    if chance.random() < 0.5:
+        return atheris.Mutate(data, largest)
+    lines[number] = json.dumps(changed(row, chance), ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
+    return (data[:1] + b"\n".join(lines))[:largest]
+
+
+def changed(value: object, chance: random.Random) -> object:
+    """A JSON value with one thing in it replaced, removed, doubled, renamed or put around it."""
+    if not isinstance(value, dict | list) or not value or chance.random() < 0.15:
+        alike = [odd for odd in ODD_VALUES if isinstance(odd, type(value))]
+        return chance.choice(alike if alike and chance.random() < 0.7 else [*ODD_VALUES, [value], {"any": [value]}, f"{value} a"])
+    if isinstance(value, list):
+        place = chance.randrange(len(value))
+        new = [[], [value[place]] * 2, [chance.choice(value)], [changed(value[place], chance)]][chance.randrange(4)]
+        return [*value[:place], *new, *value[place + 1 :]]
+    key = chance.choice(list(value))
+    if chance.random() < 0.6:
+        return value | {key: changed(value[key], chance)}
+    rest = {name: item for name, item in value.items() if name != key}
+    return chance.choice([rest, rest | {chance.choice([*WORDS, key.upper(), key + "\u200b"]): value[key]}])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,517 @@
+"""Nothing that a model folder, a data file or params.yaml says can run code, leave its place, or carry a secret out.
+
+What stands elsewhere: hostile data files (test_hostile_files, test_rows), pickles in checkpoints (test_checkpoints), pages and
+reports (test_page, test_score), special tokens in texts (test_chat), pinned revisions and no pickle asked of the hub (test_hub),
+the environment and run records (test_records).
+"""
+
+import ast
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import socket
+import struct
+import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from workspace import WEIGHTS, Workspace, checkpoint, eval_rows, pair_rows, refuse, sft_rows
+
+from aligner import modeling
+from aligner.chat import Chat
+from aligner.errors import InputError
+from aligner.hub import TOKENIZER_FILES, model_folder
+from aligner.params import read
+from aligner.records import run_stage
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [path for folder in ("src", "models/base", "data", "docs") for path in sorted((ROOT / folder).rglob("*.py"))]
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+EXPLODED = "exploded"  # the folder that every payload would make in the current directory
+CODE = f"import os\nos.mkdir({EXPLODED!r})\nclass Config: pass\nclass Model: pass\n".encode()
+AUTO_MAP = {"AutoConfig": "modeling_x.Config", "AutoModelForCausalLM": "modeling_x.Model"}
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (EXPLODED,)
+
+
+def bomb() -> bytes:
+    return pickle.dumps(Bomb(), protocol=2)
+
+
+def torch_bomb() -> bytes:
+    """The same as torch.save would write it."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("archive/data.pkl", bomb())
+        file.writestr("archive/version", "3\n")
+    return archive.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def nothing_happens(tmp_path, monkeypatch):
+    """No connection, and no payload that went off."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    yield
+    assert not Path(EXPLODED).exists()
+
+
+def test_the_payloads_would_go_off():
+    """The traps below are live ones: loaded without care, they make the folder."""
+    for load in (lambda: pickle.loads(bomb()), lambda: exec(CODE, {})):
+        load()
+        Path(EXPLODED).rmdir()
+
+
+# ---- What the code may call -----------------------------------------------------------------------------------------
+
+FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "marshal.loads"}
+
+
+def calls(path):
+    """(dotted name, call) of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def keyword(call, name):
+    return next((ast.unparse(each.value) for each in call.keywords if each.arg == name), None)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_evaluates_text(path):
+    for name, call in calls(path):
+        assert name not in FORBIDDEN and keyword(call, "shell") is None
+        if name == "YAML":
+            assert keyword(call, "typ") == "'safe'"
+        if name.endswith("torch.load"):
+            assert keyword(call, "weights_only") == "True"
+        if name.endswith((".from_pretrained", ".load_adapter")) and not name.startswith("modeling."):
+            assert keyword(call, "use_safetensors") == "True"
+        assert keyword(call, "trust_remote_code") in (None, "False")
+
+
+def test_the_base_is_loaded_without_code_of_its_repository():
+    loaded = [call for name, call in calls(ROOT / "src/aligner/modeling.py") if name == "AutoModelForCausalLM.from_pretrained"]
+    assert [keyword(call, "trust_remote_code") for call in loaded] == ["False"]
+
+
+# ---- Model folders --------------------------------------------------------------------------------------------------
+
+SAFE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small model that tests spoil."""
+    return Path(shutil.copytree(checkpoint("mini"), tmp_path / "model"))
+
+
+def load(folder):
+    import torch
+
+    modeling.quiet()
+    entry = SimpleNamespace(path=str(folder), revision=None, attn_implementation="eager", chat_template=None)
+    return modeling.load_base(entry, SimpleNamespace(device="cpu", dtype=torch.float32))
+
+
+def file(name, content):
+    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+
+def config(**changes):
+    def change(folder):
+        file("config.json", json.loads((folder / "config.json").read_bytes()) | changes)(folder)
+
+    return change
+
+
+def instead(name, content):
+    """The weights under another name, with another content."""
+
+    def change(folder):
+        (folder / SAFE).unlink()
+        file(name, content)(folder)
+
+    return change
+
+
+def together(*changes):
+    return lambda folder: [change(folder) for change in changes]
+
+
+def index(shard):
+    """Weights that an index says to be in `shard`, beside a safetensors file that nobody asks for."""
+    return together(instead("other.safetensors", tensors({})), file(INDEX, {"weight_map": {"model.norm.weight": shard}}))
+
+
+def tensors(header, body=b"", length=None):
+    """A safetensors file: the length of the header, the header, the bytes of the tensors."""
+    header = json.dumps(header).encode()
+    return struct.pack("<Q", len(header) if length is None else length) + header + body
+
+
+def tensor(**changes):
+    return tensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}, b"\0" * 8)
+
+
+MODELS = {
+    "a pickle as weights": (instead("pytorch_model.bin", bomb()), r"no \*.safetensors; weights in other formats can run code"),
+    "a pickle of torch as weights": (instead("pytorch_model.bin", torch_bomb()), r"no \*.safetensors"),
+    "a pickle beside other weights": (
+        together(instead("other.safetensors", tensors({})), file("pytorch_model.bin", torch_bomb())),
+        "no file named model.safetensors",
+    ),
+    "a pickle called safetensors": (file(SAFE, bomb()), "header too large"),
+    "a pickle of torch called safetensors": (file(SAFE, torch_bomb()), "header too large"),
+    "an index that names a pickle": (
+        together(index("evil.bin"), file("evil.bin", torch_bomb())),
+        "names 'evil.bin', which is no",
+    ),
+    "an index that leaves the folder": (index("../../secret.safetensors"), "no safetensors file of the same folder"),
+    "an index that names the root": (index("/etc/passwd"), "no safetensors file of the same folder"),
+    "an index that is a list": (together(index("x.safetensors"), file(INDEX, [])), "is no index of weights"),
+    "an index that is no JSON": (together(index("x.safetensors"), file(INDEX, b"{")), "is no index of weights"),
+    "a header of 8 exabytes": (file(SAFE, tensors({}, length=2**63)), "header too large"),
+    "a header of a terabyte": (file(SAFE, tensors({}, length=2**40)), "header too large"),
+    "no byte": (file(SAFE, b""), "header too small"),
+    "a header of another type": (file(SAFE, tensors([])), "invalid JSON in header"),
+    "a tensor beyond the file": (file(SAFE, tensor(data_offsets=[0, 10**12])), "cannot be loaded as a causal language model: "),
+    "a shape beyond all numbers": (file(SAFE, tensor(shape=[2**62, 2**62])), "overflow"),
+    "a negative shape": (file(SAFE, tensor(shape=[-1])), "invalid"),
+    "a type that is none": (file(SAFE, tensor(dtype="X")), "cannot be loaded as a causal language model: "),
+    "half of the file": (lambda folder: os.truncate(folder / SAFE, 20_000), "incomplete metadata|header"),
+    "no tensor": (file(SAFE, tensors({})), r"lacks \d+ of the weights that its config.json asks for, such as"),
+    "another architecture": (config(model_type="bert"), r"lacks \d+ of the weights"),
+    "other shapes": (config(hidden_size=64), "of other shapes than its config.json says"),
+    "code of a type of its own": (
+        together(config(auto_map=AUTO_MAP, model_type="x"), file("modeling_x.py", CODE)),
+        "custom code",
+    ),
+    "code without a type": (together(file("config.json", {"auto_map": AUTO_MAP}), file("modeling_x.py", CODE)), "custom code"),
+    "code of another repository": (
+        config(auto_map={"AutoModelForCausalLM": "evil/repo--modeling.Model"}, model_type="y"),
+        "does not recognize this architecture",
+    ),
+    "a configuration of null": (file("config.json", b"null"), "cannot be loaded"),
+    "a configuration of many brackets": (file("config.json", b"[" * 100_000), "recursion"),
+    "a size that is a text": (config(hidden_size="x"), "Validation error for field 'hidden_size': TypeError: "),
+    "a negative size": (config(hidden_size=-1), "not a multiple"),
+    "no attention head": (config(num_attention_heads=0), "modulo"),
+    "an activation that is a function": (config(hidden_act="os.system"), "os.system"),
+    "a quantisation of another type": (config(quantization_config="x"), "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_hostile_or_damaged_model_is_one_error_and_runs_nothing(folder, name):
+    change, message = MODELS[name]
+    change(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value) and "trust_remote_code=True" not in str(caught.value)
+
+
+def test_code_beside_a_known_architecture_is_passed_over(folder):
+    together(config(auto_map=AUTO_MAP), file("modeling_x.py", CODE), file("pytorch_model.bin", torch_bomb()))(folder)
+    assert type(load(folder)).__module__ == "transformers.models.llama.modeling_llama"
+
+
+# ---- Adapters -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """An adapter on the small model, as a stage saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("adapter")
+    model = get_peft_model(load(checkpoint("mini")), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    modeling.save_adapter(model, folder, "base", {})
+    return folder
+
+
+def test_an_adapter_is_loaded_whole(adapter, folder):
+    assert modeling.load_adapter(load(folder), adapter).peft_config["default"].r == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_model.bin", torch_bomb(), "adapter_model.safetensors is missing"),
+        ("adapter_model.safetensors", torch_bomb(), r"is damaged \(Error while deserializing header"),
+        ("adapter_model.safetensors", tensors({}), "does not hold the weights that adapter_config.json describes"),
+    ],
+)
+def test_a_spoilt_adapter_is_one_error_and_runs_nothing(adapter, folder, tmp_path, name, content, message):
+    spoilt = shutil.copytree(adapter, tmp_path / "adapter")
+    (spoilt / "adapter_model.safetensors").unlink()
+    (spoilt / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        modeling.load_adapter(load(folder), spoilt)
+
+
+# ---- Tokenizers and chat templates ----------------------------------------------------------------------------------
+
+
+def tokenizer(**changes):
+    return lambda folder: file("tokenizer.json", json.loads((folder / "tokenizer.json").read_bytes()) | changes)(folder)
+
+
+def tokenizer_config(**changes):
+    def change(folder):
+        (folder / "chat_template.jinja").unlink()
+        file("tokenizer_config.json", json.loads((folder / "tokenizer_config.json").read_bytes()) | changes)(folder)
+
+    return change
+
+
+def as_folder(name):
+    return lambda folder: ((folder / name).unlink(), (folder / name).mkdir())
+
+
+TOKENIZERS = {
+    "no JSON": (file("tokenizer.json", b"{"), "describes no tokenizer"),
+    "a list": (file("tokenizer.json", []), "describes no tokenizer"),
+    "many brackets": (file("tokenizer.json", b"[" * 100_000), "describes no tokenizer"),
+    "Latin-1": (file("tokenizer.json", b'{"a":"\xe9"}'), "cannot be read as UTF-8 text"),
+    "a folder": (as_folder("tokenizer.json"), "cannot be read"),
+    "added tokens of a text": (tokenizer(added_tokens="x"), "describes no tokenizer"),
+    "a model of null": (tokenizer(model=None), "describes no tokenizer"),
+    "a negative id": (tokenizer(model={"type": "BPE", "vocab": {"a": -1}, "merges": []}), "describes no tokenizer"),
+    "a broken regex": (tokenizer(normalizer={"type": "Replace", "pattern": {"Regex": "("}, "content": "x"}), "Oniguruma error"),
+    "no JSON as settings": (file("tokenizer_config.json", b"{"), "is no JSON"),
+    "many brackets as settings": (file("tokenizer_config.json", b"[" * 100_000), "is no JSON"),
+    "a list as settings": (file("tokenizer_config.json", []), r"must hold a JSON object, not \[\]"),
+    "an end token that is a number": (tokenizer_config(eos_token=3), "eos_token must be a text, got 3"),
+    "an end token that is an empty object": (tokenizer_config(eos_token={}), r"eos_token must be a text, got \{\}"),
+    "a padding token that is a list": (tokenizer_config(pad_token=["x"]), "pad_token must be a text"),
+    "a template that is a number": (tokenizer_config(chat_template=3), "chat_template must be a text, got 3"),
+    "a template that is an object": (tokenizer_config(chat_template={"default": "x"}), "chat_template must be a text"),
+    "a configuration that is a list": (together(file("tokenizer_config.json", {}), file("config.json", [])), "must hold a JSON"),
+    "an end id beyond all ids": (together(file("tokenizer_config.json", {}), config(eos_token_id=2**70)), "names an end token"),
+    "a negative end id": (together(file("tokenizer_config.json", {}), config(eos_token_id=-1)), "names an end token"),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_hostile_or_damaged_tokenizer_is_one_error(folder, name):
+    change, message = TOKENIZERS[name]
+    change(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        Chat.load(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+TEMPLATES = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ cycler.__init__.__globals__.os.mkdir('exploded') }}",
+    "{{ lipsum.__globals__['os'].mkdir('exploded') }}",
+    "{{ self.__init__.__globals__.__builtins__.__import__('os').mkdir('exploded') }}",
+    "{{ raise_exception.__globals__['json'].__builtins__ }}",
+    "{{ (''|attr('__class__')).mro() }}",
+    "{{ '{0.__class__.__mro__}'.format('').x.y }}",
+    "{{ messages[0].update({'content': 'x'}) }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}{{ os.mkdir('exploded') }}",
+    "{% extends '/etc/passwd' %}",
+    "{{ '{x}'.format() }}",
+    "{{ '{0}'.format() }}",
+    "{{ 'a'.encode('nowhere') }}",
+    "{{ messages | nofilter }}",
+    "{% for n in range(10 ** 9) %}{% endfor %}",
+    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "{{ 'x' * 10 ** 18 }}",
+    "{{ 10 ** 10000 }}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=range(len(TEMPLATES)))
+def test_a_hostile_template_is_one_error_and_runs_nothing(folder, template):
+    """Refused by the sandbox, or for what they leave unsaid; deep, wide and endless ones come to an end."""
+    chat = replace(Chat.load(folder), template=template)
+    with pytest.raises(InputError, match="the chat template (refuses|needs more memory)"):
+        chat.prompt((("user", "Hi"),))
+
+
+@pytest.mark.parametrize(
+    "expression", ["''.__class__", "messages.__class__", "namespace(x=1).__class__", "config", "'{0.__class__}'.format(messages)"]
+)
+def test_what_the_sandbox_hides_is_nothing_at_all(folder, expression):
+    """Unsafe attributes are undefined: they are written as nothing, and no name of a class gets into a prompt."""
+    chat = Chat.load(folder)
+    spying = replace(chat, template="{{ " + expression + " }}" + chat.template)
+    assert spying.prompt((("user", "Hi"),)) == chat.prompt((("user", "Hi"),))
+
+
+def test_text_of_messages_is_no_template(folder):
+    chat = Chat.load(folder)
+    for text in ("{{ 7 * 7 }}", "{% for x in y %}", "{0.__class__}", "%s%n", "${HOME}"):
+        assert text in chat.decode(chat.prompt((("user", text),)))
+
+
+# ---- Names of models, and params.yaml -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../etc",
+        "x/..",
+        "../x",
+        "-x/y",
+        "--help/x",
+        "$(id)/x",
+        "a/b;rm -rf ~",
+        "a/`id`",
+        "a/b\nc",
+        "a/b\x1b[31m",
+        "a/\u202eb",
+        "https://huggingface.co/a/b",
+        "file:///etc/passwd",
+        "a\\b/c",
+        "a/b@main",
+        "/etc/passwd",
+        "~root/x",
+        "C:/x",
+    ],
+)
+def test_a_hostile_name_of_a_model_is_refused_before_anything_is_asked(monkeypatch, path):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(InputError, match="is missing|is an address|is neither a folder nor a Hugging Face repository"):
+        model_folder(path, REVISION, TOKENIZER_FILES)
+
+
+@pytest.mark.parametrize("path", ["a b/c d/e", "./x;id", "../$(id)", "data/x`id`"])
+def test_a_command_that_an_error_tells_is_safe_to_copy(path):
+    with pytest.raises(InputError) as caught:
+        model_folder(path, None, TOKENIZER_FILES)
+    assert str(caught.value).endswith(f"git checkout -- '{path}'")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "model: !!python/object/apply:os.mkdir ['exploded']",
+        "model: !!python/object/new:os.mkdir ['exploded']",
+        "model: !<tag:yaml.org,2002:python/object/apply:os.mkdir> ['exploded']",
+        "model: !!python/name:os.mkdir",
+        "model: " + "[" * 1000,
+        f"seed: {'9' * 5000}",
+        "model: &a [*a]",
+        "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(12)) + "model: *a12",
+    ],
+    ids=["apply", "new", "whole tag", "name", "brackets", "digits", "a list in itself", "nine to the twelfth"],
+)
+def test_hostile_yaml_is_one_short_error_and_runs_nothing(tmp_path, content):
+    (tmp_path / "params.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "params.yaml")
+    assert len(str(caught.value)) < 5000
+
+
+def test_a_file_that_is_no_data_is_not_quoted(tmp_path, monkeypatch):
+    """prepare.sft may name any file that its reader may read; what is not ours is told by place and kind, never shown."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    workspace = Workspace(inner, monkeypatch)
+    (tmp_path / "passwords").write_text("root:TOPSECRET:0:0\nTOPSECRET=1\n'TOPSECRET'\n<TOPSECRET>\n", encoding="utf-8")
+    workspace.params["prepare.sft"] = "../passwords"
+    with pytest.raises(InputError, match="4 bad rows") as caught:
+        workspace.run("prepare")
+    assert "TOPSECRET" not in str(caught.value)
+
+
+# ---- What is shown and what is kept ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[31m", "\x9b31m", "\x1b]0;title\x07", "\r", "\b", "\u202e", "\u2028", "\0"])
+def test_an_error_cannot_act_on_a_terminal(capsys, hostile):
+    """A message may quote a file or the words of a model's template; its own line ends stay."""
+
+    def main(run):
+        raise InputError(f"one {hostile} two\nthree é")
+
+    with pytest.raises(SystemExit):
+        run_stage("sft", main)
+    assert capsys.readouterr().err == f"sft: one {repr(hostile)[1:-1]} two\nthree é\n"
+
+
+HOSTILE = ["<script>alert(1)</script>", "{{ 7 * 7 }} {0.__class__} %s%n", "\x1b[31mred", "$(mkdir exploded)", "../../x"]
+SECRETS = {
+    "HF_TOKEN": "hf_thetokenofsomebody",
+    "HUGGING_FACE_HUB_TOKEN": "hf_anoldertokenofsomebody",
+    "OPENAI_API_KEY": "sk-proj-thekeyofsomebody",
+    "WANDB_API_KEY": "0123456789thekeyofsomebody",
+    "AWS_SECRET_ACCESS_KEY": "aws+the/keyofsomebody",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The five stages on data full of hostile text, with tokens in the environment and no connection allowed."""
+    outside, said = tmp_path_factory.mktemp("outside"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        for name in ("connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        (outside / "workspace").mkdir()
+        workspace = Workspace(outside / "workspace", patch)
+        workspace.write_rows("sft", sft_rows() + [{"prompt": f"{text} why?", "response": f"{text} so."} for text in HOSTILE])
+        pairs = [{"prompt": f"{text}?", "chosen": f"{text} yes", "rejected": f"{text} no"} for text in HOSTILE]
+        workspace.write_rows("pairs", pair_rows() + pairs)
+        hostile = {"topic": HOSTILE[0], "kind": HOSTILE[1], "keywords": [{"any": HOSTILE}], "forbidden": [HOSTILE[3]]}
+        prompts = [{"id": f"h{number}", "prompt": f"{text} now?", **hostile} for number, text in enumerate(HOSTILE)]
+        workspace.write_rows("eval", eval_rows() + prompts)
+        workspace.run_all()
+    return SimpleNamespace(outside=outside, workspace=workspace, said=said.getvalue())
+
+
+def test_a_run_writes_nothing_outside_its_folder(whole):
+    assert [path.name for path in whole.outside.iterdir()] == ["workspace"]
+    assert not list(whole.outside.rglob(EXPLODED))
+
+
+def test_a_run_keeps_no_token_of_the_environment(whole):
+    files = [path for path in whole.outside.rglob("*") if path.is_file() and WEIGHTS not in path.as_posix()]
+    assert {"experiments", "metrics", "reports", "plots"} <= {path.relative_to(whole.outside).parts[1] for path in files}
+    kept = b"\n".join(path.read_bytes() for path in files) + whole.said.encode()
+    assert [name for name, value in SECRETS.items() if value.encode() in kept] == []
+
+
+def test_a_run_says_nothing_that_a_terminal_would_obey(whole):
+    assert "device cpu" in whole.said
+    assert all(letter.isprintable() or letter == "\n" for letter in whole.said)
+
+
+def test_reports_of_a_run_show_hostile_text_as_text(whole):
+    for name in ("data.md", "side_by_side.md", "index.html"):
+        text = (whole.workspace.folder / "reports" / name).read_text(encoding="utf-8")
+        assert "<script>alert(1)" not in text
+        assert re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text) == []
+
+
+def test_a_run_uploads_and_reports_nothing_by_default(whole):
+    from aligner.training import training_arguments
+
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    stage = SimpleNamespace(**whole.workspace.params["sft"])
+    hardware = SimpleNamespace(**whole.workspace.params["models.mini.sft"])
+    where = SimpleNamespace(device="cpu", dtype=None)
+    arguments = training_arguments(stage, hardware, SimpleNamespace(gradient_checkpointing=False), 1, where)
+    assert arguments["report_to"] == "none" and "push_to_hub" not in arguments
