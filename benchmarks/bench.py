@@ -324,7 +324,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "system": platform.platform(),
         "cpus": os.cpu_count(),
-        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load_at_start": os.getloadavg()[0],
         "threads": threads,
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in LIBRARIES},

@@ -15,6 +15,8 @@ A leg's description is a dictionary:
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import random
@@ -186,16 +188,14 @@ def work(leg: SimpleNamespace) -> None:
     from aligner import params as parameters
 
     word = Word()
-    names = sorted({*stage("sft").PARAMS, *stage("dpo").PARAMS, *stage("generate").PARAMS})
+    names = sorted({name for stage in ("sft", "dpo", "generate") for name in script(stage).PARAMS})
     params = parameters.load(names, Path(leg.params))
     params.models.threads = leg.threads
     params.sft.logging_steps = params.dpo.logging_steps = 1
     modeling.quiet()
-    import peft  # noqa: F401, the time that imports take is nobody's speed
-    import trl.trainer.dpo_trainer
-    import trl.trainer.sft_trainer  # noqa: F401
-
     where = modeling.runtime(params.models, params.seed)
+    for library in {"matmul": [], "generate": ["peft"]}.get(leg.kind, ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer"]):
+        importlib.import_module(library)  # before the word: the time of imports is nobody's speed
     if where.device == "cuda":
         import torch
 
@@ -206,11 +206,9 @@ def work(leg: SimpleNamespace) -> None:
         {"sft": train, "dpo": train, "generate": answer, "matmul": multiply}[leg.kind](leg, known, word)
 
 
-def stage(name: str):
-    """A stage's script as a module."""
-    import importlib
-
-    return importlib.import_module(name)
+def script(stage: str):
+    """A stage's script as a module; its folder, src, is on the path."""
+    return importlib.import_module(stage)
 
 
 def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
@@ -246,8 +244,6 @@ def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
 
 def precision(leg: SimpleNamespace, known: SimpleNamespace, trainer):
     """In bfloat16 our adapters take their input as it comes: autocast casts it anyway, and peft's cast doubles the traffic."""
-    import contextlib
-
     import torch
     from peft.helpers import disable_input_dtype_casting
 
@@ -282,7 +278,7 @@ def sft_trainer(leg: SimpleNamespace, known: SimpleNamespace):
     """SFT's trainer of either way; no reference is computed."""
     params, where = known.params, known.where
     if leg.way == "ours":
-        return stage("sft").build_trainer(params, where, known.chat, known.rows), None
+        return script("sft").build_trainer(params, where, known.chat, known.rows), None
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -317,8 +313,8 @@ def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
     params, where, rows = known.params, known.where, known.rows
     policy = starting_policy(leg, known)
     if leg.way == "ours":
-        reference, spent = clocked(stage("dpo").log_probabilities, policy, rows, known.chat.pad_id)
-        return stage("dpo").build_trainer(params, where, known.chat, policy, rows, reference), spent
+        reference, spent = clocked(script("dpo").log_probabilities, policy, rows, known.chat.pad_id)
+        return script("dpo").build_trainer(params, where, known.chat, policy, rows, reference), spent
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -376,7 +372,7 @@ def starting_policy(leg: SimpleNamespace, known: SimpleNamespace):
 
 def answer(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
     """All prompts, each time: by the stage's own loop, or one after the other by transformers' generate on the same model."""
-    generate = stage("generate")
+    generate = script("generate")
     adapter = Path(leg.adapter) if leg.adapter else None
     model = generate.load_model(known.params.models, known.where, known.chat, adapter)
     settings = generate.generation_settings(known.params.generate, known.chat)

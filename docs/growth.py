@@ -1,4 +1,4 @@
-"""Writes what docs/performance.md shows of growth: two tables and a plot.
+"""Writes what docs/performance.md shows of growth: a table with a plot, and a table of what is computed from it.
 
 reads   docs/growth.csv, docs/expected.csv           (benchmarks/growth.py writes them)
 writes  docs/performance.md (between its markers), docs/images/growth.svg
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def growth() -> str:
-    """One line a size, SFT and DPO side by side."""
+    """One line a size, SFT and DPO side by side, and the plot."""
     found = {(row["grows"], row["size"], row["stage"]): row for row in rows("growth.csv")}
     titles = ["grows", "size", "parameters"]
     titles += [f"{stage}, {what}" for stage in COLOURS for what in ("tokens a step", "seconds", "CPU seconds", "MB", "MFU")]
@@ -45,7 +45,8 @@ def growth() -> str:
         for row in both:
             cells += [row["tokens_per_step"], row["seconds"], row["cpu_seconds"], row["peak_mb"], f"{float(row['mfu']):.0%}"]
         lines.append(line(cells))
-    return "\n".join(lines) + "\n"
+    plot = "![Time and memory by rows, length and width](images/growth.svg)"
+    return "\n".join(lines) + f"\n\n{plot}\n"
 
 
 def expected() -> str:
@@ -56,7 +57,10 @@ def expected() -> str:
 
 
 def picture() -> str:
-    """Time and memory by each of the three sizes, as SVG; both axes of a panel are logarithmic, so that a slope is a power."""
+    """Time and memory by each of the three sizes, as SVG.
+
+    Sizes and times are on logarithmic axes, where a slope is a power; memory, which starts from what the libraries take, is not.
+    """
     import vl_convert
 
     return vl_convert.vegalite_to_svg(json.dumps(specification(rows("growth.csv"))), vl_version="5.20")
@@ -73,8 +77,9 @@ def specification(found: list[dict[str, str]]) -> dict[str, Any]:
         x["scale"] = {"type": "log", "nice": False}
         panels = []
         for field, label in PANELS.items():
-            y = {"field": field, "type": "quantitative", "scale": {"type": "log"}, "axis": {"tickCount": 4, "format": "~s"}}
-            encoding = {"x": x, "y": {**y, "title": label}, "color": colour}
+            y = {"field": field, "type": "quantitative", "title": label, "axis": {"tickCount": 4, "format": "~g"}}
+            y["scale"] = {"type": "log"} if field == "seconds" else {"zero": True}
+            encoding = {"x": x, "y": y, "color": colour}
             panels.append({"width": 190, "height": 150, "mark": {"type": "line", "point": True}, "encoding": encoding})
         columns.append({"data": {"values": points}, "vconcat": panels})
     return {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "hconcat": columns}
