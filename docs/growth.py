@@ -21,7 +21,7 @@ AXES = {
     "length": "tokens in a row (time: a step of 16 rows)",
     "width": "width of the model (time: a step of 16 rows)",
 }
-PANELS = {"seconds": "seconds", "peak_mb": "peak memory, MB"}
+PANELS = {"seconds": ("seconds", "~g"), "peak_mb": ("peak memory, MB", ",.0f")}
 COLOURS = {"sft": "#0b7285", "dpo": "#e8590c"}
 
 
@@ -76,8 +76,8 @@ def specification(found: list[dict[str, str]]) -> dict[str, Any]:
         x = {"field": "size", "type": "quantitative", "title": title, "axis": {"values": ticks}}
         x["scale"] = {"type": "log", "nice": False}
         panels = []
-        for field, label in PANELS.items():
-            y = {"field": field, "type": "quantitative", "title": label, "axis": {"tickCount": 4, "format": "~g"}}
+        for field, (label, format) in PANELS.items():
+            y = {"field": field, "type": "quantitative", "title": label, "axis": {"tickCount": 4, "format": format}}
             y["scale"] = {"type": "log"} if field == "seconds" else {"zero": True}
             encoding = {"x": x, "y": y, "color": colour}
             panels.append({"width": 190, "height": 150, "mark": {"type": "line", "point": True}, "encoding": encoding})
