@@ -5,7 +5,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: repro test lint seeds bench help
+.PHONY: repro test lint seeds bench verify help
 .DEFAULT_GOAL := help
 
 help:                ## Say what can be made
@@ -23,6 +23,9 @@ test: $(READY)       ## Install what is missing, then check the style and run al
 
 lint: $(READY)       ## Check the style
 	@$(BIN)/ruff check .
+
+verify: $(READY)     ## Run the whole pipeline afresh in a temporary clone; compare every output with dvc.lock (as long as repro)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/verify.py
 
 SEEDS := 18 19 20 21
 

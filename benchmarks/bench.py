@@ -263,6 +263,7 @@ def clone(folder: Path) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    (folder / ".dvc/config.local").write_text("[cache]\n    dir = cache\n", encoding="utf-8")
     run(["git", "add", "--all"], folder)
     run(["git", "commit", "--quiet", "--allow-empty", "--message", "as in the working tree"], folder)
     return folder

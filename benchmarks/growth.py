@@ -175,13 +175,18 @@ def expectations(points: list[Point], threads: int) -> list[dict[str, Any]]:
         {
             "machine": machine,
             "share_of_products": ", ".join(dict.fromkeys(f"{share:.2f}" for share in shares.values())),
-            "sft_tokens_per_s": f"{count * speed * shares['sft'] / row:.3g}",
-            "dpo_pairs_per_s": f"{count * speed * shares['dpo'] / pair:.3g}",
+            "sft_tokens_per_s": digits(count * speed * shares["sft"] / row),
+            "dpo_pairs_per_s": digits(count * speed * shares["dpo"] / pair),
             "weights_gb": f"{shape.parameters * width / 1e9:.1f}",
-            "activations_mb_per_token": f"{activations(points) * width / 4:.2g}",
+            "activations_mb_per_token": digits(activations(points) * width / 4, 2),
         }
         for machine, width, speed, shares, count in machines
     ]
+
+
+def digits(value: float, count: int = 3) -> str:
+    """So many significant digits, never as a power of ten."""
+    return f"{float(f'{value:.{count}g}'):.10g}"
 
 
 def activations(points: list[Point]) -> float:

@@ -313,7 +313,10 @@ def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
     params, where, rows = known.params, known.where, known.rows
     policy = starting_policy(leg, known)
     if leg.way == "ours":
-        reference, spent = clocked(script("dpo").log_probabilities, policy, rows, known.chat.pad_id)
+        from aligner import fast_path
+
+        fast = fast_path.fits(policy, params.models)
+        reference, spent = clocked(script("dpo").log_probabilities, policy, rows, known.chat.pad_id, fast=fast)
         return script("dpo").build_trainer(params, where, known.chat, policy, rows, reference), spent
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer

@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 import statistics
-import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -31,8 +30,7 @@ def main() -> None:
     text = between("answers", answers(), text)
     text = between("seeds", seeds(), text)
     README.write_text(text, encoding="utf-8", newline="\n")
-    for name, plot in PICTURES.items():
-        (IMAGES / f"{name}.svg").write_text(picture(plot), encoding="utf-8", newline="\n")
+    pictures()
 
 
 def between(name: str, content: str, text: str) -> str:
@@ -135,12 +133,13 @@ def _rows(path: str) -> list[dict]:
     return [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
 
 
-def picture(plot: str) -> str:
-    """A plot of the pipeline as SVG, drawn from the specification that `dvc plots show` would show."""
-    import vl_convert
+def pictures() -> None:
+    """Two of the plots as SVG, as docs/plots.py draws them all."""
+    import plots
 
-    done = subprocess.run(["dvc", "plots", "show", "--show-vega", plot], cwd=ROOT, capture_output=True, text=True, check=True)
-    return vl_convert.vegalite_to_svg(json.loads(done.stdout), vl_version="5.20")
+    drawn = plots.specifications()
+    for name, plot in PICTURES.items():
+        (IMAGES / f"{name}.svg").write_text(plots.svg(drawn[plot]), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

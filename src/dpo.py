@@ -63,6 +63,8 @@ REWARD_TOLERANCE = {"torch.float32": 1e-3, "torch.bfloat16": 0.5}
 
 
 def main(run: Run) -> None:
+    from aligner import fast_path
+
     params = parameters.load(PARAMS)
     run.note(params=params, seed=params.seed)
     modeling.quiet()
@@ -76,12 +78,13 @@ def main(run: Run) -> None:
     inputs = {"params": params, "where": where, "provenance": provenance}
     with checkpoints.keep("dpo", checkpoints.fingerprint("dpo", [CHAT, TRAIN, VALIDATION, SFT_ADAPTER], **inputs)) as kept:
         policy = modeling.load_adapter(modeling.load_base(params.models, where), SFT_ADAPTER, trainable=True)
+        fast = fast_path.fits(policy, params.models)
         run.note(device=where.device, dtype=str(where.dtype), threads=where.threads)
         run.phase("load")
 
         reference = {
-            "train": log_probabilities(policy, train, chat.pad_id),
-            "validation": log_probabilities(policy, validation, chat.pad_id),
+            "train": log_probabilities(policy, train, chat.pad_id, fast=fast),
+            "validation": log_probabilities(policy, validation, chat.pad_id, fast=fast),
         }
         run.phase("reference")
 
@@ -90,9 +93,8 @@ def main(run: Run) -> None:
         tokens = int(params.dpo.num_train_epochs * sum(map(pair_tokens, train)))
 
         def measure() -> dict[str, float]:
-            return preference_metrics(
-                log_probabilities(trainer.model, validation, chat.pad_id), reference["validation"], params.dpo.beta
-            )
+            measured = log_probabilities(trainer.model, validation, chat.pad_id, fast=fast)
+            return preference_metrics(measured, reference["validation"], params.dpo.beta)
 
         final = training.train(trainer, kept, run, "dpo", tokens, params.dpo.eval_steps, measure)
         modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
@@ -181,9 +183,16 @@ def assert_starts_at_reference(trainer, dpo: SimpleNamespace, tolerance: float) 
         assert abs(worst - math.log(2)) <= tolerance, f"the first loss must be ln 2 = {math.log(2):.6f}, not {worst}"
 
 
-def log_probabilities(model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16) -> list[tuple[float, float]]:
-    """(log p(chosen | prompt), log p(rejected | prompt)) for each row, in nats, summed over the answer and its end token."""
+def log_probabilities(
+    model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16, fast: bool = False
+) -> list[tuple[float, float]]:
+    """(log p(chosen | prompt), log p(rejected | prompt)) for each row, in nats, summed over the answer and its end token.
+
+    fast: by the fast path's forward pass, which the model must fit.
+    """
     import torch
+
+    from aligner import fast_path
 
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
     was_training = model.training
@@ -193,11 +202,14 @@ def log_probabilities(model, rows: list[dict[str, Any]], pad_id: int, batch_size
         sequences = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids") for row in batch]
         prompts = [len(row["prompt_ids"]) for row in batch] * 2
         ids, mask = training.padded(sequences, pad_id, model.device)
-        with torch.no_grad():
-            tokens, _ = training.token_log_probabilities(model, ids, mask)
-        positions = torch.arange(1, ids.shape[1], device=ids.device)
-        answer = (positions >= torch.tensor(prompts, device=ids.device)[:, None]) & mask[:, 1:].bool()
-        sums = (tokens * answer).sum(-1).tolist()
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        answer = (positions >= torch.tensor(prompts, device=ids.device)[:, None]) & mask.bool()
+        if fast:
+            tokens, _ = fast_path.measure(model, ids, mask, ids.masked_fill(~answer, -100), pairs=True)
+        else:
+            with torch.no_grad():
+                tokens, _ = training.token_log_probabilities(model, ids, mask)
+        sums = (tokens * answer[:, 1:]).sum(-1).tolist()
         for place, index in enumerate(indices):
             results[index] = (sums[place], sums[place + len(batch)])
     model.train(was_training)

@@ -48,6 +48,8 @@ SERIES = {"loss": "training", "validation_loss": "held out"}
 
 
 def main(run: Run) -> None:
+    from aligner import fast_path
+
     params = parameters.load(PARAMS)
     run.note(params=params, seed=params.seed)
     modeling.quiet()
@@ -63,10 +65,11 @@ def main(run: Run) -> None:
     inputs = {"params": params, "where": where, "provenance": provenance}
     with checkpoints.keep("sft", checkpoints.fingerprint("sft", [CHAT, TRAIN, VALIDATION], **inputs)) as kept:
         trainer = build_trainer(params, where, chat, train)
+        fast = fast_path.fits(trainer.model, params.models)
         tokens = int(params.sft.num_train_epochs * sum(len(row["input_ids"]) for row in train))
 
         def measure() -> dict[str, float]:
-            return evaluate(trainer.model, validation, chat.pad_id)
+            return evaluate(trainer.model, validation, chat.pad_id, fast=fast)
 
         final = training.train(trainer, kept, run, "sft", tokens, params.sft.eval_steps, measure)
         metrics = {"sft": summary(final, validation)}
@@ -127,9 +130,14 @@ def supervised(rows: list[dict[str, Any]]) -> int:
     return sum(label != -100 for row in rows for label in row["labels"])
 
 
-def evaluate(model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16) -> dict[str, float]:
-    """Mean loss (nats) and accuracy over all supervised tokens of `rows`: weighted by tokens, whatever the batches."""
+def evaluate(model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16, fast: bool = False) -> dict[str, float]:
+    """Mean loss (nats) and accuracy over all supervised tokens of `rows`: weighted by tokens, whatever the batches.
+
+    fast: by the fast path's forward pass, which the model must fit.
+    """
     import torch
+
+    from aligner import fast_path
 
     loss = correct = 0.0
     was_training = model.training
@@ -139,10 +147,14 @@ def evaluate(model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 1
         ids, mask = training.padded([row["input_ids"] for row in batch], pad_id, model.device)
         labels, _ = training.padded([row["labels"] for row in batch], -100, model.device)
         supervised_positions = labels[:, 1:] != -100
-        with torch.no_grad():
-            log_probabilities, logits = training.token_log_probabilities(model, ids, mask)
+        if fast:
+            log_probabilities, right = fast_path.measure(model, ids, mask, labels, pairs=False)
+        else:
+            with torch.no_grad():
+                log_probabilities, logits = training.token_log_probabilities(model, ids, mask)
+            right = logits.argmax(-1) == ids[:, 1:]
         loss -= log_probabilities[supervised_positions].sum().item()
-        correct += (logits.argmax(-1) == ids[:, 1:])[supervised_positions].sum().item()
+        correct += right[supervised_positions].sum().item()
     model.train(was_training)
     total = supervised(rows)
     return {"validation_loss": loss / total, "token_accuracy": correct / total}

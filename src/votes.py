@@ -246,11 +246,17 @@ def pair_report(pair: tuple[str, str], votes: Sequence[Vote]) -> Iterator[str]:
 
 def majority_outcome(pair: tuple[str, str], votes: Sequence[Vote]) -> Outcome:
     """Prompts won, tied and lost by the first model: each by the balance of its votes, both bad being a tie."""
-    balance: Counter = Counter()
-    for vote in votes:
-        balance[vote.id] += {pair[0]: 1, pair[1]: -1}.get(vote.winner, 0)
+    balance = balances(pair, votes)
     wins, losses = sum(value > 0 for value in balance.values()), sum(value < 0 for value in balance.values())
     return Outcome(wins, len(balance) - wins - losses, losses)
+
+
+def balances(pair: tuple[str, str], votes: Sequence[Vote]) -> Counter[str]:
+    """For each prompt that was voted on, the votes for the first model less those for the second."""
+    balance: Counter[str] = Counter()
+    for vote in votes:
+        balance[vote.id] += {pair[0]: 1, pair[1]: -1}.get(vote.winner, 0)
+    return balance
 
 
 def left_side(votes: Sequence[Vote]) -> Estimate:

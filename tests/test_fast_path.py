@@ -10,7 +10,7 @@ from checkpoints import BUILDERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligner import fast_path
+from aligner import fast_path, fused_layer
 
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
 PAD = 0
@@ -87,6 +87,41 @@ def test_outputs_and_gradients_are_those_of_trl_and_peft(folder, pairs, head_row
     monkeypatch.setattr(fast_path, "HEAD_ROWS", head_rows)
     inputs = PAIRS if pairs else SINGLE
     assert_alike(run(policy(folder, fast=True, pairs=pairs), inputs), run(policy(folder, fast=False), inputs))
+
+
+def test_llamas_run_as_fused_layers_and_others_as_modules(folder):
+    model = policy(folder, fast=True).get_base_model()
+    assert fused_layer.can_fuse(model) == (type(model).__name__ == "LlamaForCausalLM")
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
+def test_attention_weights_of_long_sequences_are_computed_again(folder, pairs, monkeypatch):
+    inputs, expected = (PAIRS if pairs else SINGLE), []
+    for kept in (0, 512):
+        monkeypatch.setattr(fused_layer, "KEPT", kept)
+        expected.append(run(policy(folder, fast=True, pairs=pairs), inputs))
+    assert all(torch.equal(value, expected[1][1][name]) for name, value in expected[0][1].items())
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
+def test_measures_without_gradients_are_those_of_trl_and_peft(folder, pairs):
+    inputs = PAIRS if pairs else SINGLE
+    found = fast_path.measure(policy(folder, fast=False), *inputs.values(), pairs=pairs)
+    with torch.no_grad():
+        expected = policy(folder, fast=False)(**inputs, use_cache=False, fused_lm_head=True)
+    torch.testing.assert_close(found[0], expected.log_probs, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[1].bool(), expected.is_top1.bool()) and not found[0].requires_grad
+
+
+def test_gradients_are_the_same_bits_on_every_run(folder):
+    """On two threads: nothing is added up in the order in which threads happen to come."""
+    model, found, before = policy(folder, fast=True, pairs=True), [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    for _ in range(5):
+        model.zero_grad(set_to_none=True)
+        found.append(run(model, PAIRS)[1])
+    torch.set_num_threads(before)
+    assert all(torch.equal(each[name], found[0][name]) for each in found for name in each)
 
 
 def test_a_layer_sees_each_token_once(folder):

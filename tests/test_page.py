@@ -153,7 +153,32 @@ def test_every_parameter_pin_and_count_stands_on_it(folder):
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(pin.split(" ;")[0] in shown for pin in pins)
     counts = json.loads((ROOT / "metrics/prepare.json").read_text())
-    assert all(f"<td>{count}</td>" in shown for name in ("sft_data", "dpo_data") for count in counts[name].values())
+    assert all(f"<td>{page.plain(count)}</td>" in shown for name in ("sft_data", "dpo_data") for count in counts[name].values())
+
+
+def test_every_count_stands_under_the_file_that_it_counts(folder):
+    """Though the files do not have the same counts, and leakage has no rows."""
+    counts = {"a": {"rows": 3, "own": 0.5}, "b": {"rows": 4, "gap": -1}, "prompts": {"prompts": 9}, "leakage": {"exact": 0}}
+    found = page.rows_of_data(counts)
+    assert found["files"] == ["a", "b"] and found["leakage"] == {"exact": 0}
+    assert found["rows_of_data"] == {"rows": [3, 4], "own": [0.5, ""], "gap": ["", -1]}
+    counts = json.loads((ROOT / "metrics/prepare.json").read_text())
+    table = re.search(r"<caption>Rows of data.*?</table>", written(), re.DOTALL)[0]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert rows[0] == ["count", "SFT examples", "DPO pairs"]
+    by_label = {row[0]: row[1:] for row in rows[1:]}
+    assert by_label["Train"] == [str(counts[name]["train"]) for name in ("sft_data", "dpo_data")]
+    assert by_label["Share of tokens trained on"] == [str(counts["sft_data"]["supervised_share"]), ""]
+
+
+def test_the_winner_gives_its_colour_to_its_part_of_a_bar(folder):
+    """Two of four prompts won by dpo: half the bar in its colour, a quarter in the tie's and a quarter in that of sft."""
+    pairs = {"dpo_vs_sft": {"wins": 2, "ties": 1, "losses": 1}}
+    [row] = page.outcome_bars({"pairs": pairs}, MODELS, [("dpo", "sft")])["rows"]
+    width = charts.WIDTH
+    expected = [("m2", 0, width / 2), ("tie", width / 2, width / 4), ("m1", width * 3 / 4, width / 4)]
+    assert [(part["kind"], float(part["x"]), float(part["width"])) for part in row["parts"]] == expected
+    assert row["label"] == "dpo against sft: 2 won, 1 tied, 1 lost"
 
 
 def test_a_measure_that_the_report_gains_gets_a_row(folder):
@@ -485,6 +510,21 @@ def test_nothing_is_wider_than_a_phone(tab, pages, name):
     tab.open(pages[name], "#vote")
     begin(tab)
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
+
+
+@needs_browser
+def test_on_a_phone_the_verdicts_are_in_reach_however_long_the_answers(tab, pages):
+    tab.size(390, 844)
+    tab.open(pages["hostile"], "#vote")
+    begin(tab)
+    bottom = "document.querySelector('.verdicts button:last-child').getBoundingClientRect().bottom"
+    tall = "document.querySelector('.answers').getBoundingClientRect().height"
+    for _ in HOSTILE[1:]:
+        assert tab.evaluate(bottom) <= 844
+        if tab.evaluate(tall) > 844:
+            return
+        tab.press("3")
+    raise AssertionError("no pair of answers was longer than the window")
 
 
 @needs_browser

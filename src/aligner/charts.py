@@ -8,11 +8,11 @@ from typing import Any
 
 WIDTH = 380
 HEIGHT = 230
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 38
 MOST_TICKS = 5
-AXIS = 22
-ROW = 15
-GROUP_GAP = 24
+AXIS = 38
+ROW = 16
+GROUP_GAP = 28
 BAR = 14
 LONGEST_LABEL = 34
 
@@ -54,14 +54,14 @@ def _marks(axis: dict[str, Any], row: dict[str, Any]) -> dict[str, str | None]:
     return {"x": f"{_place(axis, row['estimate']):.1f}", **ends}
 
 
-def shares(rows: Iterable[tuple[str, Sequence[int]]]) -> dict[str, Any]:
-    """One bar of full width for every (label, counts), parted by the counts."""
+def shares(rows: Iterable[tuple[str, Sequence[tuple[str, int]]]]) -> dict[str, Any]:
+    """One bar of full width for every (label, parts), parted by the counts of (kind, count)."""
     drawn, y = [], TOP
     for label, counts in rows:
-        parts, left = [], 0.0
-        for index, count in enumerate(counts):
-            width = WIDTH * count / max(1, sum(counts))
-            parts.append({"index": index, "x": f"{left:.1f}", "width": f"{width:.1f}"})
+        parts, left, total = [], 0.0, max(1, sum(count for _, count in counts))
+        for kind, count in counts:
+            width = WIDTH * count / total
+            parts.append({"kind": kind, "x": f"{left:.1f}", "width": f"{width:.1f}"})
             left += width
         drawn.append({"label": label, "y": y, "bar": y + 18, "parts": parts})
         y += 18 + BAR + 22

@@ -3,8 +3,9 @@
 trl stacks a batch into a rectangle, puts the prompt of a pair before both answers, and on a CPU sends every position through the
 head. `unpad` lays all different tokens of a batch in one row: layers see each token once, and only attention, which must know
 who may look at whom, puts the tokens back into sequences. `merge_products` adds each adapter's small matrix to the frozen one
-before the tokens pass. Log-probabilities are trl's and peft's own up to the last bits of float32 (tests/test_fast_path.py), and
-the trainers cannot tell the difference. A model that one of the two does not fit keeps the stock way.
+before the tokens pass. Where aligner/fused_layer.py knows the architecture, whole layers run there. Log-probabilities are trl's
+and peft's own up to the last bits of float32 (tests/test_fast_path.py), and the trainers cannot tell the difference. A model that
+one of these does not fit keeps the stock way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from aligner import fused_layer
 
 NAME = "unpadded"
 # Keys of a configuration by which a model does something between its last layer and its logits.
@@ -47,13 +50,10 @@ def unpad(trainer, pairs: bool) -> bool:
 
     pairs: the second half of each batch's rows are the rejected answers to the prompts of the first half (trl's DPO).
     """
-    from transformers import AttentionInterface
-
     model = trainer.model.get_base_model()
     if not can_unpad(model, trainer.args.gradient_checkpointing):
         print("fast_path: batches are padded, as in trl (not a plain causal model with sdpa attention)", file=sys.stderr)
         return False
-    AttentionInterface.register(NAME, attend)
     stock = model.forward
 
     @functools.wraps(type(model).forward)  # generate() checks its arguments against this signature
@@ -61,11 +61,26 @@ def unpad(trainer, pairs: bool) -> bool:
         if not fused_lm_head:
             return stock(*args, **kwargs)
         labels = kwargs["labels"]
-        layout = arrange(kwargs["input_ids"], kwargs["attention_mask"], labels, pairs)
-        return score(self, hidden_states(self, layout), layout, labels)
+        return score(self, arrange(kwargs["input_ids"], kwargs["attention_mask"], labels, pairs), labels)
 
     model.forward = types.MethodType(forward, model)
     return True
+
+
+def measure(model, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each label of right-padded rows, and whether it is the likeliest token; both (rows, length - 1).
+
+    The forward pass that `unpad` gives a trainer, without gradients; `model`, with or without adapters, must fit (`fits`).
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.no_grad():
+        output = score(base, arrange(ids, mask, labels, pairs), labels)
+    return output.log_probs, output.is_top1
+
+
+def fits(model, settings) -> bool:
+    """Whether a PEFT model takes `measure`, and whether the entry of params.yaml wants the fast path at all."""
+    return settings.fast_path and can_unpad(model.get_base_model(), settings.gradient_checkpointing)
 
 
 def can_unpad(model, gradient_checkpointing: bool) -> bool:
@@ -98,15 +113,18 @@ def arrange(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: 
     return Layout(slots, flat, ids.flatten()[flat][None], (flat % length)[None])
 
 
-def hidden_states(model, layout: Layout) -> torch.Tensor:
-    """The last layer's output for the row of tokens: (tokens, width)."""
+def hidden_states(model, layout: Layout, places: torch.Tensor) -> torch.Tensor:
+    """The model's last output at some places of the row of tokens: (len(places), width)."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
     config, before = model.config.get_text_config(), model.config.get_text_config()._attn_implementation
     config._attn_implementation = NAME
     try:
         output = model.base_model(input_ids=layout.ids, position_ids=layout.positions, use_cache=False, layout=layout)
     finally:
         config._attn_implementation = before
-    return output.last_hidden_state[0]
+    return output.last_hidden_state[0].index_select(0, places)
 
 
 def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, layout: Layout | None = None, **kwargs):
@@ -117,13 +135,15 @@ def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None,
     return output.transpose(1, 2).flatten(0, 1)[layout.own][None], None
 
 
-def score(model, hidden: torch.Tensor, layout: Layout, labels: torch.Tensor):
+def score(model, layout: Layout, labels: torch.Tensor):
     """What trl asks of a head, at the supervised positions; 0 elsewhere. Each field: (rows, length - 1)."""
     from trl.trainer.utils import FusedCausalLMOutput
 
     wanted = labels[:, 1:] != -100
+    body = fused_layer.hidden_states if fused_layer.can_fuse(model) else hidden_states
+    hidden = body(model, layout, layout.slots[:, :-1][wanted])
     head = model.get_output_embeddings()
-    scored = _FrozenHead.apply(hidden[layout.slots[:, :-1][wanted]], head.weight, head.bias, labels[:, 1:][wanted])
+    scored = _FrozenHead.apply(hidden, head.weight, head.bias, labels[:, 1:][wanted])
     spread = [value.new_zeros(wanted.shape).masked_scatter(wanted, value) for value in scored]
     return FusedCausalLMOutput(**dict(zip(SCORES, spread, strict=True)), label_mask=wanted)
 
@@ -140,12 +160,17 @@ class _FrozenHead(torch.autograd.Function):
         parts = []
         for some, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
             logits = F.linear(some, weight, bias).float()
-            total = logits.logsumexp(-1)
-            probabilities = (logits - total[:, None]).exp_()
-            chosen = logits.gather(-1, wanted[:, None]).squeeze(-1) - total
-            entropy = total - torch.linalg.vecdot(probabilities, logits)
-            slope = weight[wanted] - probabilities.to(weight.dtype) @ weight
-            parts.append((chosen, entropy, logits.mean(-1), logits.argmax(-1) == wanted, slope))
+            chosen = logits.gather(-1, wanted[:, None])
+            highest = logits.amax(-1, keepdim=True)
+            powers = (logits - highest).exp_()
+            share = powers.sum(-1, keepdim=True).reciprocal_()
+            total = (highest - share.log()).squeeze(-1)
+            entropy = total - torch.linalg.vecdot(powers, logits).mul_(share.squeeze(-1))
+            scores = (chosen.squeeze(-1) - total, entropy, logits.mean(-1), (chosen == highest).squeeze(-1))
+            slope = weight[:0]
+            if ctx.needs_input_grad[0]:
+                slope = weight[wanted].addcmul_(powers.to(weight.dtype) @ weight, share.to(weight.dtype), value=-1)
+            parts.append((*scores, slope))
         *scored, slope = map(torch.cat, zip(*parts, strict=True))
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(*scored[1:])
@@ -191,28 +216,18 @@ def merge_products(model) -> int:
     """
     from peft.tuners.lora.layer import Linear
 
-    layers = [module for module in model.modules() if isinstance(module, Linear) and can_merge(module)]
+    layers = [module for module in model.modules() if isinstance(module, Linear) and fused_layer.can_merge(module)]
     for layer in layers:
         layer.forward = types.MethodType(_merged_forward(layer.forward), layer)
     return len(layers)
 
 
-def can_merge(layer) -> bool:
-    """A plain linear layer under a plain LoRA, in float32: in lower precision the frozen matrix would swallow a small one."""
-    base = layer.get_base_layer()
-    plain = type(base) is torch.nn.Linear and base.weight.dtype is torch.float32 and not base.weight.requires_grad
-    return plain and not layer.lora_variant and not any(layer.lora_bias.values())
-
-
 def _merged_forward(stock):
     @functools.wraps(stock)
     def forward(self, x, *args, **kwargs):
-        active = [name for name in self.active_adapters if name in self.lora_A]
-        dropping = self.training and any(getattr(self.lora_dropout[name], "p", 0) for name in active)
-        stays = not torch.is_grad_enabled() or self.disable_adapters or self.merged or dropping or len(active) != 1
-        if stays or args or kwargs:
+        if not torch.is_grad_enabled() or not fused_layer.merges_now(self) or args or kwargs:
             return stock(x, *args, **kwargs)
-        (name,), base = active, self.get_base_layer()
+        (name,), base = (name for name in self.active_adapters if name in self.lora_A), self.get_base_layer()
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
         return _MergedLinear.apply(x, base.weight, base.bias, down, up, self.scaling[name])
 

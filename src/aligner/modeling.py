@@ -43,6 +43,7 @@ def quiet() -> None:
 
 def runtime(model: SimpleNamespace, seed: int) -> SimpleNamespace:
     """Sets threads and seeds, chooses device and precision, and says so: `device` and `dtype` as torch knows them."""
+    os.environ.setdefault("MKL_CBWR", "AUTO")  # sums in Intel's library in one order, wherever in memory their terms lie
     import torch
     from transformers import set_seed
 

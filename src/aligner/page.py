@@ -55,6 +55,21 @@ LABELS = {
     "rejected_logp_change": "Change of log-probability, rejected",
     "kl_per_token_teacher_forced": "KL per token, teacher-forced",
     "chosen_fell": "Share of pairs whose chosen answer fell",
+    "reward_accuracy_low": "Reward accuracy, lower end",
+    "reward_accuracy_high": "Reward accuracy, upper end",
+    "rejected": "Rejected as malformed",
+    "near_duplicate": "Near duplicate",
+    "tokens_median": "Tokens, median",
+    "tokens_max": "Tokens, most",
+    "supervised_share": "Share of tokens trained on",
+    "contradictory": "Contradictory pairs",
+    "longer_chosen": "Share of pairs whose chosen answer is longer, ties half",
+    "length_gap": "Tokens by which the chosen answer is longer, median",
+    "exact": "Prompts equal to a trained text",
+    "ngram_13": "Prompts with 13 words in a row of a trained text",
+    "ngram_8": "Prompts with 8 words in a row of a trained text",
+    "longest_run": "Longest run of words in common",
+    "validation_prompts": "Held-out rows with a trained prompt",
     "longer_is_chosen": "Share of pairs whose longer answer is chosen",
 }
 FIRST = ("hit_rate", "lift", "all_hit_rate")
@@ -100,7 +115,7 @@ def template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"three": three, "interval": interval, "p_value": p_value, "label": label}
+    environment.filters |= {"three": three, "plain": plain, "interval": interval, "p_value": p_value, "label": label}
     return environment.from_string(part(".html"))
 
 
@@ -213,10 +228,10 @@ def context(sources: Sources) -> dict[str, Any]:
         "canaries": report["canaries"],
         "by_kind": charts.intervals(rate_rows(report, names, whole=True, part="kinds")),
         "by_topic": charts.intervals(rate_rows(report, names, whole=False, part="topics")),
-        "outcomes": outcome_bars(report, sources.pairs),
+        "outcomes": outcome_bars(report, names, sources.pairs),
         "curves": list(panels(sources.curves)),
         "training": {stage: sources.metrics[stage][stage] for stage in ("sft", "dpo")},
-        "counts": sources.metrics["prepare"],
+        **rows_of_data(sources.metrics["prepare"]),
         "settings_of_run": sections(sources.params),
         "main_pins": [pin for pin in sources.pins if pin.split("==")[0] in MAIN_PINS],
         "pins": sources.pins,
@@ -250,14 +265,24 @@ def rate_rows(report: dict[str, Any], names: Sequence[str], whole: bool, part: s
     ]
 
 
-def outcome_bars(report: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def outcome_bars(report: dict[str, Any], names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A bar a pair; each part has the colour of the model whose answers were better."""
     rows = []
     for first, second in pairs:
         found = report["pairs"][name_of((first, second))]
         counts = [found[key] for key in ("wins", "ties", "losses")]
         told = ", ".join(f"{count} {word}" for count, word in zip(counts, OUTCOMES, strict=True))
-        rows.append((f"{first} against {second}: {told}", counts))
+        kinds = (f"m{names.index(first)}", "tie", f"m{names.index(second)}")
+        rows.append((f"{first} against {second}: {told}", list(zip(kinds, counts, strict=True))))
     return charts.shares(rows)
+
+
+def rows_of_data(counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The files that have rows, and for every count of any of them a value by file ("" where it has none)."""
+    files = [name for name, found in counts.items() if "rows" in found]
+    keys = dict.fromkeys(key for name in files for key in counts[name])
+    table = {key: [counts[name].get(key, "") for name in files] for key in keys}
+    return {"files": files, "rows_of_data": table, "leakage": counts["leakage"]}
 
 
 def panels(curves: dict[str, list[dict[str, str]]]) -> Iterator[dict[str, Any]]:
@@ -303,6 +328,11 @@ def three(value: float | int | None) -> str:
     if value is None:
         return "undefined"
     return str(value) if isinstance(value, int) else f"{value:.3f}".replace("-", "\u2212")
+
+
+def plain(value: Any) -> str:
+    """A number as it stands in the file, with a true minus."""
+    return str(value) if isinstance(value, str) else str(value).replace("-", "\u2212")
 
 
 def interval(found: dict[str, Any]) -> str:

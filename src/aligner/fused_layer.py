@@ -1,0 +1,283 @@
+"""A Llama layer under LoRA as one function with its own backward pass, for training on a CPU.
+
+Autograd over transformers' and peft's modules makes some 2,000 small calls for a batch of a small model, each with a tensor of
+its own. Here a layer is written out: products that read the same input are one product, sums are taken in place, each sequence
+attends within itself without padding, and the last layer ends where nobody asks any more. Values are those of the modules up to
+the last bits of float32 (tests/test_fast_path.py). A model of another kind keeps its modules.
+
+Shapes: T tokens in one row, no padding; D the model's width; a head is `size` wide. LoRA's A (r, inputs) is `down`, its B
+(outputs, r) is `up`, and a weight under its adapter is W + s B A (Hu et al. 2021, arXiv 2106.09685, eq. 3).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+# Up to this many tokens in a sequence its attention weights are kept for the backward pass; longer ones are computed again.
+KEPT = 512
+
+
+# ---- Which models ------------------------------------------------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    """What of a decoder layer is not trained: weights by group, and the two norms' weights."""
+
+    weights: tuple[tuple[torch.Tensor, ...], ...]
+    norms: tuple[torch.Tensor, torch.Tensor]
+    epsilon: float
+    scaling: float
+    heads: int
+    key_heads: int
+    size: int
+
+
+def can_fuse(model) -> bool:
+    """Whether a model is a Llama without biases on a CPU, each product in float32 under one plain LoRA that is at work now."""
+    from peft.tuners.lora.layer import Linear
+    from transformers import LlamaForCausalLM
+
+    if type(model) is not LlamaForCausalLM or model.device.type != "cpu" or model.config.hidden_act != "silu":
+        return False
+    linears = [layer.get_submodule(name) for layer in model.model.layers for group in GROUPS for name in group]
+    if not all(isinstance(each, Linear) and can_merge(each) and each.get_base_layer().bias is None for each in linears):
+        return False
+    scalings = {each.scaling[name] for each in linears for name in each.active_adapters if name in each.scaling}
+    return all(map(merges_now, linears)) and len(scalings) == 1
+
+
+def can_merge(layer) -> bool:
+    """A plain linear layer under a plain LoRA, in float32: in lower precision the frozen matrix would swallow a small one."""
+    base = layer.get_base_layer()
+    plain = type(base) is torch.nn.Linear and base.weight.dtype is torch.float32 and not base.weight.requires_grad
+    return plain and not layer.lora_variant and not any(layer.lora_bias.values())
+
+
+def merges_now(layer) -> bool:
+    """Whether exactly one adapter is at work, without dropout, and not merged into the weights already."""
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    dropping = layer.training and any(getattr(layer.lora_dropout[name], "p", 0) for name in active)
+    return not (layer.disable_adapters or layer.merged or dropping) and len(active) == 1
+
+
+# ---- The row of tokens through all layers ------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """How the tokens of a row attend and turn.
+
+    sequences: (own, before) slices of the row for each sequence: its own tokens, and those of the prompt that it borrows from
+    another sequence. mask: (longest, longest), -inf above the diagonal. cosine, sine: (T, 1, size / 2).
+    """
+
+    sequences: list[tuple[slice, slice]]
+    mask: torch.Tensor
+    cosine: torch.Tensor
+    sine: torch.Tensor
+
+
+def hidden_states(model, layout, places: torch.Tensor) -> torch.Tensor:
+    """The model's last output at some places of the row: (len(places), D)."""
+    llama = model.model
+    hidden = llama.embed_tokens(layout.ids)[0]
+    plan = make_plan(layout, *llama.rotary_emb(hidden[None], layout.positions))
+    kept, order = torch.unique(places, return_inverse=True)
+    for number, layer in enumerate(llama.layers, 1):
+        frozen, adapters = _parts(model.config, layer)
+        hidden = _FusedLayer.apply(hidden, frozen, plan, kept if number == len(llama.layers) else None, *adapters)
+    return llama.norm(hidden).index_select(0, order)
+
+
+def make_plan(layout, cosine: torch.Tensor, sine: torch.Tensor) -> Plan:
+    rows, longest = layout.slots.shape
+    counts = torch.bincount(layout.own // longest, minlength=rows)
+    ends = counts.cumsum(0).tolist()
+    sequences = []
+    for row, (end, count) in enumerate(zip(ends, counts.tolist(), strict=True)):
+        borrowed, first = int(layout.positions[0, end - count]), int(layout.slots[row, 0])
+        sequences.append((slice(end - count, end), slice(first, first + borrowed)))
+    mask = torch.full((longest, longest), -torch.inf).triu_(1)
+    half = cosine.shape[-1] // 2
+    return Plan(sequences, mask, cosine[0, :, None, :half], sine[0, :, None, :half])
+
+
+def _parts(config, layer) -> tuple[Layer, list[torch.Tensor]]:
+    """A layer's frozen part, and its adapters: down and up of each product, in the order of GROUPS."""
+    groups = [[layer.get_submodule(name) for name in group] for group in GROUPS]
+    (name,) = (name for name in groups[0][0].active_adapters if name in groups[0][0].lora_A)
+    adapters = [each.weight for group in groups for linear in group for each in (linear.lora_A[name], linear.lora_B[name])]
+    weights = tuple(tuple(linear.get_base_layer().weight for linear in group) for group in groups)
+    norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
+    heads, key_heads, size = config.num_attention_heads, config.num_key_value_heads, layer.self_attn.head_dim
+    return Layer(weights, norms, config.rms_norm_eps, groups[0][0].scaling[name], heads, key_heads, size), adapters
+
+
+class _FusedLayer(torch.autograd.Function):
+    """x (T, D) -> (T, D), or with `kept` (places) the output at these alone: (len(kept), D)."""
+
+    @staticmethod
+    def forward(ctx, x, layer, plan, kept, *adapters):
+        merged = [_merge(*each, layer.scaling) for each in zip(layer.weights, _grouped(adapters), strict=True)]
+        normed, scale = _normalise(x, layer.norms[0], layer.epsilon)
+        heads = _rotate(normed @ merged[0].T, layer, plan.cosine, plan.sine)
+        mixed, kept_weights = _attend(heads, layer, plan)
+        before, mixed_kept = (x, mixed) if kept is None else (x[kept], mixed[kept])
+        between = torch.addmm(before, mixed_kept, merged[1].T)
+        normed, between_scale = _normalise(between, layer.norms[1], layer.epsilon)
+        gates = normed @ merged[2].T
+        gate, up = gates.chunk(2, 1)
+        ctx.save_for_backward(x, scale, heads, mixed_kept, between, between_scale, gates, *merged, *adapters)
+        ctx.rest = layer, plan, kept, kept_weights
+        return torch.addmm(between, torch.nn.functional.silu(gate).mul_(up), merged[3].T)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, scale, heads, mixed, between, between_scale, gates, *others = ctx.saved_tensors
+        merged, (of_qkv, of_o, of_gates, of_down) = others[:4], _grouped(others[4:])
+        layer, plan, kept, kept_weights = ctx.rest
+
+        of_swiglu, swiglu = _swiglu_backward(gradient @ merged[3], gates)
+        found = _of_adapters(swiglu, gradient, of_down, layer.scaling)
+        normed = (between * between_scale).mul_(layer.norms[1])
+        found = _of_adapters(normed, of_swiglu, of_gates, layer.scaling) + found
+        gradient = _normalise_backward(of_swiglu @ merged[2], between, between_scale, layer.norms[1]).add_(gradient)
+
+        found = _of_adapters(mixed, gradient, of_o, layer.scaling) + found
+        of_mixed = gradient @ merged[1]
+        if kept is not None:
+            of_mixed = of_mixed.new_zeros(len(x), of_mixed.shape[1]).index_copy_(0, kept, of_mixed)
+        of_heads = _rotate(_attend_backward(of_mixed, heads, layer, plan, kept_weights), layer, plan.cosine, -plan.sine)
+        normed = (x * scale).mul_(layer.norms[0])
+        found = _of_adapters(normed, of_heads, of_qkv, layer.scaling) + found
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, *found
+        of_x = _normalise_backward(of_heads @ merged[0], x, scale, layer.norms[0])
+        of_x = of_x.add_(gradient) if kept is None else of_x.index_add_(0, kept, gradient)
+        return of_x, None, None, None, *found
+
+
+# ---- Its parts -----------------------------------------------------------------------------------------------------------
+
+
+def _grouped(adapters) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """(down, up) pairs by group, of a flat list."""
+    pairs = iter(zip(adapters[::2], adapters[1::2], strict=True))
+    return [[next(pairs) for _ in group] for group in GROUPS]
+
+
+def _merge(weights, adapters, scaling: float) -> torch.Tensor:
+    """W + s B A of all products of a group, one below the other: (outputs, inputs)."""
+    merged = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1])
+    for part, weight, (down, up) in zip(merged.split([*map(len, weights)]), weights, adapters, strict=True):
+        torch.addmm(weight, up, down, alpha=scaling, out=part)
+    return merged
+
+
+def _of_adapters(x, gradient, adapters, scaling: float) -> list[torch.Tensor]:
+    """Gradients of A and B of each product: s (g B)^T x and s g^T (x A^T), for x (T, inputs) and g (T, all outputs)."""
+    downs, ups = zip(*adapters, strict=True)
+    gradients = gradient.split([*map(len, ups)], 1)
+    inner = (x @ torch.cat(downs).T).mul_(scaling).split([*map(len, downs)], 1)
+    outer = torch.cat([each @ up for each, up in zip(gradients, ups, strict=True)], 1).mul_(scaling)
+    of_downs = (outer.T @ x).split([*map(len, downs)])
+    of_ups = [each.T @ part for each, part in zip(gradients, inner, strict=True)]
+    return [each for pair in zip(of_downs, of_ups, strict=True) for each in pair]
+
+
+def _normalise(x, weight, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4): the normed rows, and 1 / root mean square of each (T, 1)."""
+    mean_square = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_().div_(x.shape[1])
+    scale = mean_square.add_(epsilon).rsqrt_()
+    return (x * scale).mul_(weight), scale
+
+
+def _normalise_backward(gradient, x, scale, weight) -> torch.Tensor:
+    """dx = s (g w) - x s^3 mean(g w x), s the inverse root mean square; `gradient` is used up."""
+    gradient.mul_(weight)
+    shift = torch.linalg.vecdot(gradient, x)[:, None].mul_(scale**3).div_(-x.shape[1])
+    return gradient.mul_(scale).addcmul_(x, shift)
+
+
+def _rotate(heads, layer: Layer, cosine, sine) -> torch.Tensor:
+    """Turns queries and keys in place by their positions (Su et al. 2021, arXiv 2104.09864, eq. 34); values stay.
+
+    heads: (T, (heads + 2 key heads) x size): queries, keys, values.
+    """
+    turning = layer.heads + layer.key_heads
+    first, second = heads.view(len(heads), -1, 2, layer.size // 2)[:, :turning].unbind(2)
+    moved = first * sine
+    first.mul_(cosine).addcmul_(second, sine, value=-1)
+    second.mul_(cosine).add_(moved)
+    return heads
+
+
+def _views(heads, layer: Layer) -> list[torch.Tensor]:
+    """Queries (T, key heads, heads for each key head, size), keys and values (T, key heads, size), as views of one tensor."""
+    widths = [layer.heads * layer.size, layer.key_heads * layer.size, layer.key_heads * layer.size]
+    queries, keys, values = heads.split(widths, 1)
+    shape = len(heads), layer.key_heads, -1, layer.size
+    return [queries.view(shape), keys.view(shape)[:, :, 0], values.view(shape)[:, :, 0]]
+
+
+def _read(own: slice, before: slice, values):
+    """Values (T, key heads, size) of what a sequence sees: (key heads, 1, tokens seen, size)."""
+    seen = values[own] if before.start == before.stop else torch.cat([values[before], values[own]])
+    return seen.transpose(0, 1)[:, None]
+
+
+def _weights(queries, keys, before: slice, plan: Plan, size: int) -> torch.Tensor:
+    """softmax(q k^T / sqrt(size)) under the causal mask: (key heads, heads for each, tokens, tokens seen)."""
+    scores = (queries @ keys.transpose(2, 3)).mul_(size**-0.5)
+    borrowed, seen = before.stop - before.start, keys.shape[2]
+    return scores.add_(plan.mask[borrowed:seen, :seen]).softmax(-1)
+
+
+def _attend(heads, layer: Layer, plan: Plan) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Causal attention of each sequence: (T, heads x size); and the weights of those that are short."""
+    queries, keys, values = _views(heads, layer)
+    output, kept = torch.empty_like(queries, memory_format=torch.contiguous_format), []
+    for own, before in plan.sequences:
+        weights = _weights(queries[own].permute(1, 2, 0, 3), _read(own, before, keys), before, plan, layer.size)
+        output[own] = (weights @ _read(own, before, values)).permute(2, 0, 1, 3)
+        kept.append(weights if weights.shape[-1] <= KEPT else None)
+    return output.flatten(1), kept
+
+
+def _attend_backward(gradient, heads, layer: Layer, plan: Plan, kept) -> torch.Tensor:
+    """Gradient of queries, keys and values, in the places where `heads` has them."""
+    queries, keys, values = _views(heads, layer)
+    result = torch.zeros_like(heads)
+    of_queries, of_keys, of_values = _views(result, layer)
+    gradient = gradient.view(queries.shape)
+    for (own, before), weights in zip(plan.sequences, kept, strict=True):
+        asked, seen = queries[own].permute(1, 2, 0, 3), _read(own, before, keys)
+        if weights is None:
+            weights = _weights(asked, seen, before, plan, layer.size)
+        of_output = gradient[own].permute(1, 2, 0, 3)
+        of_weights = of_output @ _read(own, before, values).transpose(2, 3)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(layer.size**-0.5)
+        of_queries[own] = (of_scores @ seen).permute(2, 0, 1, 3)
+        borrowed = before.stop - before.start
+        for target, part in ((of_keys, of_scores.transpose(2, 3) @ asked), (of_values, weights.transpose(2, 3) @ of_output)):
+            part = (part.sum(1) if part.shape[1] > 1 else part[:, 0]).transpose(0, 1)
+            target[own] += part[borrowed:]
+            if borrowed:
+                target[before] += part[:borrowed]
+    return result
+
+
+def _swiglu_backward(gradient, gates) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of (gate, up) side by side, and silu(gate) up itself (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    gate, up = gates.chunk(2, 1)
+    silu = torch.nn.functional.silu(gate)
+    of_silu = gradient * up
+    result = torch.cat([torch.ops.aten.silu_backward(of_silu, gate), gradient.mul_(silu)], 1)
+    return result, silu.mul_(up)

@@ -1,0 +1,137 @@
+"""Temporary clones of this repository as it is in the working tree, and commands that run in them.
+
+    clone = Clone(tmp_path / "clone")         # code, data and dvc.lock as they are; no outputs
+    clone = stand_in(tmp_path / "clone")      # all stages have run, but made small stand-ins of their outputs
+    clone("dvc", "repro")
+
+Stand-ins let DVC's own part be tested (what is stale, what is shared) in seconds: dvc.yaml is the real one, and only the
+`python` that its commands call is another one.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from test_contract import STAGES, declared
+
+ROOT = Path(__file__).parent.parent
+
+# A program named python. `python src/dpo.py` writes the outputs of the stage dpo: in each a number by chance, so that a stage
+# that runs again makes something new; or, with CONTENT set, that number.
+STAND_IN = """#!PYTHON -IS
+import os, random, sys
+from pathlib import Path
+
+script, *arguments = sys.argv[1:]
+for path in map(Path, OUTPUTS["@".join([Path(script).stem, *arguments])]):
+    if not path.suffix:
+        path /= "weights"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = os.environ.get("CONTENT", random.random())
+    path.write_text(f'{{"{path.stem}": {{"value": {number}}}}}')
+"""
+
+
+class Clone:
+    """A clone of this repository as the working tree is, committed, and commands run in it with this interpreter's programs."""
+
+    def __init__(self, folder: Path, source: Path = ROOT) -> None:
+        self.folder = folder
+        self.environment = self.own_environment()
+        subprocess.run(["git", "clone", "--quiet", source, folder], check=True)
+        if source == ROOT:
+            self._take_over_the_working_tree()
+        (folder / ".dvc/config.local").write_text("[cache]\n    dir = cache\n")  # .dvc/cache, whatever the person's settings say
+
+    def own_environment(self) -> dict[str, str]:
+        """This interpreter's programs first, and no trace of the person's own DVC and Git settings."""
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_SITE_CACHE_DIR": str(self.folder.parent / "site-cache"),
+            "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
+            "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
+        }  # fmt: skip
+        environment.pop("DVC_ROOT", None)
+        return environment
+
+    def _take_over_the_working_tree(self) -> None:
+        """Changed and new files too, and removed ones go, so that what is tested is what stands there."""
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        for name in listed.stdout.splitlines():
+            if (ROOT / name).is_file():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.folder / name)
+            else:
+                (self.folder / name).unlink(missing_ok=True)
+        self.commit("as in the working tree")
+
+    def __call__(self, *command: str, check: bool = True) -> str:
+        done = self.run(*command)
+        assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=1200)
+
+    def commit(self, message: str) -> None:
+        self("git", "add", "--all")
+        self("git", "commit", "--quiet", "--allow-empty", "--message", message)
+
+    def read(self, path: str) -> dict:
+        return json.loads((self.folder / path).read_text(encoding="utf-8"))
+
+    def outputs(self) -> dict[str, bytes]:
+        """The bytes of every output that DVC keeps, and that Git does not."""
+        kept = [self.folder / path for stage in STAGES for path in sorted(declared(stage, "outs"))]
+        files = [file for path in kept for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+        return {file.relative_to(self.folder).as_posix(): file.read_bytes() for file in files}
+
+
+@functools.cache
+def shelf() -> tempfile.TemporaryDirectory:
+    """Where this process keeps its stand-in clone; gone when it ends."""
+    return tempfile.TemporaryDirectory(prefix="clones-")
+
+
+def stand_in(folder: Path) -> Clone:
+    """A copy of the stand-in clone: its outputs all hold 0.5 and are committed to Git and DVC; stages run again write others."""
+    clone = copy.copy(finished())
+    shutil.copytree(clone.folder, folder)
+    clone.folder = folder
+    clone.environment = {**clone.environment, "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache")}
+    return clone
+
+
+@functools.cache
+def finished() -> Clone:
+    """The stand-in clone, built once a process; take a copy."""
+    programs = Path(shelf().name) / "programs"
+    programs.mkdir()
+    outputs = {stage: sorted(declared(stage, "outs", "metrics", "plots")) for stage in STAGES}
+    program = STAND_IN.replace("PYTHON", sys.executable).replace("OUTPUTS", repr(outputs))
+    (programs / "python").write_text(program, encoding="utf-8")
+    (programs / "python").chmod(0o755)
+    clone = Clone(Path(shelf().name) / "clone")
+    clone.environment["PATH"] = f"{programs}{os.pathsep}{clone.environment['PATH']}"
+    clone.environment["CONTENT"] = "0.5"
+    clone("dvc", "repro")
+    clone.commit("stand-in outputs")
+    del clone.environment["CONTENT"]
+    return clone
+
+
+def started(output: str) -> list[str]:
+    """The stages that really ran (not those restored from the cache), in order."""
+    return re.findall(r"Running stage '([^']+)'", output)

@@ -1,0 +1,307 @@
+"""What an edit makes stale, exactly: of every parameter, source file, raw file and the pins, one at a time.
+
+What is expected stands here or is read off the code's imports, never off dvc.yaml, which is what is tested. `dvc status` names
+the stages whose own inputs changed; what `dvc repro` then runs, those that follow included, is tested for some edits, in a clone
+whose stages write small stand-ins (tests/clones.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from clones import Clone, stand_in
+from ruamel.yaml import YAML
+from test_contract import NO_DEPS, ROOT, SCRIPTS, first_party, parts
+
+PRETRAIN = "models/base/dvc.yaml:pretrain"
+GENERATE = ["generate@base", "generate@sft", "generate@dpo"]
+STAGES = ["prepare", "sft", "dpo", *GENERATE, "score"]
+LOADERS = ["sft", "dpo", *GENERATE, "score"]  # load a model; score shows its settings
+
+# Parameter or section -> the stages that it stales; the longest name that fits counts. score shows every parameter on its page.
+OF_PARAMS = {
+    "model": STAGES,
+    "seed": LOADERS,
+    "models.mini.path": STAGES,
+    "models.mini.revision": STAGES,
+    "models.mini.chat_template": STAGES,
+    "models.mini.max_length": ["prepare", "score"],
+    "models.mini.device": LOADERS,
+    "models.mini.dtype": LOADERS,
+    "models.mini.attn_implementation": LOADERS,
+    "models.mini.threads": LOADERS,
+    "models.mini.fast_path": ["sft", "dpo", "score"],
+    "models.mini.gradient_checkpointing": ["sft", "dpo", "score"],
+    "models.mini.sft": ["sft", "score"],
+    "models.mini.dpo": ["dpo", "score"],
+    "models.mini.generate": [*GENERATE, "score"],
+    "models.tinyllama": [],  # not the chosen one
+    "prepare": ["prepare", "score"],
+    "lora": ["sft", "score"],  # dpo goes on with sft's adapter
+    "sft": ["sft", "score"],
+    "dpo": ["dpo", "score"],
+    "generate": [*GENERATE, "score"],
+    "score": ["score"],
+}
+# File, or folder with all that is in it -> the stages that it stales. What is neither here nor in src stales nothing.
+OF_FILES = {
+    "data/raw/concepts.jsonl": ["prepare"],
+    "data/raw/dpo_pairs.jsonl": ["prepare"],
+    "data/raw/eval_prompts.jsonl": ["prepare"],
+    "data/raw/sft_examples.jsonl": ["prepare"],
+    "requirements.txt": STAGES,
+    "models/base/weights": ["prepare", "sft", "dpo", "generate@base", PRETRAIN],
+    "models/base/loss.csv": [PRETRAIN],
+    "models/base/corpus.py": [PRETRAIN],
+    "models/base/muon.py": [PRETRAIN],
+    "models/base/pretrain.py": [PRETRAIN],
+    "data/bank": [PRETRAIN],
+}
+# Outputs that somebody edits: the stage that made them, and those that read them.
+OF_OUTPUTS = {
+    "data/prepared/prompts.jsonl": ["prepare", *GENERATE],
+    "data/prepared/sft_train.jsonl": ["prepare", "sft"],
+    "data/prepared/references.jsonl": ["prepare", "score"],
+    "models/sft/weights": ["sft", "dpo", "generate@sft"],
+    "models/dpo/weights": ["dpo", "generate@dpo"],
+    "data/generated/base.jsonl": ["generate@base", "score"],
+    "metrics/dpo.json": ["dpo", "score"],
+    "plots/sft.csv": ["sft", "score"],
+    "reports/index.html": ["score"],
+}
+# Read by DVC, written by stages, or in the tests of sources and parameters.
+BY_THEMSELVES = (".dvc/", "dvc.", "metrics/", "models/base/dvc.", "models/base/params.yaml", "params.yaml", "plots/", "src/")
+PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def leaves(values: Any, name: str = "") -> Iterator[str]:
+    """Dotted names of all parameters."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name
+
+
+def of_longest(table: dict[str, list[str]], name: str, separator: str) -> str | None:
+    """The longest key of a table that is the name or stands above it."""
+    fitting = [key for key in table if name == key or name.startswith(key + separator)]
+    return max(fitting, key=len, default=None)
+
+
+def of_source(path: str) -> list[str]:
+    """The stages whose script imports a file of src, itself or through others, or shows what stands beside an imported module."""
+    return [stage for stage in STAGES if path in modules(stage.partition("@")[0])]
+
+
+@functools.cache
+def modules(script: str) -> set[str]:
+    imported = first_party(ROOT / "src" / f"{script}.py", ROOT / "src")
+    files = {file for module in imported for file in {module} | parts(module)}
+    return {file.relative_to(ROOT).as_posix() for file in files} - NO_DEPS
+
+
+class Checkout:
+    """A stand-in clone, and DVC on it in this process: `dvc` itself takes a second only to start."""
+
+    def __init__(self, clone: Clone) -> None:
+        from dvc.repo import Repo
+
+        self.clone = clone
+        self.repo = Repo(str(clone.folder))
+
+    def stale(self) -> list[str]:
+        """The stages that dvc status names."""
+        self.repo._reset()
+        return sorted(self.repo.status())
+
+    def repro(self) -> list[str]:
+        """The stages that dvc repro runs, in order."""
+        self.repo._reset()
+        with contextlib.redirect_stdout(io.StringIO()):
+            return [stage.addressing for stage in self.repo.reproduce()]
+
+    @contextlib.contextmanager
+    def edited(self, path: str, text: str | None = None) -> Iterator[None]:
+        """A file with other content (or one byte more) for a while."""
+        file = self.clone.folder / path
+        before = file.read_bytes()
+        file.unlink()  # an output may be a link into the cache
+        file.write_bytes(before + b"\n" if text is None else text.encode())
+        yield
+        file.write_bytes(before)
+
+    def params(self, name: str) -> str:
+        """The text of params.yaml with another value of one parameter."""
+        values = copy.deepcopy(PARAMS)
+        *parents, last = name.split(".")
+        section = functools.reduce(lambda at, key: at[key], parents, values)
+        section[last] = "tinyllama" if name == "model" else another(section[last])
+        stream = io.StringIO()
+        YAML(typ="safe", pure=True).dump(values, stream)
+        return stream.getvalue()
+
+
+def another(value: Any) -> Any:
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case _:
+            return f"{value or ''}x"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Iterator[Checkout]:
+    """Only to be edited in ways that are undone."""
+    clone = stand_in(tmp_path_factory.mktemp("staleness") / "clone")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PATH", "DVC_SITE_CACHE_DIR"):
+            patch.setenv(name, clone.environment[name])
+        patch.delenv("DVC_ROOT", raising=False)
+        patch.chdir(clone.folder)
+        remember_yaml(patch)
+        yield Checkout(clone)
+
+
+def remember_yaml(patch: pytest.MonkeyPatch) -> None:
+    """DVC parses the same YAML some ten times a status: here every text is parsed once."""
+    from dvc.utils import strictyaml
+    from dvc.utils.serialize import _yaml
+
+    parse, known = _yaml.parse_yaml, {}
+
+    def remembered(text: str, path: str, typ: str = "safe") -> Any:
+        if (text, typ) not in known:
+            known[text, typ] = parse(text, path, typ)
+        return copy.deepcopy(known[text, typ])
+
+    patch.setattr(_yaml, "parse_yaml", remembered)
+    patch.setattr(strictyaml, "parse_yaml", remembered)
+
+
+def test_nothing_is_stale_before_an_edit(checkout: Checkout) -> None:
+    assert checkout.stale() == [] and checkout.repro() == []
+
+
+# ---- dvc status -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", leaves(PARAMS))
+def test_a_parameter_stales_the_stages_that_read_it(checkout: Checkout, name: str) -> None:
+    with checkout.edited("params.yaml", checkout.params(name)):
+        assert checkout.stale() == sorted(OF_PARAMS[of_longest(OF_PARAMS, name, ".")])
+
+
+def test_every_line_of_the_table_of_parameters_speaks_of_one() -> None:
+    assert {of_longest(OF_PARAMS, name, ".") for name in leaves(PARAMS)} == set(OF_PARAMS)
+
+
+@pytest.mark.parametrize("path", [path for path in TRACKED if path.startswith("src/")])
+def test_a_source_file_stales_the_stages_that_import_it(checkout: Checkout, path: str) -> None:
+    with checkout.edited(path):
+        assert checkout.stale() == sorted(of_source(path))
+
+
+def test_imports_are_followed() -> None:
+    """Some of what is expected above, said in full."""
+    assert [of_source(f"src/{script}.py") for script in SCRIPTS] == [["prepare"], ["sft"], ["dpo"], GENERATE, ["score"]]
+    assert of_source("src/aligner/fast_path.py") == ["sft", "dpo"]
+    assert of_source("src/aligner/chat.py") == ["prepare", "sft", "dpo", *GENERATE]
+    assert of_source("src/aligner/page.css") == ["score"]
+    assert of_source("src/aligner/params.py") == of_source("src/aligner/records.py") == of_source("src/votes.py") == []
+
+
+@pytest.mark.parametrize("path", [path for path in TRACKED if of_longest(OF_FILES, path, "/")])
+def test_a_data_file_stales_the_stages_that_read_it(checkout: Checkout, path: str) -> None:
+    with checkout.edited(path):
+        assert checkout.stale() == sorted(OF_FILES[of_longest(OF_FILES, path, "/")])
+
+
+def test_every_line_of_the_table_of_files_speaks_of_one() -> None:
+    assert {of_longest(OF_FILES, path, "/") for path in TRACKED} - {None} == set(OF_FILES)
+
+
+@pytest.mark.parametrize("path", OF_OUTPUTS)
+def test_an_edited_output_stales_its_stage_and_its_readers(checkout: Checkout, path: str) -> None:
+    with checkout.edited(path):
+        assert checkout.stale() == sorted(OF_OUTPUTS[path])
+
+
+def test_all_other_files_stale_nothing(checkout: Checkout) -> None:
+    """README, docs, tests, benchmarks, Makefile, settings of tools, …: all of them edited at once."""
+    others = [
+        path
+        for path in TRACKED
+        if not path.startswith(BY_THEMSELVES) and not of_longest(OF_FILES, path, "/") and (ROOT / path).is_file()
+    ]
+    assert {"README.md", "Makefile", "tests/conftest.py", "data/raw/eval_prompts_dev.jsonl", "data/compose.py"} <= set(others)
+    with contextlib.ExitStack() as edits:
+        for path in others:
+            edits.enter_context(checkout.edited(path))
+        assert checkout.stale() == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("\nseed: 17\n", "\n\n# A comment.\nseed:   17   # another\n\n"),
+        ("  beta: 0.1\n", "  beta: 1.0e-1\n"),
+        ("model: mini\n", "model: 'mini'\n"),
+    ],
+    ids=["comments and spaces", "the same number", "the same word"],
+)
+def test_another_spelling_of_params_stales_nothing(checkout: Checkout, old: str, new: str) -> None:
+    text = (checkout.clone.folder / "params.yaml").read_text(encoding="utf-8")
+    assert old in text
+    with checkout.edited("params.yaml", text.replace(old, new)):
+        assert checkout.stale() == []
+
+
+# ---- dvc repro ------------------------------------------------------------------------------------------------------
+
+
+def restore(checkout: Checkout) -> None:
+    checkout.clone("git", "checkout", "--quiet", ".")
+    checkout.repo._reset()
+    checkout.repo.checkout(force=True)
+    assert checkout.stale() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("score.alpha", ["score"]),
+        ("generate.do_sample", [*GENERATE, "score"]),
+        ("dpo.beta", ["dpo", "generate@dpo", "score"]),
+        ("lora.r", ["sft", "dpo", "generate@sft", "generate@dpo", "score"]),
+        ("models.tinyllama.dtype", []),
+    ],
+)
+def test_repro_runs_what_is_stale_and_what_follows(checkout: Checkout, name: str, expected: list[str]) -> None:
+    (checkout.clone.folder / "params.yaml").write_text(checkout.params(name), encoding="utf-8")
+    assert in_order(checkout.repro()) == expected
+    restore(checkout)
+
+
+def in_order(stages: list[str]) -> list[str]:
+    """DVC may run stages that do not need one another in any order."""
+    return sorted(stages, key=STAGES.index)
+
+
+def test_what_comes_out_as_it_was_stales_nothing_further(checkout: Checkout, monkeypatch) -> None:
+    """An edit of prepare that changes no output runs prepare alone."""
+    monkeypatch.setenv("CONTENT", "0.5")
+    path = checkout.clone.folder / "src/prepare.py"
+    path.write_text(path.read_text(encoding="utf-8") + "# a remark\n", encoding="utf-8")
+    assert checkout.repro() == ["prepare"]
+    restore(checkout)
