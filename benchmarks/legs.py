@@ -1,0 +1,416 @@
+"""The legs of a benchmark: processes that wait for the word, do one piece of work, and say what it took.
+
+A leg is a fresh process, so that what one implementation patches, caches or allocates cannot reach another one. The legs of a
+comparison live side by side and take turns, one optimiser step or one batch of answers each, so that whatever else the machine
+does meets all of them alike; while one works the others wait for their input and need no CPU.
+
+A leg's description is a dictionary:
+  kind     sft | dpo | generate | matmul
+  way      ours: the code of src/, as its stage runs it. stock: trl and transformers alone, with the same settings, on the same
+           ids (generate: transformers' generate, one prompt at a time). balanced: stock with batch_rebalance
+  params   a params.yaml
+  rows     a file of prepared rows
+  adapter  an adapter to start from, or null for a new one (generate: for the base)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+MATMUL_SIDE = {"cpu": 1024, "cuda": 8192, "mps": 2048}
+MATMULS = 16
+
+
+# ---- The side that gives the word ------------------------------------------------------------------------------------
+
+
+class Leg:
+    """A running leg. The first `go` answers with what its start cost, each later one with what a piece of work took.
+
+    threads: of torch on the CPU; 0 leaves them to torch.
+    """
+
+    def __init__(self, name: str, threads: int, **description: Any) -> None:
+        self.name = name
+        self.said = tempfile.TemporaryFile()
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(ROOT / "src"),
+            "TQDM_DISABLE": "1",
+            **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+        }
+        environment.pop("DVC_ROOT", None)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps({**description, "threads": threads}, default=str)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said,
+            text=True,
+        )
+
+    def go(self) -> dict[str, Any]:
+        """One piece of work: at least wall and cpu (seconds) and peak_mb, the process's largest memory so far."""
+        try:
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self.said.seek(0)
+            raise SystemExit(f"benchmark: {self.name} ended with {self.process.wait()}:\n{self.said.read().decode()[-3000:]}")
+        return json.loads(line)
+
+    def __enter__(self) -> Leg:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """A leg that no longer hears anything ends by itself."""
+        self.process.stdin.close()
+        self.process.stdout.close()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.said.close()
+
+
+def take_turns(legs: list[Leg], rounds: int, shown: str = "") -> dict[str, list[dict[str, Any]]]:
+    """Every leg's answers over so many rounds; the order of the legs turns round from one round to the next."""
+    answers: dict[str, list[dict[str, Any]]] = {leg.name: [] for leg in legs}
+    for number in range(rounds):
+        for leg in legs if number % 2 == 0 else legs[::-1]:
+            answers[leg.name].append(leg.go())
+        if shown and sys.stderr.isatty():
+            print(f"\r{shown}: round {number + 1} of {rounds}", end="\n" if number + 1 == rounds else "", file=sys.stderr)
+    return answers
+
+
+def random_llama(folder: Path, dtype: str, **shape: int) -> Path:
+    """A checkpoint with random weights and the embedded base's tokenizer: speed does not depend on what a model knows."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base = ROOT / "models/base/weights"
+    folder.mkdir(parents=True)
+    for path in base.iterdir():
+        if path.name.startswith(("tokenizer", "chat_template")):
+            shutil.copy(path, folder)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**config, "head_dim": None, "dtype": dtype, **shape}))
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+def write_params(path: Path, entry: dict[str, Any], **sections: dict[str, Any]) -> Path:
+    """params.yaml with some values changed: `entry` in that of the chosen model, `sections` in those of their names."""
+    from ruamel.yaml import YAML
+
+    params = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["models"][params["model"]].update(entry)
+    for name, changes in sections.items():
+        params[name].update(changes)
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(params, file)
+    return path
+
+
+def random_rows(path: Path, kind: str, count: int, prompt: int, answer: int, vocabulary: int) -> Path:
+    """Prepared rows of random ids, all of one length: prompts alone (generate), with an answer (sft), or with two (dpo)."""
+    rng = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            ids = [[rng.randrange(4, vocabulary) for _ in range(length)] for length in (prompt, answer, answer)]
+            row = {
+                "generate": {"prompt_ids": ids[0]},
+                "sft": {"input_ids": ids[0] + ids[1], "labels": [-100] * prompt + ids[1]},
+                "dpo": {"prompt_ids": ids[0], "chosen_ids": ids[1], "rejected_ids": ids[2]},
+            }[kind]
+            file.write(json.dumps({"id": str(number), **row}) + "\n")
+    return path
+
+
+# ---- The side that works ---------------------------------------------------------------------------------------------
+
+
+class Word:
+    """The leg's end of the line. Whatever else writes to standard output is sent to standard error."""
+
+    def __init__(self) -> None:
+        self.line = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+        self.settle: Callable[[], None] = lambda: None
+
+    def wait(self) -> bool:
+        """Until the word comes; False when none will."""
+        heard = sys.stdin.readline().strip() == "go"
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        return heard
+
+    def report(self, **found: Any) -> None:
+        """Says what the work since the word took."""
+        self.settle()
+        spent = {"wall": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
+        self.line.write(json.dumps({**spent, "peak_mb": peak_mb(), **found}) + "\n")
+
+
+def peak_mb() -> float:
+    """Largest memory so far in MB (1e6 bytes): of the device where there is one of its own, else of the process."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_UNIT / 1e6
+
+
+def work(leg: SimpleNamespace) -> None:
+    """The life of a leg: imports, then one word for its start and one for each piece of work."""
+    from aligner import modeling, training
+    from aligner import params as parameters
+
+    word = Word()
+    names = sorted({name for stage in ("sft", "dpo", "generate") for name in script(stage).PARAMS})
+    params = parameters.load(names, Path(leg.params))
+    params.models.threads = leg.threads
+    params.sft.logging_steps = params.dpo.logging_steps = 1
+    modeling.quiet()
+    where = modeling.runtime(params.models, params.seed)
+    for library in {"matmul": [], "generate": ["peft"]}.get(leg.kind, ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer"]):
+        importlib.import_module(library)  # before the word: the time of imports is nobody's speed
+    if where.device == "cuda":
+        import torch
+
+        word.settle = torch.cuda.synchronize
+    rows = [json.loads(line) for line in Path(leg.rows).read_text(encoding="utf-8").splitlines()] if leg.rows else []
+    known = SimpleNamespace(params=params, where=where, chat=modeling.load_chat(params.models), rows=rows, training=training)
+    if word.wait():
+        {"sft": train, "dpo": train, "generate": answer, "matmul": multiply}[leg.kind](leg, known, word)
+
+
+def script(stage: str):
+    """A stage's script as a module; its folder, src, is on the path."""
+    return importlib.import_module(stage)
+
+
+def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
+    """A run of a trl trainer that stops before each optimiser step until the word comes.
+
+    A step is everything from one to the next: fetching and collating, forward, backward, the optimiser, and the log.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+
+    if leg.way == "ours":
+        known.training.compact_head()
+    trainer, reference = {"sft": sft_trainer, "dpo": dpo_trainer}[leg.kind](leg, known)
+    seen: dict[str, Any] = {"rows": [], "slots": 0}
+    if leg.way != "ours":
+        observe(trainer, seen)
+
+    class Turns(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            word.report(reference=reference)
+            control.should_training_stop = not word.wait()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "loss" in logs:
+                word.report(loss=logs["loss"], **seen)
+                seen.update(rows=[], slots=0)
+                control.should_training_stop = not word.wait()
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Turns())
+    with precision(leg, known, trainer):
+        trainer.train()
+
+
+def precision(leg: SimpleNamespace, known: SimpleNamespace, trainer):
+    """In bfloat16 our adapters take their input as it comes: autocast casts it anyway, and peft's cast doubles the traffic."""
+    import torch
+    from peft.helpers import disable_input_dtype_casting
+
+    wanted = leg.way == "ours" and known.where.dtype is torch.bfloat16
+    return disable_input_dtype_casting(trainer.model) if wanted else contextlib.nullcontext()
+
+
+def observe(trainer, seen: dict[str, Any]) -> None:
+    """Notes the lengths in every micro-batch of a stock trainer: (prompt, answer), for DPO (prompt, chosen, rejected).
+
+    The other way meets the same samples, which equal losses show, so its work is counted by these.
+    """
+    stock = trainer.training_step
+
+    def training_step(model, inputs, *rest, **named):
+        whole = inputs["attention_mask"].sum(1).tolist()
+        trained = inputs["completion_mask"] if "completion_mask" in inputs else inputs["labels"] != -100
+        lengths = list(zip(whole, trained.sum(1).tolist(), strict=True))
+        seen["slots"] += inputs["input_ids"].numel()
+        if "completion_mask" not in inputs:
+            seen["rows"] += [(tokens - answer, answer) for tokens, answer in lengths]
+        else:
+            half = len(lengths) // 2
+            pairs = zip(lengths[:half], lengths[half:], strict=True)
+            seen["rows"] += [(tokens - chosen, chosen, rejected) for (tokens, chosen), (_, rejected) in pairs]
+        return stock(model, inputs, *rest, **named)
+
+    trainer.training_step = training_step
+
+
+def sft_trainer(leg: SimpleNamespace, known: SimpleNamespace):
+    """SFT's trainer of either way; no reference is computed."""
+    params, where = known.params, known.where
+    if leg.way == "ours":
+        return script("sft").build_trainer(params, where, known.chat, known.rows), None
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    from aligner import modeling
+
+    class SeededSFTTrainer(SFTTrainer):
+        def _get_train_sampler(self, *args, **kwargs):
+            sampler = super()._get_train_sampler(*args, **kwargs)
+            if self.args.train_sampling_strategy == "batch_rebalance":
+                sampler.seed = self.args.data_seed  # transformers leaves it at 42: the same samples are wanted in each step
+            return sampler
+
+    config = SFTConfig(
+        output_dir=tempfile.gettempdir(),
+        train_sampling_strategy="batch_rebalance" if leg.way == "balanced" else params.sft.train_sampling_strategy,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **known.training.training_arguments(params.sft, params.models.sft, params.models, params.seed, where),
+    )
+    trainer = SeededSFTTrainer(
+        model=modeling.load_base(params.models, where),
+        args=config,
+        train_dataset=Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in known.rows]),
+        processing_class=known.training.trainer_tokenizer(known.chat),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", bias="none", **vars(params.lora)),
+    )
+    return trainer, None
+
+
+def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
+    """DPO's trainer of either way, and what its reference pass over all rows took (trl's is precompute_ref_log_probs)."""
+    params, where, rows = known.params, known.where, known.rows
+    policy = starting_policy(leg, known)
+    if leg.way == "ours":
+        from aligner import fast_path
+
+        fast = fast_path.fits(policy, params.models)
+        reference, spent = clocked(script("dpo").log_probabilities, policy, rows, known.chat.pad_id, fast=fast)
+        return script("dpo").build_trainer(params, where, known.chat, policy, rows, reference), spent
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    spent: dict[str, float] = {}
+
+    class IdsDPOTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset  # has ids already
+
+        def _precompute_ref_logps(self, *args, **kwargs):
+            found, seconds = clocked(super()._precompute_ref_logps, *args, **kwargs)
+            spent.update(seconds)
+            return found
+
+    losses = {params.dpo.loss_type: 1.0} | ({"sft": params.dpo.sft_weight} if params.dpo.sft_weight else {})
+    config = DPOConfig(
+        output_dir=tempfile.gettempdir(),
+        beta=params.dpo.beta,
+        loss_type=list(losses),
+        loss_weights=list(losses.values()),
+        label_smoothing=params.dpo.label_smoothing,
+        precompute_ref_log_probs=True,
+        **known.training.training_arguments(params.dpo, params.models.dpo, params.models, params.seed, where),
+    )
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    trainer = IdsDPOTrainer(
+        model=policy,
+        args=config,
+        train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
+        processing_class=known.training.trainer_tokenizer(known.chat),
+    )
+    return trainer, spent
+
+
+def clocked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, dict[str, float]]:
+    """What a function returns, and its seconds; what it returns lies in the process's memory, so a GPU has finished too."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = function(*args, **kwargs)
+    return found, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def starting_policy(leg: SimpleNamespace, known: SimpleNamespace):
+    """The base under the given adapter, or under a new one that every way draws alike."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    from aligner import modeling
+
+    base = modeling.load_base(known.params.models, known.where)
+    if leg.adapter:
+        return modeling.load_adapter(base, Path(leg.adapter), trainable=True)
+    set_seed(known.params.seed)
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", bias="none", **vars(known.params.lora)))
+
+
+def answer(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
+    """All prompts, each time: by the stage's own loop, or one after the other by transformers' generate on the same model."""
+    generate = script("generate")
+    adapter = Path(leg.adapter) if leg.adapter else None
+    model = generate.load_model(known.params.models, known.where, known.chat, adapter)
+    settings = generate.generation_settings(known.params.generate, known.chat)
+    word.report()
+    while word.wait():
+        if leg.way == "ours":
+            answers = dict(generate.answer_all(model, known.rows, known.chat, known.params, "benchmark"))
+        else:
+            answers = {row["id"]: one_answer(generate, model, row, known.chat, settings) for row in known.rows}
+        word.report(answers=answers)
+
+
+def one_answer(generate, model, row: dict[str, Any], chat, settings) -> dict[str, Any]:
+    """The answer to one prompt, as the stage would write it."""
+    import torch
+
+    ids = torch.tensor([row["prompt_ids"]], device=model.device)
+    with torch.inference_mode():
+        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return generate.answer_row(row, output[0, ids.shape[1] :].tolist(), chat, settings.eos_token_id)
+
+
+def multiply(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
+    """Square matrix products in the precision of the run, by which its peak is measured; answers with their FLOPs."""
+    import torch
+
+    side = MATMUL_SIDE[known.where.device]
+    left, right = (torch.randn(side, side, device=known.where.device).to(known.where.dtype) for _ in range(2))
+    product = left @ right
+    word.report()
+    while word.wait():
+        for _ in range(MATMULS):
+            torch.mm(left, right, out=product)
+        word.report(flops=MATMULS * 2 * side**3)
+
+
+if __name__ == "__main__":
+    work(SimpleNamespace(**{"rows": None, "adapter": None, "way": None, **json.loads(sys.argv[1])}))
