@@ -65,7 +65,7 @@ def part_of(rows, kind, share, tokenise):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         with spool.Scratch() as scratch:
             part = prepare.Part("sft" if kind == "sft" else "dpo", scratch, EvalPrompts([]))
-            prepare.prepare_file(str(path), kind, params, tokenise, part)
+            prepare.prepare_file(str(path), kind, params, lambda path, rows: ((row, tokenise(row)) for row in rows), part)
             yield part
 
 
