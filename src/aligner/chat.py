@@ -12,9 +12,10 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,12 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
+
+# Before a space that stands behind a visible ASCII character and before a letter, no token of GPT-2's rule goes on.
+_WORD_START = re.compile("(?<=[!-~])(?= [A-Za-z])")
+# Words whose ids are remembered: a few megabytes. Longer ones are hardly met again.
+MOST_KNOWN_PARTS = 2**16
+LONGEST_KNOWN_PART = 64
 
 # Stand-ins for contents while the template is rendered: private-use characters, which no sane text holds.
 _OPEN, _CLOSE = "\ue000", "\ue001"
@@ -152,13 +159,17 @@ class Chat:
         Raises InputError when its last answer does not stand behind the prompt that generation would begin from.
         """
         self._require_insertion(messages, generation_prompt=False)
-        tokens, prompt = self._encode(self._runs(messages, generation_prompt=False)), self.prompt(messages[:-1])
-        if tokens.ids[: len(prompt)] != prompt:
-            raise InputError(_OTHER_PROMPT)
+        self._require_insertion(messages[:-1], generation_prompt=True)
+        runs, prompt = self._runs(messages, generation_prompt=False), self._runs(messages[:-1], generation_prompt=True)
+        tokens = self._encode(runs)
+        if [*runs[:-2], Run(runs[-2].context, None, None)] != prompt:
+            ids = self._encode(prompt).ids
+            if tokens.ids[: len(ids)] != ids:
+                raise InputError(_OTHER_PROMPT)
         return tokens
 
     def encode_ahead(self, conversations: Iterable[Messages]) -> None:
-        """Encodes the texts of these conversations together, for the calls that follow: half the work of one by one.
+        """Encodes the texts of these conversations together, for the calls that follow: a fraction of the work of one by one.
 
         A conversation that the template refuses is passed over; it is refused when it is asked for.
         """
@@ -169,14 +180,40 @@ class Chat:
                     texts[run.context] = None
                     if run.answer is not None:
                         texts[run.context + run.answer] = None
-        found = self._content_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         self._ahead.clear()
-        self._ahead.update(zip(texts, (encoding.ids for encoding in found), strict=True))
+        self._ahead.update(zip(texts, self._ids_of_all(texts), strict=True))
 
     @cached_property
     def _ahead(self) -> dict[str, list[int]]:
         """Texts that were encoded ahead, and their ids."""
         return {}
+
+    def _ids_of_all(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Ids of texts. Where no token joins two words each word is encoded once, and a text is its words' ids in a row."""
+        parts = [_WORD_START.split(text) if self._parts_words else [text] for text in texts]
+        if len(self._known_parts) > MOST_KNOWN_PARTS:
+            self._known_parts.clear()
+        new = list(dict.fromkeys(part for words in parts for part in words if part not in self._known_parts))
+        found = self._content_tokenizer.encode_batch_fast(new, add_special_tokens=False)
+        self._known_parts.update(zip(new, (encoding.ids for encoding in found), strict=True))
+        for words in parts:
+            yield list(chain.from_iterable(map(self._known_parts.__getitem__, words)))
+        for part in new:
+            if not self._parts_words or len(part) > LONGEST_KNOWN_PART:
+                del self._known_parts[part]
+
+    @cached_property
+    def _known_parts(self) -> dict[str, list[int]]:
+        return {}
+
+    @cached_property
+    def _parts_words(self) -> bool:
+        """Whether the tokenizer surely cuts a text before " a", whatever stands around it: GPT-2's rule, which ByteLevel is."""
+        parts = json.loads(self.tokenizer_json)
+        *before, last = _steps(parts["pre_tokenizer"])
+        cuts = last.get("type") == "ByteLevel" and last.get("use_regex", True) and not last["add_prefix_space"]
+        plain = parts["normalizer"] is None and not parts["model"].get("dropout")
+        return cuts and plain and all(step["type"] == "Digits" for step in before)
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens left out, as shown to people."""
@@ -341,6 +378,11 @@ class Chat:
         if id is None:
             raise InputError(f"the tokenizer has no {role} ({token!r} is not in its vocabulary); set it in tokenizer_config.json")
         return id
+
+
+def _steps(pre_tokenizer: dict | None) -> list[dict]:
+    """A pre-tokenizer of tokenizer.json as a list of its steps; none is one empty step."""
+    return pre_tokenizer["pretokenizers"] if pre_tokenizer and "pretokenizers" in pre_tokenizer else [pre_tokenizer or {}]
 
 
 def _split(rendered: str) -> list[Piece]:
