@@ -48,6 +48,8 @@ PAGE = Path("reports/data.md")
 SHOWN_PROBLEMS = 1000
 # Texts that are encoded together: more gains nothing.
 BATCH_CHARACTERS = 2**17
+# The longest tokens of usual vocabularies have as many characters, rows of dashes; prose has about four a token.
+CHARACTERS_PER_TOKEN = 128
 
 Tokenise = Callable[[str, Iterator[Any]], Iterator[tuple[Any, dict[str, Any]]]]  # a file's path and its rows -> rows and ids
 
@@ -120,13 +122,19 @@ def tokenised(
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Each value with its row of ids; what the chat template has against it is said with file and id."""
     for batch in batches(values):
-        chat.encode_ahead(conversation for value in batch for conversation in conversations(value))
+        chat.encode_ahead(talk for value in batch if not is_huge(value, max_length) for talk in conversations(value))
         for value in batch:
             try:
-                row = row_of(value, chat, max_length)
+                row = {"id": value.id, "too_long": True} if is_huge(value, max_length) else row_of(value, chat, max_length)
             except InputError as error:
                 raise InputError(f"{path}: row {value.id}: {error}") from None
             yield value, row
+
+
+def is_huge(value: SftExample | PreferencePair, max_length: int) -> bool:
+    """Whether a row is surely too long by its characters: to encode one of some megabytes would take a gigabyte."""
+    longest = max(sum(len(content) for _, content in talk) for talk in conversations(value))
+    return longest > CHARACTERS_PER_TOKEN * max_length
 
 
 def batches(values: Iterator[Any]) -> Iterator[list[Any]]:
