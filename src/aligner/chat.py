@@ -180,6 +180,7 @@ class Chat:
                     texts[run.context] = None
                     if run.answer is not None:
                         texts[run.context + run.answer] = None
+        texts.pop("", None)
         self._ahead.clear()
         self._ahead.update(zip(texts, self._ids_of_all(texts), strict=True))
 
