@@ -3,7 +3,8 @@
 The chat template is the model's own (Jinja, sandboxed). Text of messages is never parsed for special tokens: a `</s>` that a
 person typed stays four ordinary characters. A conversation is encoded in runs, cut at the template's special tokens and at the
 start of each assistant turn, because that is where generation begins; so the ids of a training prompt are, to the byte, the ids
-that generation starts from. No torch, no transformers: this module loads in a fifth of a second.
+that generation starts from. `Chat.encode_ahead` makes many rows cheap and changes no id. No torch, no transformers: this module
+loads in a fifth of a second.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -189,22 +190,24 @@ class Chat:
         """Texts that were encoded ahead, and their ids."""
         return {}
 
-    def _ids_of_all(self, texts: Iterable[str]) -> Iterator[list[int]]:
+    def _ids_of_all(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of texts. Where no token joins two words each word is encoded once, and a text is its words' ids in a row."""
         parts = [_WORD_START.split(text) if self._parts_words else [text] for text in texts]
         if len(self._known_parts) > MOST_KNOWN_PARTS:
             self._known_parts.clear()
-        new = list(dict.fromkeys(part for words in parts for part in words if part not in self._known_parts))
+        known = self._known_parts
+        new = list(dict.fromkeys(part for words in parts for part in words if part not in known))
         found = self._content_tokenizer.encode_batch_fast(new, add_special_tokens=False)
-        self._known_parts.update(zip(new, (encoding.ids for encoding in found), strict=True))
-        for words in parts:
-            yield list(chain.from_iterable(map(self._known_parts.__getitem__, words)))
+        known.update(zip(new, (encoding.ids for encoding in found), strict=True))
+        ids = [list(chain.from_iterable(map(known.__getitem__, words))) for words in parts]
         for part in new:
             if not self._parts_words or len(part) > LONGEST_KNOWN_PART:
-                del self._known_parts[part]
+                del known[part]
+        return ids
 
     @cached_property
     def _known_parts(self) -> dict[str, list[int]]:
+        """Words that were met, and their ids."""
         return {}
 
     @cached_property
