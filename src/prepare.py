@@ -16,6 +16,7 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from aligner.hub import TOKENIZER_FILES, model_folder
 from aligner.leakage import EvalPrompts, require_clean
 from aligner.progress import bar
 from aligner.records import Run, run_stage
-from aligner.rows import ConceptEntry, EvalPrompt, Ledger, PreferencePair, Row, SftExample, check, read_rows
+from aligner.rows import ConceptEntry, EvalPrompt, Ledger, Messages, PreferencePair, Row, SftExample, check, read_rows
 from aligner.spool import Scratch
 
 PARAMS = [
@@ -46,6 +47,12 @@ REPORT = Path("reports/data.json")
 PAGE = Path("reports/data.md")
 
 SHOWN_PROBLEMS = 1000
+# Texts that are encoded together: more gains nothing.
+BATCH_CHARACTERS = 2**17
+# The longest tokens of usual vocabularies have as many characters, rows of dashes; prose has about four a token.
+CHARACTERS_PER_TOKEN = 128
+
+Tokenise = Callable[[str, Iterator[Any]], Iterator[tuple[Any, dict[str, Any]]]]  # a file's path and its rows -> rows and ids
 
 
 class Part:
@@ -67,8 +74,8 @@ def main(run: Run) -> None:
         prompts, references, eval_ledger, eval_warnings = prepare_eval(params.prepare, chat, model.max_length)
         seen = EvalPrompts(references)
         sft, dpo = Part("sft", scratch, seen), Part("dpo", scratch, seen)
-        prepare_file(params.prepare.sft, "sft", params.prepare, lambda row: sft_row(row, chat, model.max_length), sft)
-        prepare_file(params.prepare.pairs, "pairs", params.prepare, lambda row: pair_row(row, chat, model.max_length), dpo)
+        prepare_file(params.prepare.sft, "sft", params.prepare, partial(tokenised, sft_row, chat, model.max_length), sft)
+        prepare_file(params.prepare.pairs, "pairs", params.prepare, partial(tokenised, pair_row, chat, model.max_length), dpo)
         require_rows("sft", sft)
         require_rows("dpo", dpo)
         concepts, concept_ledger = prepare_concepts(params.prepare)
@@ -97,10 +104,9 @@ def main(run: Run) -> None:
     run.note(metrics=metrics, ledger={name: ledger.line() for name, ledger in ledgers.items()})
 
 
-def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], dict[str, Any]], part: Part) -> None:
+def prepare_file(path: str, kind: str, prepare: Any, tokenise: Tokenise, part: Part) -> None:
     """Reads a training file into `part`: tokenises its rows, leaves out what is too long or said before, and splits the rest."""
-    for value in accepted(path, kind, prepare, part.ledger, part.audit.warnings):
-        row = tokenised(value, tokenise, path)
+    for value, row in tokenise(path, accepted(path, kind, prepare, part.ledger, part.audit.warnings)):
         if row.pop("too_long"):
             part.dropped["too_long"] += 1
             part.audit.too_long.add(value.id)
@@ -112,12 +118,44 @@ def prepare_file(path: str, kind: str, prepare: Any, tokenise: Callable[[Any], d
             part.audit.add(value, row, held_out)
 
 
-def tokenised(value: SftExample | PreferencePair, tokenise: Callable[[Any], dict[str, Any]], path: str) -> dict[str, Any]:
-    """The row's ids; what the chat template has against it is said with file and id."""
-    try:
-        return tokenise(value)
-    except InputError as error:
-        raise InputError(f"{path}: row {value.id}: {error}") from None
+def tokenised(
+    row_of: Callable[[Any, Chat, int], dict[str, Any]], chat: Chat, max_length: int, path: str, values: Iterator[Any]
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Each value with its row of ids; what the chat template has against it is said with file and id."""
+    for batch in batches(values):
+        chat.encode_ahead(talk for value in batch if not is_huge(value, max_length) for talk in conversations(value))
+        for value in batch:
+            try:
+                row = {"id": value.id, "too_long": True} if is_huge(value, max_length) else row_of(value, chat, max_length)
+            except InputError as error:
+                raise InputError(f"{path}: row {value.id}: {error}") from None
+            yield value, row
+
+
+def is_huge(value: SftExample | PreferencePair, max_length: int) -> bool:
+    """Whether a row is surely too long by its characters: to encode one of some megabytes would take a gigabyte."""
+    longest = max(sum(len(content) for _, content in talk) for talk in conversations(value))
+    return longest > CHARACTERS_PER_TOKEN * max_length
+
+
+def batches(values: Iterator[Any]) -> Iterator[list[Any]]:
+    """Values in turn, so many together as hold BATCH_CHARACTERS; a longer one by itself at most ends its batch."""
+    batch, size = [], 0
+    for value in values:
+        batch.append(value)
+        size += sum(map(len, value.texts()))
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def conversations(value: SftExample | PreferencePair) -> list[Messages]:
+    """What a row trains on: one conversation, or a prompt with each of its two answers."""
+    if isinstance(value, SftExample):
+        return [value.messages]
+    return [(*value.prompt, ("assistant", answer)) for answer in (value.chosen, value.rejected)]
 
 
 def accepted(path: str, kind: str, prepare: Any, ledger: Ledger, warnings: defaultdict[str, Listed]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ would share a token with the prompt, white space that a template writes before a
 
 import dataclasses
 import functools
+import itertools
 import json
 import unicodedata
 
@@ -475,6 +476,128 @@ def test_rendered_text_is_what_transformers_renders(name):
     template = "  {% set indented = 1 %}\n" + chat_of(name).template + "\n"
     expected = transformers_tokenizer(name).apply_chat_template(rows, chat_template=template, tokenize=False)
     assert with_template(name, template)._render(messages, generation_prompt=False) == expected
+
+
+# ---- Many at once -----------------------------------------------------------------------------------------------------
+
+
+WORDY = [
+    "the",
+    " mean",
+    " a",
+    "'s",
+    " 12",
+    "3x",
+    " ",
+    "  ",
+    "\n",
+    " \n b",
+    "\u00a0c",
+    "\x1cd",
+    " é",
+    "-",
+    " _",
+    "</s>",
+    "<|end|>",
+    "x" * 70,
+]
+
+
+@functools.cache
+def second_chat_of(name: str) -> Chat:
+    """A chat of its own, which alone encodes ahead and remembers words from one example to the next."""
+    return Chat.load(checkpoint(name))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.one_of(st.sampled_from(WORDY), texts()), min_size=1, max_size=8).map("".join), min_size=2, max_size=6)
+)
+@example(["a b", "a", "a b a  b", "b 1 c 2,d . e"])
+def test_ids_of_texts_encoded_ahead_are_those_of_one_by_one(name, contents):
+    turns = [((USER, one), (ASSISTANT, other)) for one, other in itertools.pairwise(contents)]
+    ahead, alone = second_chat_of(name), chat_of(name)
+    ahead.encode_ahead(turns)
+    for messages in turns:
+        assert ahead.conversation(messages) == alone.conversation(messages)
+        assert ahead.prompt(messages[:1]) == alone.prompt(messages[:1])
+
+
+def test_words_are_encoded_apart_only_where_no_token_joins_them():
+    assert {name: chat_of(name)._parts_words for name in BUILDERS} == {
+        "zephyr_llama": False,
+        "qwen2": False,
+        "gpt2": True,
+        "mini": True,
+    }
+
+
+def test_no_long_text_is_remembered():
+    chat = second_chat_of("gpt2")
+    chat.encode_ahead([((USER, "x" * 1000), (ASSISTANT, "a mean"))])
+    assert max(map(len, chat._known_parts)) <= 64
+
+
+def test_what_is_refused_is_refused_when_its_turn_comes():
+    """Encoding ahead passes over what the template refuses, and what becomes a control token, until that row is asked for."""
+    good, system = ((USER, "c"), (ASSISTANT, "b")), ((SYSTEM, "c"), (USER, "c"), (ASSISTANT, "b"))
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No.') }}{% endif %}" + WITH_COLON
+    chat = letters(refusing, added_tokens=[special(4, "</s>"), special(5, "ab")])
+    chat.encode_ahead([system, good, ((USER, "ab"), (ASSISTANT, "b"))])
+    assert chat.conversation(good).ids == [1, 2, 3, 0, 2, 1, 4]
+    with pytest.raises(InputError, match="No"):
+        chat.conversation(system)
+    with pytest.raises(InputError, match="control token"):
+        chat.conversation(((USER, "ab"), (ASSISTANT, "b")))
+
+
+PLAIN_ONES = [
+    PLAIN_TEMPLATE,
+    MISTRAL,
+    MARKED,
+    WITH_COLON,
+    "{% for m in messages %}{{ m.role ~ ': ' ~ m.content }}{% if loop.index > 1 %}{% break %}{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if messages | length > 1 and not loop.last %}{{ m['content'] }}"
+    "{% else %}!{{ m['content'] }}{% endif %}{% endfor %}",
+]
+OTHERS = [
+    "{% for m in messages %}{{ m['content'] | trim }}{% endfor %}",
+    "{% for m in messages %}{{ m['content'][:2] }}{% endfor %}",
+    "{% for m in messages %}{{ m['content'] * 2 }}{% endfor %}",
+    "{% for m in messages %}{% if 'x' in m['content'] %}!{% endif %}{{ m['content'] }}{% endfor %}",
+    "{% for m in messages %}{{ '!' if m['content'] == 'x' }}{{ m['content'] }}{% endfor %}",
+    "{% for m in messages %}{{ m | tojson }}{% endfor %}",
+    "{% for m in messages %}{{ m }}{% endfor %}",
+    "{% for m in messages %}{{ m['content'].upper() }}{% endfor %}",
+    "{% for m in messages %}{% filter upper %}{{ m['content'] }}{% endfilter %}{% endfor %}",
+    "{% for m in messages %}{% set c = m['content'] %}{{ c }}{% endfor %}",
+    "{% set all = messages %}{% for m in all %}{{ m['content'] }}{% endfor %}",
+    "{% for m in messages | reverse %}{{ m['content'] }}{% endfor %}",
+    "{% for m in messages if m['content'] != 'x' %}{{ m['content'] }}{% endfor %}",
+    "{% for m in messages %}{{ loop.previtem.content }}{{ m['content'] }}{% endfor %}",
+    "{% for m in messages %}{% for c in m['content'] %}{{ c }}{% endfor %}{% endfor %}",
+    "{{ messages[0]['content'] }}{{ messages }}",
+]
+
+
+@pytest.mark.parametrize("template", PLAIN_ONES)
+@settings(max_examples=30, deadline=None)
+@given(contents=st.tuples(texts(), texts()))
+@example(contents=("x", "{{ m }}"))
+def test_a_template_that_is_seen_to_insert_contents_does(template, contents):
+    chat = letters(template)
+    assert chat._inserts_only
+    messages = tuple(zip((USER, ASSISTANT), contents, strict=True))
+    filled = (
+        piece.text if piece.message is None else contents[piece.message] for piece in chat._skeleton((USER, ASSISTANT), False)
+    )
+    assert chat._render(messages, generation_prompt=False) == "".join(filled)
+
+
+@pytest.mark.parametrize("template", OTHERS)
+def test_a_template_that_could_do_other_is_rendered_with_every_conversation(template):
+    assert not letters(template)._inserts_only
 
 
 # ---- Folders --------------------------------------------------------------------------------------------------------

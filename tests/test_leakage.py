@@ -51,6 +51,23 @@ def test_characters_of_scripts_without_spaces_are_words():
     assert met(prompt, prompt[:4]) is None
 
 
+@given(st.text(st.characters(max_codepoint=127)))
+def test_words_of_ascii_are_letters_digits_and_underscores_in_a_row(text):
+    assert words(text) == (re.findall("[a-z0-9_]+", text.lower()) or text.lower().split())
+
+
+@given(st.text(max_size=40))
+@settings(deadline=None, max_examples=50)
+def test_words_hold_no_white_space(text):
+    """So that joined by spaces they are one form of the text, from which they can be had again."""
+    assert " ".join(words(text)).split() == words(text)
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "é", "中"]), max_size=9), st.integers(1, 5))
+def test_grams_are_all_words_in_a_row_joined(sequence, n):
+    assert leakage.grams(sequence, n) == [" ".join(sequence[start : start + n]) for start in range(len(sequence) - n + 1)]
+
+
 # ---- Levels -------------------------------------------------------------------------------------------------------------
 
 

@@ -66,7 +66,7 @@ def part_of(rows, kind, share, tokenise):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         with spool.Scratch() as scratch:
             part = prepare.Part("sft" if kind == "sft" else "dpo", scratch, EvalPrompts([]))
-            prepare.prepare_file(str(path), kind, params, tokenise, part)
+            prepare.prepare_file(str(path), kind, params, lambda path, rows: ((row, tokenise(row)) for row in rows), part)
             yield part
 
 
@@ -323,6 +323,44 @@ def test_a_pair_is_as_long_as_its_longer_answer(chat, chosen, rejected):
     pair = SimpleNamespace(id="a", prompt=(("user", "Why?"),), chosen=chosen, rejected=rejected)
     longest = len(chat.prompt(pair.prompt)) + max(len(chat.completion(pair.prompt, text)) for text in (chosen, rejected))
     assert [prepare.pair_row(pair, chat, limit)["too_long"] for limit in (longest, longest - 1)] == [False, True]
+
+
+def test_a_row_of_very_many_characters_is_too_long_and_never_encoded(workspace, chat):
+    """128 characters for each of four tokens are 512: what has more, in the longer answer of a pair too, is not looked at."""
+
+    def row_of(value, chat, max_length):
+        assert value.id != "huge"
+        return {"id": value.id, "too_long": False}
+
+    for values in (
+        [prepare.SftExample(id, (("user", "x"), ("assistant", "y" * size))) for id, size in [("fits", 511), ("huge", 512)]],
+        [prepare.PreferencePair(id, (("user", "x"),), "z", "y" * size) for id, size in [("fits", 511), ("huge", 512)]],
+    ):
+        found = [row for _, row in prepare.tokenised(row_of, chat, 4, "rows.jsonl", iter(values))]
+        assert found == [{"id": "fits", "too_long": False}, {"id": "huge", "too_long": True}]
+
+
+@given(st.lists(st.integers(1, 40), max_size=30))
+def test_batches_hold_all_rows_in_order_and_only_their_last_row_exceeds_the_limit(sizes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "BATCH_CHARACTERS", 50)
+        values = [prepare.SftExample(str(number), (("user", "x" * size),)) for number, size in enumerate(sizes)]
+        found = list(prepare.batches(iter(values)))
+    assert [value for batch in found for value in batch] == values
+    assert all(sum(len(value.texts()[0]) for value in batch[:-1]) < 50 for batch in found)
+
+
+def test_a_row_that_the_template_refuses_is_named(workspace, chat):
+    """The second of three rows is refused, and the error says which."""
+
+    def row_of(value, chat, max_length):
+        if value.id == "b":
+            raise InputError("no system role")
+        return {"id": value.id}
+
+    values = [prepare.SftExample(id, (("user", "x"), ("assistant", "y"))) for id in "abc"]
+    with pytest.raises(InputError, match="rows.jsonl: row b: no system role"):
+        list(prepare.tokenised(row_of, chat, 9, "rows.jsonl", iter(values)))
 
 
 def test_pairs_are_kept_whole_or_dropped(workspace, chat):

@@ -14,7 +14,10 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
+
+import orjson
 
 from aligner import leakage
 from aligner.duplicates import (
@@ -40,7 +43,7 @@ SHOWN = 20
 SHOWN_CHARACTERS = 80
 DAMAGE = ("mojibake", "replacement_character", "control_character", "mixed_scripts")
 
-Parts = dict[str, list[str]]  # prompt, and answer or chosen and rejected -> texts
+Parts = dict[str, list[str]]  # prompt, and answer or chosen and rejected -> texts, as written or as words joined by spaces
 
 
 class Listed:
@@ -95,7 +98,7 @@ class Audit:
 
     def is_copy(self, id: str, ids: list[Any]) -> bool:
         """Whether a row with these token ids was met before; if not, the next row that is added has them."""
-        key = blake2b(repr(ids).encode(), digest_size=16).digest()
+        key = blake2b(orjson.dumps(ids), digest_size=16).digest()
         if key in self._seen:
             self._copies.setdefault(self._seen[key], []).append(id)
             return True
@@ -108,24 +111,24 @@ class Audit:
         for place, texts in parts.items():
             for text in texts:
                 self._prompts.look(f"{self.name} {place}", value.id, text)
-        self.sides[held_out].append(digest(map(" ".join, parts["prompt"])))
-        whole = [text for texts in parts.values() for text in texts]
-        self._digests.append(digest([value.id, *map(" ".join, whole)]))
-        self._signatures += self._signer.sign(shingles(whole))
-        self._texts.append([value.id, held_out, parts_of(value)])
+        joined = {place: list(map(" ".join, texts)) for place, texts in parts.items()}
+        self.sides[held_out].append(digest(joined["prompt"]))
+        self._digests.append(digest([value.id, *chain(*joined.values())]))
+        self._signatures += self._signer.sign(shingles(chain(*parts.values())))
         if isinstance(value, PreferencePair):
-            self._add_pair(value.id, parts, row)
+            self._texts.append([value.id, held_out, joined, shortened(value.chosen)])
+            self._add_pair(value.id, joined, row)
         else:
+            self._texts.append([value.id, held_out, joined])
             self.lengths.append(len(row["input_ids"]))
-            self.trained_tokens += sum(label != -100 for label in row["labels"])
+            self.trained_tokens += len(row["labels"]) - row["labels"].count(-100)
 
-    def _add_pair(self, id: str, parts: dict[str, list[list[str]]], row: dict[str, Any]) -> None:
+    def _add_pair(self, id: str, joined: Parts, row: dict[str, Any]) -> None:
         chosen, rejected = len(row["chosen_ids"]), len(row["rejected_ids"])
         self.lengths.append(len(row["prompt_ids"]) + max(chosen, rejected))
         self.gaps.append(chosen - rejected)
-        asked = list(map(" ".join, parts["prompt"]))
         for place, keys in (("chosen", self._chosen), ("rejected", self._rejected)):
-            keys.append(digest([*asked, " ".join(parts[place][0])]))
+            keys.append(digest([*joined["prompt"], *joined[place]]))
         if self._chosen[-1] == self._rejected[-1]:
             self._alike.add(id)
 
@@ -195,8 +198,7 @@ class Audit:
         }
 
     def _shingles(self, number: int) -> set[str]:
-        parts = self._texts[number][2]
-        return shingles(words(text) for texts in parts.values() for text in texts)
+        return shingles(text.split() for texts in self._texts[number][2].values() for text in texts)
 
     def _contradictions(self) -> dict[str, Any]:
         """Pairs of one prompt that teach against each other: what one chooses another rejects."""
@@ -212,8 +214,8 @@ class Audit:
         listed = []
         for key in both[:LISTED]:
             choosing, rejecting = (sorted(map(self._id, numbers[keys == key].tolist())) for keys in (chosen, rejected))
-            answer = self._texts[int(numbers[chosen == key][0])][2]["chosen"][0]
-            listed.append({"chosen_by": choosing[:SHOWN], "rejected_by": rejecting[:SHOWN], "answer": shortened(answer)})
+            answer = self._texts[int(numbers[chosen == key][0])][3]
+            listed.append({"chosen_by": choosing[:SHOWN], "rejected_by": rejecting[:SHOWN], "answer": answer})
         return {
             "pairs": int(involved.sum()),
             "mirrored_pairs": int(mirrored.sum()),
@@ -243,8 +245,8 @@ class _Rows:
         self._texts = texts
 
     def __iter__(self) -> Iterator[Answers]:
-        for id, held_out, parts in self._texts:
-            yield Answers(held_out, id, [words(text) for place, texts in parts.items() if place != "prompt" for text in texts])
+        for id, held_out, parts, *_ in self._texts:
+            yield Answers(held_out, id, [text.split() for place, texts in parts.items() if place != "prompt" for text in texts])
 
 
 def median(ordered: list[int]) -> int:

@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from aligner.leakage import grams
+
 THRESHOLD = 0.8
 SHINGLE_WORDS = 3
 PERMUTATIONS = 64
@@ -43,9 +45,7 @@ def shingles(texts: Iterable[list[str]]) -> Shingles:
     """Every three words in a row of each text; a shorter text as a whole."""
     found: Shingles = set()
     for text in texts:
-        if len(text) < SHINGLE_WORDS:
-            found.add(" ".join(text))
-        found.update(map(" ".join, zip(text, text[1:], text[2:], strict=False)))
+        found.update(grams(text, SHINGLE_WORDS) or [" ".join(text)])
     return found
 
 

@@ -14,8 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import orjson
+
 # Ignored by Git and DVC, and on the same disk as the outputs, so that a finished file is moved and not copied.
 PLACE = ".cache"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # as aligner.files writes rows
 
 
 class Spool:
@@ -29,7 +32,7 @@ class Spool:
         self._reading = False
 
     def append(self, row: Any) -> None:
-        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        line = (_ENCODER.encode(row) + "\n").encode()
         if self._reading:
             self._file.seek(self._end)
             self._reading = False
@@ -43,13 +46,13 @@ class Spool:
     def __getitem__(self, number: int) -> Any:
         self._reading = True
         self._file.seek(self._starts[number])
-        return json.loads(self._file.readline())
+        return orjson.loads(self._file.readline())
 
     def __iter__(self) -> Iterator[Any]:
         self._reading = True
         self._file.seek(0)
         for line in self._file:
-            yield json.loads(line)
+            yield orjson.loads(line)
 
     def move_to(self, path: Path) -> None:
         """Ends the spool and puts its file at `path`."""
