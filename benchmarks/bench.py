@@ -246,11 +246,9 @@ def generation(home: Path, scratch: Path, threads: int, count: int, rounds: int)
 
 def preparing(rows: int) -> dict[str, Any]:
     """Rows per second from text to ids against trl's own preparation through datasets.map (benchmarks/prepare_rows.py)."""
-    try:
-        from prepare_rows import speedup
-    except ImportError:
-        return dict.fromkeys(("speedup", "ours_rows_per_s", "stock_rows_per_s"))
-    return speedup(rows=rows, repeats=5)
+    from prepare_rows import speedup
+
+    return speedup(size=rows, runs=5)
 
 
 # ---- The pipeline ----------------------------------------------------------------------------------------------------

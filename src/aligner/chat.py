@@ -389,6 +389,7 @@ def _tokenizer(tokenizer_json: str):
     tokenizer.no_padding()
     return tokenizer
 
+
 def _steps(pre_tokenizer: dict | None) -> list[dict]:
     """A pre-tokenizer of tokenizer.json as a list of its steps; none is one empty step."""
     return pre_tokenizer["pretokenizers"] if pre_tokenizer and "pretokenizers" in pre_tokenizer else [pre_tokenizer or {}]
