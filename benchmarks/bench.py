@@ -365,7 +365,7 @@ def show(found: dict[str, Any]) -> None:
                 print(line)
     speeds = found["generate"]["tokens_per_s"]
     print(f"{'generate: tokens/s':24}{speeds['ours']:12.0f}{speeds['stock']:12.0f}   (stock: one prompt at a time)")
-    rates = [found["prepare"][f"{way}_rows_per_s"] or math.nan for way in ("ours", "stock")]
+    rates = [1e6 / found["prepare"][f"{way}_us"] for way in ("prepare", "stock")]
     print(f"{'prepare: rows/s':24}{rates[0]:12.0f}{rates[1]:12.0f}   (stock: trl's preparation, datasets.map)")
     for stage, spent in found.get("repro", {}).get("stages", {}).items():
         print(f"dvc repro, {stage:13}{spent['seconds']:12.1f} s, {spent['startup_share']:.0%} of it until the model is there")
