@@ -238,17 +238,8 @@ def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Turns())
-    with precision(leg, known, trainer):
+    with known.training.inputs_as_they_come(trainer) if leg.way == "ours" else contextlib.nullcontext():
         trainer.train()
-
-
-def precision(leg: SimpleNamespace, known: SimpleNamespace, trainer):
-    """In bfloat16 our adapters take their input as it comes: autocast casts it anyway, and peft's cast doubles the traffic."""
-    import torch
-    from peft.helpers import disable_input_dtype_casting
-
-    wanted = leg.way == "ours" and known.where.dtype is torch.bfloat16
-    return disable_input_dtype_casting(trainer.model) if wanted else contextlib.nullcontext()
 
 
 def observe(trainer, seen: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def quiet() -> None:
 
 
 def runtime(model: SimpleNamespace, seed: int) -> SimpleNamespace:
-    """Sets threads and seeds, chooses device and precision, and says so: `device` and `dtype` as torch knows them."""
+    """Sets threads and seeds, chooses device and precision, and says so once: `device` and `dtype` as torch knows them."""
     os.environ.setdefault("MKL_CBWR", "AUTO")  # sums in Intel's library in one order, wherever in memory their terms lie
     import torch
     from transformers import set_seed
@@ -54,7 +54,8 @@ def runtime(model: SimpleNamespace, seed: int) -> SimpleNamespace:
     device = _device(model.device)
     dtype = _dtype(model.dtype, device)
     print(
-        f"device {device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads, seed {seed}",
+        f"device {device}, {str(dtype).removeprefix('torch.')}, {model.attn_implementation} attention, "
+        f"{torch.get_num_threads()} threads, seed {seed}",
         file=sys.stderr,
     )
     return SimpleNamespace(device=device, dtype=dtype, threads=torch.get_num_threads())
