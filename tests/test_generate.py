@@ -135,17 +135,30 @@ def test_left_padding_changes_no_answer(tmp_path, monkeypatch, model):
 
 def test_complete_pads_on_the_left_and_masks_the_padding(workspace):
     """Prompts 7, 8, 9 and 4 with padding 0 stand as 7 8 9 and 0 0 4."""
-    seen = {}
+    from transformers import LlamaConfig
+
+    seen, settings = {}, SimpleNamespace(max_new_tokens=2)
 
     class Echo:
-        device = "cpu"
+        device, config = "cpu", LlamaConfig(num_hidden_layers=1)
 
-        def generate(self, input_ids, attention_mask, generation_config):
+        def generate(self, input_ids, attention_mask, generation_config, past_key_values):
             seen.update(ids=input_ids.tolist(), mask=attention_mask.tolist(), settings=generation_config)
             return torch.cat([input_ids, torch.tensor([[1, 2], [3, 0]])], dim=1)
 
-    assert generate.complete(Echo(), [[7, 8, 9], [4]], 0, "settings") == [[1, 2], [3, 0]]
-    assert seen == {"ids": [[7, 8, 9], [0, 0, 4]], "mask": [[1, 1, 1], [0, 0, 1]], "settings": "settings"}
+    assert generate.complete(Echo(), [[7, 8, 9], [4]], 0, settings) == [[1, 2], [3, 0]]
+    assert seen == {"ids": [[7, 8, 9], [0, 0, 4]], "mask": [[1, 1, 1], [0, 0, 1]], "settings": settings}
+
+
+def test_a_cache_with_room_holds_what_transformers_own_holds():
+    from transformers import DynamicCache, LlamaConfig
+
+    config, states = LlamaConfig(num_hidden_layers=1), torch.randn(2, 3, 2, 7, 4)
+    roomy, plain = generate.roomy_cache(config, 7), DynamicCache(config=config)
+    for start, end in ((0, 4), (4, 5), (5, 7)):
+        found, expected = (cache.update(*states[:, :, :, start:end], 0) for cache in (roomy, plain))
+        assert all(map(torch.equal, found, expected))
+        assert roomy.get_seq_length() == plain.get_seq_length() == end
 
 
 # ---- Where an answer stops --------------------------------------------------------------------------------------------

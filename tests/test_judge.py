@@ -616,7 +616,8 @@ def test_another_model_endpoint_or_text_is_another_request():
 def test_an_interrupted_command_says_how_to_go_on(folder, serve):
     server = serve(lambda body, number: (time.sleep(0.02), good(body, number))[1])
     command = [sys.executable, REPOSITORY / "src" / "judge.py", "--endpoint", server.url, "--judge", "x", "--parallel", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # also where the tests run in the background
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard)
     deadline = time.monotonic() + 30
     while len(server.bodies) < 10 and time.monotonic() < deadline:
         time.sleep(0.01)
