@@ -15,7 +15,6 @@ A leg's description is a dictionary:
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -238,8 +237,9 @@ def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Turns())
-    with known.training.inputs_as_they_come(trainer) if leg.way == "ours" else contextlib.nullcontext():
-        trainer.train()
+    if leg.way == "ours":
+        known.training.take_inputs_as_they_come(trainer)
+    trainer.train()
 
 
 def observe(trainer, seen: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -74,19 +73,29 @@ def train(
     kept: the run's Checkpoints; run: the stage's record; the other arguments are those of `observe`.
     """
     latest = observe(trainer, stage, tokens, eval_steps, evaluate)
-    with inputs_as_they_come(trainer):
-        earlier = kept.train(trainer)
+    take_inputs_as_they_come(trainer)
+    earlier = kept.train(trainer)
     new = 1 - earlier / trainer.state.max_steps
     run.note(earlier_steps=earlier, tokens_per_second=round(new * tokens / run.phase("train")))
     require_finite(stage, latest)
     return latest
 
 
-def inputs_as_they_come(trainer):
-    """In bfloat16, adapters take their input as it is: autocast casts it anyway, and peft's cast would double the traffic."""
+def take_inputs_as_they_come(trainer) -> None:
+    """In bfloat16, adapters take a training step's input as it is: autocast casts it anyway, and peft's cast doubles the traffic.
+
+    Measures run outside of autocast and need the cast.
+    """
     from peft.helpers import disable_input_dtype_casting
 
-    return disable_input_dtype_casting(trainer.model) if trainer.args.bf16 else contextlib.nullcontext()
+    stock = trainer.training_step
+
+    def training_step(*args, **kwargs):
+        with disable_input_dtype_casting(trainer.model):
+            return stock(*args, **kwargs)
+
+    if trainer.args.bf16:
+        trainer.training_step = training_step
 
 
 def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
