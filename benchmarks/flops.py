@@ -16,6 +16,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+# TinyLlama-1.1B's shape, in the names of its configuration.
+TINYLLAMA = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}
+
 
 class Shape(NamedTuple):
     """What the formula needs of a model: N, p, L, h, V d, and all parameters that its file holds."""

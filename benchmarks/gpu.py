@@ -43,16 +43,7 @@ class Scale(NamedTuple):
 
 
 TINYLLAMA = Scale(
-    shape={
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "vocab_size": 32000,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-    },
+    shape={**flops.TINYLLAMA, "max_position_embeddings": 2048},
     dtype="bfloat16",
     sft_row=(512, 512),
     dpo_row=(200, 200),

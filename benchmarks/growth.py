@@ -37,15 +37,6 @@ STEPS, WARM_UP = 9, 2
 GROWTH = ROOT / "docs" / "growth.csv"
 EXPECTED = ROOT / "docs" / "expected.csv"
 
-TINYLLAMA = {
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "tie_word_embeddings": False,
-}
 TINYLLAMA_ROW, TINYLLAMA_PAIR = (512, 512), (200, 200, 200)  # prompt and answers, tokens
 GPU = "one H200 (788 TFLOP/s in bfloat16 products, by others' measurement)"
 GPU_RATE, GPU_SHARES = 788e12, (0.2, 0.45)  # the low share is common for LoRA in plain PyTorch, the high one good
@@ -162,7 +153,7 @@ def expectations(points: list[Point], threads: int) -> list[dict[str, Any]]:
 
     Eight GPUs: each has its own rows, and only the adapters' gradients travel, some 50 MB a step; taken as eight times one.
     """
-    shape = flops.llama(TINYLLAMA, 16)
+    shape = flops.llama(flops.TINYLLAMA, 16)
     row = flops.training(shape, [TINYLLAMA_ROW]) / sum(TINYLLAMA_ROW)
     pair = flops.training(shape, [TINYLLAMA_PAIR], prompt_once=True)
     widest = {point.stage: point for point in points if point.grows == "width"}
@@ -194,7 +185,7 @@ def activations(points: list[Point]) -> float:
     first, *_, last = sorted((p for p in points if (p.stage, p.grows) == ("sft", "length")), key=lambda p: p.size)
     tokens = BATCH["per_device_train_batch_size"] * (last.size - first.size)
     mini = json.loads((ROOT / "models/base/weights/config.json").read_text(encoding="utf-8"))
-    return (last.peak_mb - first.peak_mb) / tokens * breadth(TINYLLAMA) / breadth(mini)
+    return (last.peak_mb - first.peak_mb) / tokens * breadth(flops.TINYLLAMA) / breadth(mini)
 
 
 def breadth(config: dict[str, Any]) -> int:

@@ -180,7 +180,7 @@ def run(command: list[str], folder: Path) -> resource.struct_rusage:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"prepare ended with {process.returncode}")
+        raise SystemExit(f"{Path(command[1]).name} ended with {process.returncode}")
     return usage
 
 
