@@ -7,7 +7,8 @@ does meets all of them alike; while one works the others wait for their input an
 A leg's description is a dictionary:
   kind     sft | dpo | generate | matmul
   way      ours: the code of src/, as its stage runs it. stock: trl and transformers alone, with the same settings, on the same
-           ids (generate: transformers' generate, one prompt at a time). balanced: stock with batch_rebalance
+           ids (generate: transformers' generate, one prompt at a time). balanced: stock with batch_rebalance. kept: stock in a
+           process that keeps freed memory
   params   a params.yaml
   rows     a file of prepared rows
   adapter  an adapter to start from, or null for a new one (generate: for the base)
@@ -217,6 +218,10 @@ def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
     """
     from transformers import PrinterCallback, TrainerCallback
 
+    from aligner import fast_path
+
+    if leg.way in ("ours", "kept"):
+        fast_path.keep_memory()
     if leg.way == "ours":
         known.training.compact_head()
     trainer, reference = {"sft": sft_trainer, "dpo": dpo_trainer}[leg.kind](leg, known)

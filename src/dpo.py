@@ -70,6 +70,8 @@ def main(run: Run) -> None:
     modeling.quiet()
     training.compact_head()
     where = modeling.runtime(params.models, params.seed)
+    if params.models.fast_path:
+        fast_path.keep_memory()
     chat = modeling.load_chat(params.models)
     modeling.check_chat(chat, read_json(CHAT))
     provenance = {"base": modeling.base_fingerprint(params.models), "chat": chat.fingerprint}

@@ -10,6 +10,7 @@ one of these does not fit keeps the stock way.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 import types
@@ -23,6 +24,20 @@ from aligner import fused_layer
 NAME = "unpadded"
 # Keys of a configuration by which a model does something between its last layer and its logits.
 BEFORE_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
+
+# glibc's names for what mallopt sets (malloc.h), and the values: as high as it takes.
+MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 2**30)}
+
+
+def keep_memory() -> None:
+    """Has the process keep memory that tensors gave back, where it is glibc that manages it.
+
+    By default it goes back to Linux, which clears each page when the next layer asks for it: on a CPU, thousands of pages a step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    for name, value in MALLOPT.values() if mallopt else ():
+        mallopt(name, value)
 
 
 # ---- No padding ------------------------------------------------------------------------------------------------------
@@ -157,20 +172,17 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets):
-        parts = []
+        parts, mean, shift = [], weight.float().mean(0), 0.0 if bias is None else bias.float().mean()
         for some, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
             logits = F.linear(some, weight, bias).float()
-            chosen = logits.gather(-1, wanted[:, None])
-            highest = logits.amax(-1, keepdim=True)
-            powers = (logits - highest).exp_()
-            share = powers.sum(-1, keepdim=True).reciprocal_()
-            total = (highest - share.log()).squeeze(-1)
-            entropy = total - torch.linalg.vecdot(powers, logits).mul_(share.squeeze(-1))
-            scores = (chosen.squeeze(-1) - total, entropy, logits.mean(-1), (chosen == highest).squeeze(-1))
+            chosen, highest = logits.gather(-1, wanted[:, None]).squeeze(-1), logits.amax(-1)
+            shares = logits.softmax(-1)
+            total = highest - shares.amax(-1).log()
             slope = weight[:0]
             if ctx.needs_input_grad[0]:
-                slope = weight[wanted].addcmul_(powers.to(weight.dtype) @ weight, share.to(weight.dtype), value=-1)
-            parts.append((*scores, slope))
+                slope = weight[wanted].sub_(shares.to(weight.dtype) @ weight)
+            entropy = total - logits.mul_(shares).sum(-1)
+            parts.append((chosen - total, entropy, some.float() @ mean + shift, chosen == highest, slope))
         *scored, slope = map(torch.cat, zip(*parts, strict=True))
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(*scored[1:])
@@ -211,8 +223,8 @@ class _MergedLinear(torch.autograd.Function):
 def merge_products(model) -> int:
     """Gives every LoRA layer of a PEFT model that allows it the merged forward; returns how many.
 
-    While nothing is trained, PEFT's own forward stays: what is measured is what a stored adapter gives. It also stays while
-    dropout is at work, or while adapters are off, merged, or not exactly one.
+    PEFT's own forward stays where no gradients are taken, while dropout is at work, and while adapters are off, merged, or not
+    exactly one. Fused layers (aligner/fused_layer.py) do not come by here.
     """
     from peft.tuners.lora.layer import Linear
 

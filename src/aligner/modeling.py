@@ -26,12 +26,16 @@ SHARD_INDEX = "model.safetensors.index.json"
 
 
 def quiet() -> None:
-    """Silences what the libraries would say on their own: progress bars, advice, deprecations, telemetry, hub pings."""
+    """Silences what the libraries would say on their own: progress bars, advice, deprecations, telemetry, hub pings.
+
+    Also sets what Intel's library and torch read from the environment once, before their first tensor.
+    """
     import logging
     import warnings
 
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
     os.environ.setdefault("CI", "1")  # trl asks the hub on every trainer it builds, unless it believes itself in CI
+    os.environ.setdefault("MKL_CBWR", "AUTO")  # sums in Intel's library in one order, wherever in memory their terms lie
     warnings.filterwarnings("ignore")
     logging.captureWarnings(True)
     import datasets
@@ -44,7 +48,6 @@ def quiet() -> None:
 
 def runtime(model: SimpleNamespace, seed: int) -> SimpleNamespace:
     """Sets threads and seeds, chooses device and precision, and says so once: `device` and `dtype` as torch knows them."""
-    os.environ.setdefault("MKL_CBWR", "AUTO")  # sums in Intel's library in one order, wherever in memory their terms lie
     import torch
     from transformers import set_seed
 
