@@ -12,6 +12,7 @@ Shapes: T tokens in one row, no padding; D the model's width; a head is `size` w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ KEPT = 512
 class Layer(NamedTuple):
     """What of a decoder layer is not trained: weights by group, and the two norms' weights."""
 
-    weights: tuple[tuple[torch.Tensor, ...], ...]
+    weights: list[list[torch.Tensor]]
     norms: tuple[torch.Tensor, torch.Tensor]
     epsilon: float
     scaling: float
@@ -48,11 +49,16 @@ def can_fuse(model) -> bool:
 
     if type(model) is not LlamaForCausalLM or model.device.type != "cpu" or model.config.hidden_act != "silu":
         return False
-    linears = [layer.get_submodule(name) for layer in model.model.layers for group in GROUPS for name in group]
+    linears = [linear for layer in model.model.layers for group in _linears(layer) for linear in group]
     if not all(isinstance(each, Linear) and can_merge(each) and each.get_base_layer().bias is None for each in linears):
         return False
     scalings = {each.scaling[name] for each in linears for name in each.active_adapters if name in each.scaling}
     return all(map(merges_now, linears)) and len(scalings) == 1
+
+
+def _linears(layer) -> list[list]:
+    """The linear maps of a decoder layer, by group."""
+    return [[attrgetter(name)(layer) for name in group] for group in GROUPS]
 
 
 def can_merge(layer) -> bool:
@@ -76,14 +82,13 @@ class Plan(NamedTuple):
     """How the tokens of a row attend and turn.
 
     counts: tokens of each sequence, in the row's order. prompts: places of the prompt that each borrows from an earlier sequence,
-    of none as a rule. mask: (longest, longest), -inf above the diagonal. cosine, sine: (T, 1, size / 2).
+    of none as a rule. mask: (longest, longest), -inf above the diagonal. turns: (T, 1, size / 2), cos + i sin of each position.
     """
 
     counts: list[int]
     prompts: list[slice]
     mask: torch.Tensor
-    cosine: torch.Tensor
-    sine: torch.Tensor
+    turns: torch.Tensor
 
 
 def hidden_states(model, layout, places: torch.Tensor) -> torch.Tensor:
@@ -106,18 +111,23 @@ def make_plan(layout, cosine: torch.Tensor, sine: torch.Tensor) -> Plan:
     prompts = [slice(start, end) for start, end in zip(first.tolist(), (first + borrowed).tolist(), strict=True)]
     mask = torch.full((longest, longest), -torch.inf).triu_(1)
     half = cosine.shape[-1] // 2
-    return Plan(counts.tolist(), prompts, mask, cosine[0, :, None, :half], sine[0, :, None, :half])
+    turns = torch.complex(cosine, sine)[0, :, None, :half]
+    return Plan(counts.tolist(), prompts, mask, turns)
 
 
 def _parts(config, layer) -> tuple[Layer, list[torch.Tensor]]:
     """A layer's frozen part, and its adapters: down and up of each product, in the order of GROUPS."""
-    groups = [[layer.get_submodule(name) for name in group] for group in GROUPS]
+    groups = _linears(layer)
     (name,) = (name for name in groups[0][0].active_adapters if name in groups[0][0].lora_A)
-    adapters = [each.weight for group in groups for linear in group for each in (linear.lora_A[name], linear.lora_B[name])]
-    weights = tuple(tuple(linear.get_base_layer().weight for linear in group) for group in groups)
+    weights = [[linear.get_base_layer().weight for linear in group] for group in groups]
+    downs = [linear.lora_A[name].weight for group in groups for linear in group]
+    ups = [linear.lora_B[name].weight for group in groups for linear in group]
+    for turning in (0, 1):
+        weights[0][turning], ups[turning] = (_side_by_side(rows, layer) for rows in (weights[0][turning], ups[turning]))
     norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
     heads, key_heads, size = config.num_attention_heads, config.num_key_value_heads, layer.self_attn.head_dim
-    return Layer(weights, norms, config.rms_norm_eps, groups[0][0].scaling[name], heads, key_heads, size), adapters
+    frozen = Layer(weights, norms, config.rms_norm_eps, groups[0][0].scaling[name], heads, key_heads, size)
+    return frozen, [each for pair in zip(downs, ups, strict=True) for each in pair]
 
 
 class _FusedLayer(torch.autograd.Function):
@@ -127,7 +137,7 @@ class _FusedLayer(torch.autograd.Function):
     def forward(ctx, x, layer, plan, kept, *adapters):
         merged = [_merge(*each, layer.scaling) for each in zip(layer.weights, _grouped(adapters), strict=True)]
         normed, scale = _normalise(x, layer.norms[0], layer.epsilon)
-        heads = _rotate(normed @ merged[0].T, layer, plan.cosine, plan.sine)
+        heads = _rotate(normed @ merged[0].T, layer, plan.turns)
         mixed, kept_weights = _attend(heads, layer, plan)
         before, mixed_kept = (x, mixed) if kept is None else (x[kept], mixed[kept])
         between = torch.addmm(before, mixed_kept, merged[1].T)
@@ -154,7 +164,7 @@ class _FusedLayer(torch.autograd.Function):
         of_mixed = gradient @ merged[1]
         if kept is not None:
             of_mixed = of_mixed.new_zeros(len(x), of_mixed.shape[1]).index_copy_(0, kept, of_mixed)
-        of_heads = _rotate(_attend_backward(of_mixed, heads, layer, plan, kept_weights), layer, plan.cosine, -plan.sine)
+        of_heads = _rotate(_attend_backward(of_mixed, heads, layer, plan, kept_weights), layer, plan.turns.conj())
         normed = (x * scale).mul_(layer.norms[0])
         found = _of_adapters(normed, of_heads, of_qkv, layer.scaling) + found
         if not ctx.needs_input_grad[0]:
@@ -206,16 +216,21 @@ def _normalise_backward(gradient, x, scale, weight) -> torch.Tensor:
     return gradient.mul_(scale).addcmul_(x, shift)
 
 
-def _rotate(heads, layer: Layer, cosine, sine) -> torch.Tensor:
-    """Turns queries and keys in place by their positions (Su et al. 2021, arXiv 2104.09864, eq. 34); values stay.
+def _side_by_side(rows, layer) -> torch.Tensor:
+    """Rows of a query or key matrix (outputs, inputs) in another order: the two halves of a head, which turn together, in pairs.
+
+    Attention does not see the order, since queries and keys share it.
+    """
+    return rows.view(-1, 2, layer.self_attn.head_dim // 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
+
+
+def _rotate(heads, layer: Layer, turns) -> torch.Tensor:
+    """Turns queries and keys in place, each pair as one complex number (Su et al. 2021, arXiv 2104.09864, eq. 34); values stay.
 
     heads: (T, (heads + 2 key heads) x size): queries, keys, values.
     """
-    turning = layer.heads + layer.key_heads
-    first, second = heads.view(len(heads), -1, 2, layer.size // 2)[:, :turning].unbind(2)
-    moved = first * sine
-    first.mul_(cosine).addcmul_(second, sine, value=-1)
-    second.mul_(cosine).add_(moved)
+    pairs = torch.view_as_complex(heads.view(len(heads), -1, layer.size // 2, 2))
+    pairs[:, : layer.heads + layer.key_heads].mul_(turns)
     return heads
 
 
