@@ -34,6 +34,7 @@ OUTPUTS = {
     *(f"plots/{name}.csv" for name in PLOTS),
     "reports/data.json",
     "reports/data.md",
+    "reports/dpo.json",
     "reports/index.html",
     "reports/score.json",
     "reports/side_by_side.md",

@@ -17,7 +17,7 @@ from next_token import NextToken
 from workspace import Workspace, pair_rows
 
 import dpo
-from aligner import modeling, training
+from aligner import decoding, likelihood, modeling, statistics, training
 from aligner import params as parameters
 from aligner.errors import InputError
 
@@ -169,13 +169,56 @@ def test_swapping_chosen_and_rejected_mirrors_the_measures(pairs, beta):
     assert one["validation_loss"] - other["validation_loss"] == pytest.approx(-one["validation_margin"], abs=1e-9)
 
 
+def test_brier_and_log_loss_by_hand():
+    """Margins ln 3, 0, -ln 3 forecast 3/4, 1/2, 1/4: brier (1/16 + 4/16 + 9/16) / 3 = 7/24, loss (ln 4/3 + ln 2 + ln 4) / 3."""
+    policy = [(-5, -5 - math.log(3)), (-5, -5), (-5 - math.log(3), -5)]
+    found = dpo.preference_metrics(policy, [(-5, -5)] * 3, 1)
+    assert found["validation_brier"] == pytest.approx(7 / 24)
+    assert found["validation_loss"] == pytest.approx((math.log(4 / 3) + math.log(2) + math.log(4)) / 3)
+
+
+@given(LOG_PROBABILITIES, st.sampled_from([0.0625, 0.5, 1]))
+@settings(deadline=None)
+def test_a_forecast_and_its_mirror(pairs, beta):
+    """With s = sigmoid(m): (1 - s)^2 - s^2 = 1 - 2 s, so that brier - mirrored brier = mean(1 - 2 s); each is in [0, 1]."""
+    policy, reference = ([(p[i], p[i + 1]) for p in pairs] for i in (0, 2))
+    one = dpo.preference_metrics(policy, reference, beta)["validation_brier"]
+    other = dpo.preference_metrics([p[::-1] for p in policy], [r[::-1] for r in reference], beta)["validation_brier"]
+    margins = [beta * (p[0] - r[0] - p[1] + r[1]) for p, r in zip(policy, reference, strict=True)]
+    assert one - other == pytest.approx(math.fsum(-math.tanh(m / 2) for m in margins) / len(margins), abs=1e-9)
+    assert 0 <= one <= 1
+
+
+def test_a_policy_that_is_its_reference_forecasts_nothing():
+    pairs = [(-3.5, -7.25), (-11, -2), (-4, -4)]
+    found = dpo.preference_metrics(pairs, pairs, 0.1)
+    assert (found["validation_brier"], found["validation_loss"]) == (0.25, math.log(2))
+
+
+def report_of(**changes):
+    """What dpo found at the end, of chosen values."""
+    ranks = {"models": {"dpo": {"estimate": 0.66667}}}
+    return {
+        "ranking": {"raw": ranks, "per_token": {"models": {"dpo": {"estimate": 1.0}}}},
+        "likelihood": {"perplexity": 3.5, "bits_per_byte": 0.75},
+        "kl": {
+            "teacher_forced": {"per_token": 0.01234},
+            "sampled": {"per_token": 0.02, "per_answer": {"estimate": 1.23456}},
+        },
+    } | changes
+
+
 def test_summary_counts_and_rounds():
-    """Chosen longer, as long, shorter: (1 + 1/2 + 0) / 3 = 0.5; Wilson of 3 of 3 from 3 / (3 + 1.96^2); four decimals."""
+    """Chosen longer, as long, shorter: (1 + 1/2 + 0) / 3 = 0.5; Wilson of 3 of 3 from 3 / (3 + 1.96^2); four decimals.
+
+    The chosen answers gain 3 nats on 3 + 2 + 1 tokens, 0.5 a token.
+    """
     rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * 2} for chosen in (3, 2, 1)]
-    numbers = dpo.summary(dpo.preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1) | {"kl": 0.01234}, rows)
-    loss = round(math.log1p(math.exp(-0.1)), 4)
+    numbers = dpo.summary(dpo.preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), rows, report_of())
+    loss, brier = round(math.log1p(math.exp(-0.1)), 4), round((1 - 1 / (1 + math.exp(-0.1))) ** 2, 4)
     assert numbers == {
         "validation_loss": loss,
+        "brier": brier,
         "reward_accuracy": 1,
         "reward_accuracy_low": 0.4385,
         "reward_accuracy_high": 1,
@@ -183,13 +226,82 @@ def test_summary_counts_and_rounds():
         "chosen_reward": 0.1,
         "chosen_logp_change": 1,
         "rejected_logp_change": 0,
+        "chosen_logp_change_per_token": 0.5,
+        "rejected_logp_change_per_token": 0,
         "chosen_fell": 0,
         "kl_per_token_teacher_forced": 0.0123,
+        "kl_per_token_sampled": 0.02,
+        "kl_per_answer_sampled": 1.2346,
+        "ranking_accuracy": 0.6667,
+        "ranking_accuracy_per_token": 1,
+        "perplexity": 3.5,
+        "bits_per_byte": 0.75,
         "longer_is_chosen": 0.5,
         "validation_pairs": 3,
         "health": "healthy",
     }
 
+
+def test_what_is_undefined_is_null_in_the_summary():
+    kl = {"teacher_forced": {"per_token": 0.0}, "sampled": {"per_token": None, "per_answer": {"estimate": None}}}
+    numbers = dpo.summary(
+        dpo.preference_metrics([(-1, -2)], [(-1, -2)], 0.1), [{"chosen_ids": [1], "rejected_ids": [1]}], report_of(kl=kl)
+    )
+    assert [name for name, value in numbers.items() if value is None] == ["kl_per_token_sampled", "kl_per_answer_sampled"]
+
+
+# ---- Ranks without a reference --------------------------------------------------------------------------------------
+
+# Tokens of chosen and rejected, and what the models say: raw, base is right on a alone; per token on a and c too.
+RANKED_ROWS = [
+    {"chosen_ids": [1] * chosen, "rejected_ids": [1] * rejected} for chosen, rejected in ((2, 2), (2, 4), (4, 2), (3, 3))
+]
+SAID = {
+    "base": [(-2, -3), (-4, -4), (-4, -3), (-5, -2)],
+    "sft": [(-2, -3), (-2, -4), (-4, -3), (-2, -2)],
+    "dpo": [(-2, -3), (-1, -4), (-2, -3), (-2, -9)],
+}
+
+
+def test_ranking_accuracies_by_hand():
+    """Whole answers: base right, tied, wrong, wrong; sft right, right, wrong, tied; dpo all right.
+
+    Per token: base -1 > -1.5, -2 < -1, -1 > -1.5, wrong; sft right, -1 = -1, right, tied; dpo right, -0.5 > -1, right, right.
+    """
+    found = dpo.rankings(SAID, RANKED_ROWS)
+    accuracies = {way: {name: each["estimate"] for name, each in found[way]["models"].items()} for way in found}
+    assert accuracies["raw"] == {"base": 1.5 / 4, "sft": 2.5 / 4, "dpo": 1}
+    assert accuracies["per_token"] == {"base": 2 / 4, "sft": 3 / 4, "dpo": 1}
+    low, high = statistics.wilson_interval(2.5, 4)
+    of_sft = {"estimate": 0.625, "n": 4, "low": dpo.six(low), "high": dpo.six(high), "method": "Wilson score"}
+    assert found["raw"]["models"]["sft"] == of_sft
+
+
+def test_models_are_compared_on_the_pairs_that_they_rank_differently():
+    """sft over base: better on the second and the fourth, p = 2/4; dpo over sft: on the third and the fourth."""
+    pairs = dpo.rankings(SAID, RANKED_ROWS)["raw"]["pairs"]
+    found = {"wins": 2, "losses": 0, "n": 4, "p": 0.5, "method": "McNemar exact"}
+    assert pairs == {"sft_vs_base": found, "dpo_vs_sft": found}
+    assert dpo.mcnemar([1.0, 0.0, 0.5], [0.0, 0.5, 0.0]) == {"wins": 2, "losses": 1, "n": 3, "p": 1.0, "method": "McNemar exact"}
+
+
+@given(LOG_PROBABILITIES)
+@settings(deadline=None)
+def test_ranks_of_swapped_pairs_and_of_equal_models(pairs):
+    """Swapped labels give 1 - accuracy, the whole answers' and per token; a policy that is its reference ranks as it does."""
+    said = {"base": [pair[:2] for pair in pairs], "sft": [pair[2:] for pair in pairs], "dpo": [pair[2:] for pair in pairs]}
+    rows = [{"chosen_ids": [1] * (1 + place % 3), "rejected_ids": [1] * (1 + place % 2)} for place in range(len(pairs))]
+    found = dpo.rankings(said, rows)
+    mirrored = dpo.rankings({name: [pair[::-1] for pair in given] for name, given in said.items()}, swapped(rows))
+    for way in ("raw", "per_token"):
+        for name in said:
+            accuracies = (each[way]["models"][name]["estimate"] for each in (found, mirrored))
+            assert sum(accuracies) == pytest.approx(1, abs=1e-5)
+        assert found[way]["models"]["dpo"] == found[way]["models"]["sft"]
+        assert found[way]["pairs"]["dpo_vs_sft"] == {"wins": 0, "losses": 0, "n": len(rows), "p": 1.0, "method": "McNemar exact"}
+
+
+# ---- Health ---------------------------------------------------------------------------------------------------------
 
 HEALTH = [
     ((0.9, 0.2, 0.3), 0.5, "healthy"),
@@ -442,7 +554,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
 # ---- The stage ------------------------------------------------------------------------------------------------------
 
 OUTPUTS = ["models/dpo/adapter_config.json", "models/dpo/adapter_model.safetensors", "models/dpo/provenance.json"]
-OUTPUTS += ["metrics/dpo.json", *map(str, dpo.CURVES)]
+OUTPUTS += ["metrics/dpo.json", "reports/dpo.json", *map(str, dpo.CURVES)]
 
 
 @pytest.fixture
@@ -457,16 +569,31 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def test_the_divergence_from_the_reference_is_the_textbook_s(workspace):
+def answers_of(rows):
+    return [(row["prompt_ids"], row["chosen_ids"]) for row in rows]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_size):
     """sum_v p(v) log(p(v) / q(v)), one row at a time in double precision, at the tokens of the chosen answers; then no trace."""
     given, rows = setting(workspace), random_rows(9)
     policy = train(workspace, rows).model
     reference = modeling.load_adapter(modeling.load_base(given.params.models, given.where), dpo.SFT_ADAPTER).eval()
-    expected = math.fsum(naive_divergence(policy.eval(), reference, row) for row in rows)
+    expected = [naive_divergence(policy.eval(), reference, row) for row in rows]
     policy.train()
-    found = dpo.divergence(policy, rows, given.chat.pad_id, 4)
-    assert found == pytest.approx(expected / sum(len(row["chosen_ids"]) for row in rows), rel=1e-4) and found > 1e-3
+    found = dpo.divergences(policy, answers_of(rows), given.chat.pad_id, batch_size)
+    assert found == pytest.approx(expected, rel=1e-4) and min(found) > 1e-3
     assert list(policy.peft_config) == ["default"] and policy.active_adapter == "default" and policy.training
+
+
+def test_the_mean_is_per_token_of_all_answers_and_per_answer(monkeypatch):
+    """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 a token, 6 / 2 an answer. Of one answer there is no interval."""
+    monkeypatch.setattr(dpo, "divergences", lambda model, answers, pad_id: [1.0, 5.0][: len(answers)])
+    found = dpo.distance(None, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0)
+    per_answer = {"estimate": 3.0, "n": 2, "low": 1.0, "high": 5.0, "method": "percentile bootstrap over answers"}
+    assert found == {"per_token": 1.0, "per_answer": per_answer, "tokens": 6}
+    alone = dpo.distance(None, [([9], [1, 1])], 0)["per_answer"]
+    assert (alone["estimate"], alone["low"], alone["high"]) == (1.0, None, None) and "two answers" in alone["reason"]
 
 
 def naive_divergence(policy, reference, row):
@@ -479,7 +606,76 @@ def naive_divergence(policy, reference, row):
 
 def test_the_reference_does_not_diverge_from_itself(workspace):
     given = setting(workspace)
-    assert dpo.divergence(load_policy(given), random_rows(5), given.chat.pad_id) == pytest.approx(0, abs=1e-7)
+    found = dpo.divergence(load_policy(given), random_rows(5), given.chat, 17)
+    for way in ("teacher_forced", "sampled"):
+        assert found[way]["per_token"] == pytest.approx(0, abs=1e-7)
+
+
+def answer(policy, given, rows, longest, seed):
+    ends = decoding.end_ids(given.chat)
+    return dpo.sample(policy, [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, longest, seed)
+
+
+def test_samples_follow_the_seed_and_not_the_random_state_that_training_left(workspace):
+    given, rows = setting(workspace), random_rows(9)
+    policy = load_policy(given)
+    policy.train()
+    found = []
+    for seed, left in ((17, 1), (17, 2), (18, 1)):
+        torch.manual_seed(left)
+        found.append(answer(policy, given, rows, 20, seed))
+    assert found[0] == found[1] != found[2] and policy.training
+    assert [prompt for prompt, _ in found[0]] == [row["prompt_ids"] for row in rows]
+
+
+def test_samples_end_with_their_end_token_or_at_the_longest(workspace):
+    """A random model says every token about as often: with many ends some answers end, others are cut."""
+    given, rows = setting(workspace), random_rows(40)
+    ends = list(range(5, 60))
+    drawn = dpo.sample(load_policy(given), [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, 6, 17)
+    ended = [ids for _, ids in drawn if ids[-1] in ends]
+    assert 0 < len(ended) < len(drawn)
+    assert all(1 <= len(ids) <= 6 and not set(ids[:-1]) & set(ends) for _, ids in drawn)
+    assert all(len(ids) == 6 for _, ids in drawn if ids[-1] not in ends)
+
+
+def test_samples_are_drawn_from_the_whole_distribution(workspace):
+    """2,000 first tokens after one prompt are as frequent as the model's chances, however unlikely: a chi-square of 8 classes."""
+    given, prompt = setting(workspace), random_rows(1)[0]["prompt_ids"]
+    policy = load_policy(given).eval()
+    policy.get_base_model().generation_config.top_k = 3  # of the model's own; it plays no part
+    drawn = dpo.sample(policy, [prompt] * 2000, given.chat.pad_id, decoding.end_ids(given.chat), 1, 17)
+    with torch.no_grad():
+        chances = torch.softmax(policy(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1)
+    classes = torch.arange(len(chances)) % 8
+    expected = torch.zeros(8, dtype=torch.float64).index_add(0, classes, chances) * 2000
+    counts = torch.bincount(torch.tensor([ids[0] % 8 for _, ids in drawn]), minlength=8)
+    assert ((counts - expected) ** 2 / expected).sum() < 24.3  # the 0.999 quantile with 7 degrees of freedom
+    assert len({ids[0] for _, ids in drawn}) > 100
+
+
+def test_sampled_answers_are_no_longer_than_held_out_ones_nor_than_there_is_room(workspace):
+    given, rows = setting(workspace), random_rows(6)
+    policy = load_policy(given)
+    longest = max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids"))
+    found = dpo.divergence(policy, rows, given.chat, 17)["sampled"]
+    assert found["longest"] == longest and found["per_answer"]["n"] == 6 and 0 <= found["cut"] <= 6
+    assert 6 <= found["tokens"] <= 6 * longest
+    prompts = max(len(row["prompt_ids"]) for row in rows)
+    policy.config.max_position_embeddings = prompts + 2
+    assert dpo.divergence(policy, rows, given.chat, 17)["sampled"]["longest"] == 2
+    policy.config.max_position_embeddings = prompts
+    none = dpo.divergence(policy, rows, given.chat, 17)["sampled"]
+    assert none["per_token"] is None and none["per_answer"]["reason"] == "the prompts leave the model no position for an answer"
+
+
+def test_of_very_many_held_out_prompts_some_are_answered_from_all_over(workspace, monkeypatch):
+    """Seven pairs and room for three: every third prompt."""
+    monkeypatch.setattr(dpo, "MOST_SAMPLED", 3)
+    given, rows, asked = setting(workspace), random_rows(7), []
+    monkeypatch.setattr(dpo, "sample", lambda model, prompts, *rest: asked.extend(prompts) or [])
+    dpo.divergence(load_policy(given), rows, given.chat, 17)
+    assert asked == [rows[place]["prompt_ids"] for place in (0, 3, 6)]
 
 
 def test_the_sft_adapter_on_disk_stays_as_it_was(workspace):
@@ -494,16 +690,53 @@ def test_the_sft_adapter_on_disk_stays_as_it_was(workspace):
 
 
 def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(finished):
+    """Of models that are loaded anew, the base without any adapter, and by the stock forward pass, up to the last bits."""
     given, rows = setting(finished), finished.rows("data/prepared/dpo_validation.jsonl")
     policies = [
         modeling.load_adapter(modeling.load_base(given.params.models, given.where), Path(folder))
         for folder in ("models/dpo", "models/sft")
     ]
-    policy, reference = (dpo.log_probabilities(model, rows, given.chat.pad_id) for model in policies)
-    measures = dpo.preference_metrics(policy, reference, given.params.dpo.beta)
-    policies[0].eval()
-    measures["kl"] = dpo.divergence(policies[0], rows, given.chat.pad_id)
-    assert finished.json("metrics/dpo.json") == {"dpo": dpo.summary(measures, rows)}
+    base = modeling.load_base(given.params.models, given.where)
+    said = {
+        name: dpo.log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)
+    }
+    report = {
+        "ranking": dpo.rankings(said, rows),
+        "likelihood": dpo.sft_likelihood(policies[0], given.chat, fast=False),
+        "kl": dpo.divergence(policies[0].eval(), rows, given.chat, given.params.seed),
+    }
+    assert finished.json("reports/dpo.json") == alike(report)
+    measures = dpo.preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
+    assert finished.json("metrics/dpo.json")["dpo"] == alike(dpo.summary(measures, rows, report), 1e-4)
+
+
+NAMED = ("dpo", "sft", "base")
+
+
+def alike(value, tolerance=1e-5):
+    """The same but for the last digits of floats."""
+    if isinstance(value, dict):
+        return {key: alike(each, tolerance) for key, each in value.items()}
+    return pytest.approx(value, rel=tolerance, abs=tolerance) if isinstance(value, float) else value
+
+
+def test_dpo_and_sft_are_measured_on_the_same_held_out_answers(finished, monkeypatch):
+    """DPO's perplexity after no training at all would be SFT's: the adapter that dpo starts from, by dpo's own measure."""
+    given = setting(finished)
+    rows = finished.rows("data/prepared/sft_validation.jsonl")
+    policy = load_policy(given)
+    measured = likelihood.evaluate(policy, rows, given.chat.pad_id, likelihood.special_ids(given.chat))
+    size = likelihood.text_bytes(rows, given.chat)
+    found = dpo.sft_likelihood(policy, given.chat, fast=False)
+    assert found == {**likelihood.summary(measured, size), "tokens": likelihood.supervised(rows), "bytes": size}
+    assert size == sum(len(f"The {word} is number {n}.".encode()) for n, word in held_out_words(rows))
+
+
+def held_out_words(rows):
+    from workspace import WORDS, number
+
+    ids = {row["id"] for row in rows}
+    return [(n, word) for n, word in number(WORDS) if f"s{n}" in ids]
 
 
 def test_the_held_out_curves_begin_at_the_reference_and_end_at_the_metrics(finished):

@@ -12,7 +12,7 @@ from pathlib import Path
 import browser
 import pytest
 import test_score
-from test_score import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, write_inputs, write_params
+from test_score import ANSWERS, REFERENCES, answer_row, copy_from_other_stages, write_inputs, write_params
 
 import score
 import votes
@@ -48,9 +48,7 @@ def folder(tmp_path, monkeypatch):
 def enter(folder, monkeypatch):
     """The working folder, with what the other stages wrote in this repository's own last run."""
     monkeypatch.chdir(folder)
-    for path in FROM_OTHER_STAGES:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes((ROOT / path).read_bytes())
+    copy_from_other_stages()
     write_params(0)
 
 

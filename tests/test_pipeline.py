@@ -32,7 +32,7 @@ OUTPUTS = {
         "dpo_accuracy.csv", "dpo_logps.csv", "dpo_loss.csv", "dpo_rewards.csv",
         "hit_rate.csv", "lengths.csv", "outcomes.csv", "sft.csv", "topics.csv",
     },
-    "reports": {"data.json", "data.md", "index.html", "score.json", "side_by_side.md"},
+    "reports": {"data.json", "data.md", "dpo.json", "index.html", "score.json", "side_by_side.md"},
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The report as one web page that needs nothing but itself: what ran, curves, results, and every prompt with all answers.
 
-    text = render(Sources(params, pins, metrics, curves, report, references, answers, pairs))
+    text = render(Sources(params, pins, metrics, curves, preferences, report, references, answers, pairs))
 
 Pure functions of what stands in files, so that the same run gives the same bytes. What models and people wrote reaches the page
 in two ways alone: escaped by Jinja, or as JSON in a block that no browser runs, which page.js writes out with `textContent`.
@@ -59,7 +59,20 @@ LABELS = {
     "dpo_data": "DPO pairs",
     "chosen_logp_change": "Change of log-probability, chosen",
     "rejected_logp_change": "Change of log-probability, rejected",
-    "kl_per_token_teacher_forced": "KL per token, teacher-forced",
+    "chosen_logp_change_per_token": "Change of log-probability per token, chosen",
+    "rejected_logp_change_per_token": "Change of log-probability per token, rejected",
+    "kl_per_token_teacher_forced": "KL from the reference per token, on the chosen answers",
+    "kl_per_token_sampled": "KL from the reference per token, on its own answers",
+    "kl_per_answer_sampled": "KL from the reference per answer, on its own answers",
+    "brier": "Brier score of sigmoid(margin); 0.25 knows nothing",
+    "perplexity": "Perplexity on held-out SFT answers",
+    "bits_per_byte": "Bits per byte of held-out SFT answers",
+    "base_perplexity": "Perplexity of the base model",
+    "base_bits_per_byte": "Bits per byte of the base model",
+    "validation_tokens": "Held-out tokens",
+    "validation_bytes": "Held-out bytes of text",
+    "ranking_accuracy": "Ranking accuracy, without a reference",
+    "ranking_accuracy_per_token": "Ranking accuracy per token, without a reference",
     "chosen_fell": "Share of pairs whose chosen answer fell",
     "reward_accuracy_low": "Reward accuracy, lower end",
     "reward_accuracy_high": "Reward accuracy, upper end",
@@ -91,12 +104,16 @@ MAIN_PINS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "
 
 
 class Sources(NamedTuple):
-    """All that the page is made from; `curves` holds each plot's rows, `pins` the lines of requirements.txt."""
+    """All that the page is made from; `curves` holds each plot's rows, `pins` the lines of requirements.txt.
+
+    report and preferences: what score and dpo found in detail (reports/score.json, reports/dpo.json).
+    """
 
     params: SimpleNamespace
     pins: list[str]
     metrics: dict[str, dict[str, Any]]
     curves: dict[str, list[dict[str, str]]]
+    preferences: dict[str, Any]
     report: dict[str, Any]
     references: list[dict[str, Any]]
     answers: dict[str, list[Answer]]
@@ -243,6 +260,9 @@ def context(sources: Sources) -> dict[str, Any]:
         "outcomes": outcome_bars(report, names, sources.pairs),
         "curves": list(panels(sources.curves)),
         "training": {stage: sources.metrics[stage][stage] for stage in ("sft", "dpo")},
+        "held_out": measures(held_out(sources.metrics, sources.preferences), names),
+        "ranked": list(ranked(sources.preferences["ranking"])),
+        "kl": sources.preferences["kl"]["sampled"],
         **rows_of_data(sources.metrics["prepare"]),
         "settings_of_run": sections(sources.params),
         "main_pins": [pin for pin in sources.pins if pin.split("==")[0] in MAIN_PINS],
@@ -264,6 +284,31 @@ def undefined_alike(first: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def is_estimate(value: Any) -> bool:
     return isinstance(value, dict) and "estimate" in value
+
+
+def held_out(metrics: dict[str, dict[str, Any]], preferences: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """How each model finds what it was not trained on: the SFT answers, and the answers of preference pairs."""
+    sft, dpo = metrics["sft"]["sft"], metrics["dpo"]["dpo"]
+    of_sft_answers = {"base": {name.removeprefix("base_"): sft[name] for name in ("base_perplexity", "base_bits_per_byte")}}
+    of_sft_answers |= {
+        name: {key: found[key] for key in ("perplexity", "bits_per_byte")} for name, found in (("sft", sft), ("dpo", dpo))
+    }
+    ranks = preferences["ranking"]
+    return {
+        name: {
+            **{key: {"estimate": value, "reason": "the answers hold no text"} for key, value in found.items()},
+            "ranking_accuracy": ranks["raw"]["models"][name],
+            "ranking_accuracy_per_token": ranks["per_token"]["models"][name],
+        }
+        for name, found in of_sft_answers.items()
+    }
+
+
+def ranked(ranking: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row for every paired comparison of ranking accuracies: by the whole answers, and per token."""
+    for way, found in ranking.items():
+        for pair, counts in found["pairs"].items():
+            yield {"pair": pair.replace("_vs_", " over "), "by": way.replace("raw", "whole answer"), **counts}
 
 
 def rate_rows(report: dict[str, Any], names: Sequence[str], whole: bool, part: str) -> list[dict[str, Any]]:
@@ -344,6 +389,8 @@ def three(value: float | int | None) -> str:
 
 def plain(value: Any) -> str:
     """A number as it stands in the file, with a true minus."""
+    if value is None:
+        return "undefined"
     return str(value) if isinstance(value, str) else str(value).replace("-", "\u2212")
 
 
