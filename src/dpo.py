@@ -1,7 +1,7 @@
 """dpo: direct preference optimisation with TRL's DPOTrainer; it continues the SFT adapter, and the SFT policy is the reference.
 
 reads   data/prepared/dpo_{train,validation}.jsonl, sft_validation.jsonl, chat.json, models/sft, the base model
-writes  models/dpo/ (adapter, provenance), metrics/dpo.json, reports/dpo.json, plots/dpo_{loss,rewards,accuracy,logps}.csv
+writes  models/dpo/ (adapter, provenance), metrics/dpo.json, plots/dpo_{loss,rewards,accuracy,logps,ranking}.csv
 params  dpo, seed, model, the entry's loading keys and its dpo section
 command python src/dpo.py
 
@@ -9,8 +9,8 @@ Before the first step the policy is the reference, so every implicit reward must
 trainer's own loss (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). With sft_weight the chosen answers' own loss is added (RPO:
 Pang et al. 2024, arXiv 2404.19733, eq. 1); held-out losses are the preference loss alone.
 
-reports/dpo.json holds what is measured once, at the end: how base, SFT and DPO rank held-out pairs without a reference, with
-intervals and tests; DPO's likelihood of the held-out SFT answers; how far it is from its reference in what it writes itself.
+At the end are measured, once: how base, SFT and DPO rank held-out pairs without a reference, DPO's likelihood of the held-out SFT
+answers, and how far it is from its reference in what it writes itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +51,8 @@ CHAT = Path("data/prepared/chat.json")
 SFT_ADAPTER = Path("models/sft")
 ADAPTER = Path("models/dpo")
 METRICS = Path("metrics/dpo.json")
-REPORT = Path("reports/dpo.json")
+RANKING = Path("plots/dpo_ranking.csv")
+RANKING_COLUMNS = ["group", "model", "ranking_accuracy", "low", "high", "prompts", "better", "worse", "p"]
 CURVES = {
     Path("plots/dpo_loss.csv"): {"loss": "training objective", "validation_loss": "held out"},
     Path("plots/dpo_rewards.csv"): {
@@ -65,7 +66,7 @@ CURVES = {
 }
 STARTING_PAIRS = 16
 REFERENCE_ADAPTER = "reference"
-COMPARED = [("sft", "base"), ("dpo", "sft")]
+BEFORE = {"base": None, "sft": "base", "dpo": "sft"}  # the model that each one came from
 MOST_SAMPLED = 256  # prompts that the policy answers, so that many held-out pairs cost no more than this
 SAMPLED_AT_ONCE = 32
 REWARD_TOLERANCE = {"torch.float32": 1e-3, "torch.bfloat16": 0.5}
@@ -107,16 +108,13 @@ def main(run: Run) -> None:
         modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
         with trainer.model.disable_adapter():
             held_out["base"] = log_probabilities(trainer.model, validation, chat.pad_id, fast=fast)
-        report = {
-            "ranking": rankings(held_out, validation),
-            "likelihood": sft_likelihood(trainer.model, chat, fast),
-            "kl": divergence(trainer.model, validation, chat, params.seed),
-        }
-        metrics = {"dpo": summary(final, validation, report)}
+        ranks = rankings(held_out, validation)
+        kl = divergence(trainer.model, validation, chat, params.seed)
+        metrics = {"dpo": summary(final, ranks, kl, sft_likelihood(trainer.model, chat, fast), validation)}
         for path, series in CURVES.items():
             write_csv(path, ["step", "series", "value"], training.curve(trainer.state.log_history, series))
+        write_csv(RANKING, RANKING_COLUMNS, ranking_rows(ranks))
         write_json(METRICS, metrics)
-        write_json(REPORT, report)
     run.note(metrics=metrics)
     run.phase("measure")
 
@@ -236,32 +234,34 @@ def log_probabilities(
 def sft_likelihood(model, chat: Chat, fast: bool) -> dict[str, float | None]:
     """Perplexity and bits per byte on the held-out SFT answers, as metrics/sft.json has them of base and SFT."""
     rows = list(read_jsonl(SFT_VALIDATION))
-    size = likelihood.text_bytes(rows, chat)
     measured = likelihood.evaluate(model, rows, chat.pad_id, likelihood.special_ids(chat), fast=fast)
-    return {**likelihood.summary(measured, size), "tokens": likelihood.supervised(rows), "bytes": size}
+    return likelihood.summary(measured, likelihood.text_bytes(rows, chat))
 
 
 # ---- Distance from the reference ------------------------------------------------------------------------------------
 
 
-def divergence(model, rows: list[dict[str, Any]], chat: Chat, seed: int) -> dict[str, dict[str, Any]]:
+def divergence(model, rows: list[dict[str, Any]], chat: Chat, seed: int) -> dict[str, float | None]:
     """KL(policy || reference) in nats, on two kinds of answers to held-out prompts.
 
     teacher_forced: on the chosen answers, tokens that come from the data; a drift that shows only in what the policy itself
     writes is not seen. sampled: on an answer that the policy draws for itself to each prompt. By the chain rule the mean sum over
     these estimates the divergence of the two distributions over whole answers. An answer of more tokens than the longest
-    held-out one, or than there are positions, is `cut` and counts as far as it goes: the estimate is then of the distributions
-    over such beginnings, which is never more than that over whole answers.
+    held-out one, or than there are positions, is cut (samples_cut: the share of such) and counts as far as it goes: the estimate
+    is then of the distributions over such beginnings, which is never more than that over whole answers. None where the prompts
+    leave no position for an answer.
     """
     longest = max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids"))
     prompts = [row["prompt_ids"] for row in rows[:: math.ceil(len(rows) / MOST_SAMPLED)]]
     longest = min(longest, model.config.max_position_embeddings - max(map(len, prompts)))
     ends = decoding.end_ids(chat)
+    forced = distance(model, [(row["prompt_ids"], row["chosen_ids"]) for row in rows], chat.pad_id)
     answers = sample(model, prompts, chat.pad_id, ends, longest, seed) if longest > 0 else []
+    names = ("kl_per_token_sampled", "kl_per_answer_sampled", "kl_per_answer_sampled_low", "kl_per_answer_sampled_high")
     return {
-        "teacher_forced": distance(model, [(row["prompt_ids"], row["chosen_ids"]) for row in rows], chat.pad_id),
-        "sampled": distance(model, answers, chat.pad_id)
-        | {"cut": sum(ids[-1] not in ends for _, ids in answers), "longest": longest},
+        "kl_per_token_teacher_forced": forced[0],
+        **dict(zip(names, distance(model, answers, chat.pad_id) if answers else [None] * 4, strict=True)),
+        "samples_cut": _mean([float(ids[-1] not in ends) for _, ids in answers]) if answers else None,
     }
 
 
@@ -292,15 +292,14 @@ def sample(
     return [(prompt, answers[index]) for index, prompt in enumerate(prompts)]
 
 
-def distance(model, answers: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Any]:
-    """The mean KL per token, over all tokens, and per answer with its interval, of (prompt, answer)s."""
-    if not answers:
-        reason = "the prompts leave the model no position for an answer"
-        return {"per_token": None, "per_answer": {"estimate": None, "n": 0, "reason": reason}, "tokens": 0}
-    sums, tokens = divergences(model, answers, pad_id), sum(len(ids) for _, ids in answers)
-    interval = statistics.exact_bootstrap_interval(sums)
-    per_answer = with_interval(_mean(sums), len(sums), interval, "percentile bootstrap over answers")
-    return {"per_token": six(sum(sums) / tokens), "per_answer": per_answer, "tokens": tokens}
+def distance(model, answers: list[tuple[list[int], list[int]]], pad_id: int) -> list[float | None]:
+    """Of (prompt, answer)s: the mean KL per token of them all; that per answer, and its 95 % interval (of one answer: None).
+
+    The interval is the percentile bootstrap's over answers.
+    """
+    sums = divergences(model, answers, pad_id)
+    per_token = sum(sums) / sum(len(ids) for _, ids in answers)
+    return [per_token, _mean(sums), *(statistics.exact_bootstrap_interval(sums) or (None, None))]
 
 
 def divergences(model, answers: list[tuple[list[int], list[int]]], pad_id: int, batch_size: int = 16) -> list[float]:
@@ -360,7 +359,7 @@ def preference_metrics(policy: list[tuple[float, float]], reference: list[tuple[
         "validation_reward_chosen": _mean(chosen),
         "validation_reward_rejected": _mean(rejected),
         "validation_margin": _mean(margins),
-        "validation_accuracy": _mean([1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]),
+        "validation_accuracy": _mean([_order(margin, 0) for margin in margins]),
         "validation_logp_chosen": _mean([p[0] for p in policy]),
         "validation_logp_rejected": _mean([p[1] for p in policy]),
         "chosen_change": _mean([p[0] - r[0] for p, r in pairs]),
@@ -369,68 +368,54 @@ def preference_metrics(policy: list[tuple[float, float]], reference: list[tuple[
     }
 
 
-def rankings(held_out: dict[str, list[tuple[float, float]]], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Ranking accuracy of each model: the share of pairs whose chosen answer it finds likelier than the rejected one.
+def rankings(held_out: dict[str, list[tuple[float, float]]], rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Whether each model finds a pair's chosen answer likelier than the rejected one: 1, 0, or 1/2 for a tie, pair by pair.
 
-    No reference takes part (Chen et al. 2024, arXiv 2405.19534). raw: by log p of the whole answer, which is lower for longer
-    ones; per_token: by log p divided by the answer's tokens. A tie is one half. Two models are compared on the pairs that one of
-    them ranks better than the other, by McNemar's exact test.
+    No reference takes part (Chen et al. 2024, arXiv 2405.19534). By log p of the whole answer, which is lower for a longer one;
+    and per token, by log p divided by the answer's length. held_out: (chosen, rejected) log-probabilities by model.
     """
+    lengths = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    ways = {"whole answer": [(1, 1)] * len(rows), "per token": lengths}
     return {
-        "raw": ranking({name: [ranked(*pair) for pair in pairs] for name, pairs in held_out.items()}),
-        "per_token": ranking({
-            name: [
-                ranked(chosen / len(row["chosen_ids"]), rejected / len(row["rejected_ids"]))
-                for (chosen, rejected), row in zip(pairs, rows, strict=True)
-            ]
+        way: {
+            name: [_order(said[0] / by[0], said[1] / by[1]) for said, by in zip(pairs, divisors, strict=True)]
             for name, pairs in held_out.items()
-        }),
-    }  # fmt: skip
+        }
+        for way, divisors in ways.items()
+    }
 
 
-def ranking(ranks: dict[str, list[float]]) -> dict[str, Any]:
-    """Accuracies with Wilson's interval, and the paired comparisons, from each model's 1, 1/2 or 0 on the same pairs."""
-    accuracies = {name: accuracy(ranks[name]) for name in ("base", "sft", "dpo")}
-    return {"models": accuracies, "pairs": {f"{a}_vs_{b}": mcnemar(ranks[a], ranks[b]) for a, b in COMPARED}}
+def ranking_rows(rankings: dict[str, dict[str, list[float]]]) -> Iterator[list[Any]]:
+    """For each model its ranking accuracy, Wilson's interval and n; and against the model that it came from, pair by pair: how
+    many it ranks better, how many worse, and the p-value of McNemar's exact test."""
+    for way, ranks in rankings.items():
+        for name, before in BEFORE.items():
+            n, right = len(ranks[name]), sum(ranks[name])
+            compared = mcnemar(ranks[name], ranks[before]) if before else (None, None, None)
+            yield [way, name, right / n, *statistics.wilson_interval(right, n), n, *compared]
 
 
-def ranked(chosen: float, rejected: float) -> float:
-    return 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0
+def mcnemar(first: Sequence[float], second: Sequence[float]) -> tuple[int, int, float]:
+    """How many pairs the first ranks better than the second, how many worse, and the p-value of no difference."""
+    better = sum(a > b for a, b in zip(first, second, strict=True))
+    worse = sum(a < b for a, b in zip(first, second, strict=True))
+    return better, worse, statistics.sign_test(better, worse)
 
 
-def accuracy(ranks: Sequence[float]) -> dict[str, Any]:
-    n = len(ranks)
-    return with_interval(_mean(ranks), n, statistics.wilson_interval(sum(ranks), n), "Wilson score")
-
-
-def mcnemar(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """How many pairs the first ranks better than the second, and worse, and the p-value of no difference."""
-    wins = sum(a > b for a, b in zip(first, second, strict=True))
-    losses = sum(a < b for a, b in zip(first, second, strict=True))
-    p = six(statistics.sign_test(wins, losses))
-    return {"wins": wins, "losses": losses, "n": len(first), "p": p, "method": "McNemar exact"}
-
-
-def with_interval(value: float, n: int, interval: statistics.Interval | None, method: str) -> dict[str, Any]:
-    """A number as reports hold it; without an interval (n = 1) the reason stands beside it."""
-    if interval is None:
-        return {"estimate": six(value), "n": n, "low": None, "high": None, "reason": "an interval takes at least two answers"}
-    return {"estimate": six(value), "n": n, "low": six(interval[0]), "high": six(interval[1]), "method": method}
-
-
-def six(value: float) -> float:
-    """To six significant digits, as in the other reports."""
-    return float(f"{value:.6g}")
-
-
-def summary(measured: dict[str, float], validation: list[dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
+def summary(
+    measured: dict[str, float],
+    ranks: dict[str, dict[str, list[float]]],
+    kl: dict[str, float | None],
+    fit: dict[str, float | None],
+    validation: list[dict[str, Any]],
+) -> dict[str, float | str | None]:
     """What metrics/dpo.json holds: held-out measures with n and an interval, what moved, and the health in words.
 
     reward_accuracy_low and _high are Wilson's 95 % interval; longer_is_chosen is the accuracy of the rule "the longer answer is
-    the chosen one"; changes of log-probability are means in nats per answer, and per token over all of them. Of `report` the
-    policy's own numbers; perplexity and bits_per_byte, alone of all, are of the held-out SFT answers.
+    the chosen one"; changes of log-probability are means in nats per answer, and per token over all of them. `fit`, perplexity
+    and bits per byte, is of the held-out SFT answers, all else of the held-out pairs.
     """
-    n, longer = len(validation), _mean([_longer_chosen(row) for row in validation])
+    n, longer = len(validation), _mean([_order(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in validation])
     low, high = statistics.wilson_interval(measured["validation_accuracy"] * n, n)
     chosen, rejected = (_mean([len(row[side]) for row in validation]) for side in ("chosen_ids", "rejected_ids"))
     named = {
@@ -446,13 +431,10 @@ def summary(measured: dict[str, float], validation: list[dict[str, Any]], report
         "chosen_logp_change_per_token": measured["chosen_change"] / chosen,
         "rejected_logp_change_per_token": measured["rejected_change"] / rejected,
         "chosen_fell": measured["chosen_fell"],
-        "kl_per_token_teacher_forced": report["kl"]["teacher_forced"]["per_token"],
-        "kl_per_token_sampled": report["kl"]["sampled"]["per_token"],
-        "kl_per_answer_sampled": report["kl"]["sampled"]["per_answer"]["estimate"],
-        "ranking_accuracy": report["ranking"]["raw"]["models"]["dpo"]["estimate"],
-        "ranking_accuracy_per_token": report["ranking"]["per_token"]["models"]["dpo"]["estimate"],
-        "perplexity": report["likelihood"]["perplexity"],
-        "bits_per_byte": report["likelihood"]["bits_per_byte"],
+        **kl,
+        "ranking_accuracy": _mean(ranks["whole answer"]["dpo"]),
+        "ranking_accuracy_per_token": _mean(ranks["per token"]["dpo"]),
+        **fit,
         "longer_is_chosen": longer,
     }
     rounded = {name: None if value is None else round(value, 4) for name, value in named.items()}
@@ -471,14 +453,14 @@ def health(measured: dict[str, float], longer_is_chosen: float) -> str:
     return "displaced" if measured["chosen_change"] < 0 < measured["validation_margin"] else "healthy"
 
 
-def _longer_chosen(row: dict[str, Any]) -> float:
-    gap = len(row["chosen_ids"]) - len(row["rejected_ids"])
-    return 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
-
-
 def pair_tokens(row: dict[str, Any]) -> int:
     """Tokens of a pair as trained: the prompt stands before both answers."""
     return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+
+def _order(chosen: float, rejected: float) -> float:
+    """1 where the chosen answer comes first, 1/2 for a tie."""
+    return 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0
 
 
 def _mean(values: list[float]) -> float:

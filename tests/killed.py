@@ -152,7 +152,6 @@ def wait_for(condition, process, seconds: float = 900) -> None:
 
 
 def outputs(folder: Path, stage: str) -> dict[str, bytes]:
-    """What a training stage wrote: adapter, metrics, curves, and dpo a report."""
+    """What a training stage wrote: adapter, metrics and curves."""
     paths = [*(folder / "models" / stage).iterdir(), folder / f"metrics/{stage}.json", *(folder / "plots").glob(f"{stage}*.csv")]
-    paths += (folder / "reports").glob(f"{stage}.json")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)}

@@ -27,7 +27,7 @@ import test_keywords
 import test_statistics
 import test_text_health
 from test_evaluation import PAIRS, nulls
-from test_score import FILES, TAIL, copy_from_other_stages, run, write_params
+from test_score import FILES, FROM_OTHER_STAGES, TAIL, run, write_params
 
 import score
 from aligner import statistics
@@ -43,7 +43,9 @@ NAMES = list(score.MODELS)
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    copy_from_other_stages()
+    for path in FROM_OTHER_STAGES:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((ROOT / path).read_bytes())
     write_params(0)
     return tmp_path
 

@@ -406,7 +406,7 @@ def metric_names(folder):
 
 
 # Undefined where no answer names a key idea, answers hold no text, or prompts leave no room for an answer.
-UNDEFINED = (".precision", "bits_per_byte", "_sampled")
+UNDEFINED = (".precision", "bits_per_byte", "_sampled", "_sampled_low", "_sampled_high", ".samples_cut")
 
 
 def check_metrics(found):

@@ -195,17 +195,9 @@ def test_a_policy_that_is_its_reference_forecasts_nothing():
     assert (found["validation_brier"], found["validation_loss"]) == (0.25, math.log(2))
 
 
-def report_of(**changes):
-    """What dpo found at the end, of chosen values."""
-    ranks = {"models": {"dpo": {"estimate": 0.66667}}}
-    return {
-        "ranking": {"raw": ranks, "per_token": {"models": {"dpo": {"estimate": 1.0}}}},
-        "likelihood": {"perplexity": 3.5, "bits_per_byte": 0.75},
-        "kl": {
-            "teacher_forced": {"per_token": 0.01234},
-            "sampled": {"per_token": 0.02, "per_answer": {"estimate": 1.23456}},
-        },
-    } | changes
+KL = {"kl_per_token_teacher_forced": 0.01234, "kl_per_token_sampled": 0.02, "samples_cut": 0.25}
+FIT = {"perplexity": 3.5, "bits_per_byte": 0.75}
+RANKS = {"whole answer": {"dpo": [1.0, 0.5, 0.5]}, "per token": {"dpo": [1.0, 1.0, 1.0]}}
 
 
 def test_summary_counts_and_rounds():
@@ -214,7 +206,7 @@ def test_summary_counts_and_rounds():
     The chosen answers gain 3 nats on 3 + 2 + 1 tokens, 0.5 a token.
     """
     rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * 2} for chosen in (3, 2, 1)]
-    numbers = dpo.summary(dpo.preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), rows, report_of())
+    numbers = dpo.summary(dpo.preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), RANKS, KL, FIT, rows)
     loss, brier = round(math.log1p(math.exp(-0.1)), 4), round((1 - 1 / (1 + math.exp(-0.1))) ** 2, 4)
     assert numbers == {
         "validation_loss": loss,
@@ -231,7 +223,7 @@ def test_summary_counts_and_rounds():
         "chosen_fell": 0,
         "kl_per_token_teacher_forced": 0.0123,
         "kl_per_token_sampled": 0.02,
-        "kl_per_answer_sampled": 1.2346,
+        "samples_cut": 0.25,
         "ranking_accuracy": 0.6667,
         "ranking_accuracy_per_token": 1,
         "perplexity": 3.5,
@@ -243,11 +235,10 @@ def test_summary_counts_and_rounds():
 
 
 def test_what_is_undefined_is_null_in_the_summary():
-    kl = {"teacher_forced": {"per_token": 0.0}, "sampled": {"per_token": None, "per_answer": {"estimate": None}}}
-    numbers = dpo.summary(
-        dpo.preference_metrics([(-1, -2)], [(-1, -2)], 0.1), [{"chosen_ids": [1], "rejected_ids": [1]}], report_of(kl=kl)
-    )
-    assert [name for name, value in numbers.items() if value is None] == ["kl_per_token_sampled", "kl_per_answer_sampled"]
+    rows = [{"chosen_ids": [1], "rejected_ids": [1]}]
+    measured = dpo.preference_metrics([(-1, -2)], [(-1, -2)], 0.1)
+    numbers = dpo.summary(measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
+    assert [name for name, value in numbers.items() if value is None] == ["kl_per_token_sampled", "bits_per_byte"]
 
 
 # ---- Ranks without a reference --------------------------------------------------------------------------------------
@@ -263,42 +254,41 @@ SAID = {
 }
 
 
-def test_ranking_accuracies_by_hand():
+def test_ranks_by_hand():
     """Whole answers: base right, tied, wrong, wrong; sft right, right, wrong, tied; dpo all right.
 
     Per token: base -1 > -1.5, -2 < -1, -1 > -1.5, wrong; sft right, -1 = -1, right, tied; dpo right, -0.5 > -1, right, right.
     """
-    found = dpo.rankings(SAID, RANKED_ROWS)
-    accuracies = {way: {name: each["estimate"] for name, each in found[way]["models"].items()} for way in found}
-    assert accuracies["raw"] == {"base": 1.5 / 4, "sft": 2.5 / 4, "dpo": 1}
-    assert accuracies["per_token"] == {"base": 2 / 4, "sft": 3 / 4, "dpo": 1}
-    low, high = statistics.wilson_interval(2.5, 4)
-    of_sft = {"estimate": 0.625, "n": 4, "low": dpo.six(low), "high": dpo.six(high), "method": "Wilson score"}
-    assert found["raw"]["models"]["sft"] == of_sft
+    assert dpo.rankings(SAID, RANKED_ROWS) == {
+        "whole answer": {"base": [1, 0.5, 0, 0], "sft": [1, 1, 0, 0.5], "dpo": [1, 1, 1, 1]},
+        "per token": {"base": [1, 0, 1, 0], "sft": [1, 0.5, 1, 0.5], "dpo": [1, 1, 1, 1]},
+    }
 
 
-def test_models_are_compared_on_the_pairs_that_they_rank_differently():
-    """sft over base: better on the second and the fourth, p = 2/4; dpo over sft: on the third and the fourth."""
-    pairs = dpo.rankings(SAID, RANKED_ROWS)["raw"]["pairs"]
-    found = {"wins": 2, "losses": 0, "n": 4, "p": 0.5, "method": "McNemar exact"}
-    assert pairs == {"sft_vs_base": found, "dpo_vs_sft": found}
-    assert dpo.mcnemar([1.0, 0.0, 0.5], [0.0, 0.5, 0.0]) == {"wins": 2, "losses": 1, "n": 3, "p": 1.0, "method": "McNemar exact"}
+def test_accuracies_have_an_interval_and_are_compared_with_the_model_before():
+    """Whole answers, 1.5, 2.5 and 4 of 4: sft is better on the second and the fourth pair, dpo on the others, p = 2/4 each."""
+    rows = [dict(zip(dpo.RANKING_COLUMNS, row, strict=True)) for row in dpo.ranking_rows(dpo.rankings(SAID, RANKED_ROWS))]
+    assert [(row["group"], row["model"]) for row in rows] == [
+        (way, name) for way in ("whole answer", "per token") for name in ("base", "sft", "dpo")
+    ]
+    assert [row["ranking_accuracy"] for row in rows] == [1.5 / 4, 2.5 / 4, 1, 2 / 4, 3 / 4, 1]
+    assert (rows[1]["low"], rows[1]["high"]) == statistics.wilson_interval(2.5, 4) and rows[1]["prompts"] == 4
+    compared = [(row["better"], row["worse"], row["p"]) for row in rows]
+    assert compared[:3] == [(None, None, None), (2, 0, 0.5), (2, 0, 0.5)]
+    assert dpo.mcnemar([1.0, 0.0, 0.5], [0.0, 0.5, 0.0]) == (2, 1, 1.0)
 
 
 @given(LOG_PROBABILITIES)
 @settings(deadline=None)
 def test_ranks_of_swapped_pairs_and_of_equal_models(pairs):
-    """Swapped labels give 1 - accuracy, the whole answers' and per token; a policy that is its reference ranks as it does."""
+    """Swapped labels give 1 - accuracy, by whole answers and per token; a policy that is its reference ranks as it does."""
     said = {"base": [pair[:2] for pair in pairs], "sft": [pair[2:] for pair in pairs], "dpo": [pair[2:] for pair in pairs]}
     rows = [{"chosen_ids": [1] * (1 + place % 3), "rejected_ids": [1] * (1 + place % 2)} for place in range(len(pairs))]
     found = dpo.rankings(said, rows)
     mirrored = dpo.rankings({name: [pair[::-1] for pair in given] for name, given in said.items()}, swapped(rows))
-    for way in ("raw", "per_token"):
-        for name in said:
-            accuracies = (each[way]["models"][name]["estimate"] for each in (found, mirrored))
-            assert sum(accuracies) == pytest.approx(1, abs=1e-5)
-        assert found[way]["models"]["dpo"] == found[way]["models"]["sft"]
-        assert found[way]["pairs"]["dpo_vs_sft"] == {"wins": 0, "losses": 0, "n": len(rows), "p": 1.0, "method": "McNemar exact"}
+    for way, ranks in found.items():
+        assert mirrored[way] == {name: [1 - rank for rank in each] for name, each in ranks.items()}
+        assert ranks["dpo"] == ranks["sft"] and dpo.mcnemar(ranks["dpo"], ranks["sft"]) == (0, 0, 1.0)
 
 
 # ---- Health ---------------------------------------------------------------------------------------------------------
@@ -554,7 +544,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
 # ---- The stage ------------------------------------------------------------------------------------------------------
 
 OUTPUTS = ["models/dpo/adapter_config.json", "models/dpo/adapter_model.safetensors", "models/dpo/provenance.json"]
-OUTPUTS += ["metrics/dpo.json", "reports/dpo.json", *map(str, dpo.CURVES)]
+OUTPUTS += ["metrics/dpo.json", str(dpo.RANKING), *map(str, dpo.CURVES)]
 
 
 @pytest.fixture
@@ -587,13 +577,10 @@ def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_si
 
 
 def test_the_mean_is_per_token_of_all_answers_and_per_answer(monkeypatch):
-    """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 a token, 6 / 2 an answer. Of one answer there is no interval."""
+    """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 a token, 6 / 2 an answer, from 1 to 5. Of one answer there is no interval."""
     monkeypatch.setattr(dpo, "divergences", lambda model, answers, pad_id: [1.0, 5.0][: len(answers)])
-    found = dpo.distance(None, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0)
-    per_answer = {"estimate": 3.0, "n": 2, "low": 1.0, "high": 5.0, "method": "percentile bootstrap over answers"}
-    assert found == {"per_token": 1.0, "per_answer": per_answer, "tokens": 6}
-    alone = dpo.distance(None, [([9], [1, 1])], 0)["per_answer"]
-    assert (alone["estimate"], alone["low"], alone["high"]) == (1.0, None, None) and "two answers" in alone["reason"]
+    assert dpo.distance(None, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0) == [1.0, 3.0, 1.0, 5.0]
+    assert dpo.distance(None, [([9], [1, 1])], 0) == [0.5, 1.0, None, None]
 
 
 def naive_divergence(policy, reference, row):
@@ -607,8 +594,7 @@ def naive_divergence(policy, reference, row):
 def test_the_reference_does_not_diverge_from_itself(workspace):
     given = setting(workspace)
     found = dpo.divergence(load_policy(given), random_rows(5), given.chat, 17)
-    for way in ("teacher_forced", "sampled"):
-        assert found[way]["per_token"] == pytest.approx(0, abs=1e-7)
+    assert [value for name, value in found.items() if name.startswith("kl")] == [pytest.approx(0, abs=1e-7)] * 5
 
 
 def answer(policy, given, rows, longest, seed):
@@ -654,19 +640,19 @@ def test_samples_are_drawn_from_the_whole_distribution(workspace):
     assert len({ids[0] for _, ids in drawn}) > 100
 
 
-def test_sampled_answers_are_no_longer_than_held_out_ones_nor_than_there_is_room(workspace):
-    given, rows = setting(workspace), random_rows(6)
-    policy = load_policy(given)
-    longest = max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids"))
-    found = dpo.divergence(policy, rows, given.chat, 17)["sampled"]
-    assert found["longest"] == longest and found["per_answer"]["n"] == 6 and 0 <= found["cut"] <= 6
-    assert 6 <= found["tokens"] <= 6 * longest
+def test_sampled_answers_are_no_longer_than_held_out_ones_nor_than_there_is_room(workspace, monkeypatch):
+    given, rows, asked = setting(workspace), random_rows(6), []
+    policy, draw = load_policy(given), dpo.sample
+    monkeypatch.setattr(dpo, "sample", lambda *arguments: asked.append(arguments[4]) or draw(*arguments))
+    found = dpo.divergence(policy, rows, given.chat, 17)
     prompts = max(len(row["prompt_ids"]) for row in rows)
     policy.config.max_position_embeddings = prompts + 2
-    assert dpo.divergence(policy, rows, given.chat, 17)["sampled"]["longest"] == 2
+    dpo.divergence(policy, rows, given.chat, 17)
+    assert asked == [max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")), 2]
+    assert 0 <= found["samples_cut"] <= 1
     policy.config.max_position_embeddings = prompts
-    none = dpo.divergence(policy, rows, given.chat, 17)["sampled"]
-    assert none["per_token"] is None and none["per_answer"]["reason"] == "the prompts leave the model no position for an answer"
+    none = dpo.divergence(policy, rows, given.chat, 17)
+    assert [name for name, value in none.items() if value is not None] == ["kl_per_token_teacher_forced"]
 
 
 def test_of_very_many_held_out_prompts_some_are_answered_from_all_over(workspace, monkeypatch):
@@ -700,24 +686,21 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     said = {
         name: dpo.log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)
     }
-    report = {
-        "ranking": dpo.rankings(said, rows),
-        "likelihood": dpo.sft_likelihood(policies[0], given.chat, fast=False),
-        "kl": dpo.divergence(policies[0].eval(), rows, given.chat, given.params.seed),
-    }
-    assert finished.json("reports/dpo.json") == alike(report)
+    kl = dpo.divergence(policies[0].eval(), rows, given.chat, given.params.seed)
+    fit = dpo.sft_likelihood(policies[0], given.chat, fast=False)
     measures = dpo.preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
-    assert finished.json("metrics/dpo.json")["dpo"] == alike(dpo.summary(measures, rows, report), 1e-4)
+    expected = dpo.summary(measures, dpo.rankings(said, rows), kl, fit, rows)
+    assert finished.json("metrics/dpo.json")["dpo"] == {name: close(value) for name, value in expected.items()}
+    written = [row["ranking_accuracy"] for row in read(dpo.RANKING)]
+    assert list(map(float, written)) == [close(row[2]) for row in dpo.ranking_rows(dpo.rankings(said, rows))]
 
 
 NAMED = ("dpo", "sft", "base")
 
 
-def alike(value, tolerance=1e-5):
-    """The same but for the last digits of floats."""
-    if isinstance(value, dict):
-        return {key: alike(each, tolerance) for key, each in value.items()}
-    return pytest.approx(value, rel=tolerance, abs=tolerance) if isinstance(value, float) else value
+def close(value):
+    """The same but for the last digits of a float."""
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
 def test_dpo_and_sft_are_measured_on_the_same_held_out_answers(finished, monkeypatch):
@@ -728,7 +711,7 @@ def test_dpo_and_sft_are_measured_on_the_same_held_out_answers(finished, monkeyp
     measured = likelihood.evaluate(policy, rows, given.chat.pad_id, likelihood.special_ids(given.chat))
     size = likelihood.text_bytes(rows, given.chat)
     found = dpo.sft_likelihood(policy, given.chat, fast=False)
-    assert found == {**likelihood.summary(measured, size), "tokens": likelihood.supervised(rows), "bytes": size}
+    assert found == likelihood.summary(measured, size)
     assert size == sum(len(f"The {word} is number {n}.".encode()) for n, word in held_out_words(rows))
 
 

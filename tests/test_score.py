@@ -21,7 +21,7 @@ from test_evaluation import nulls
 import score
 from aligner.errors import InputError
 from aligner.evaluation import Outcome, compare
-from aligner.files import read_json, write_json, write_jsonl
+from aligner.files import read_json, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 TAIL = "and then the talk goes on for a while, about the weather, the garden, a train to the sea."
@@ -64,23 +64,7 @@ FILES = [
     *(score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS),
     *(score.REPORT, score.SIDE_BY_SIDE, score.PAGE),
 ]
-FROM_OTHER_STAGES = [*score.STAGE_METRICS.values(), *score.CURVES.values(), score.REQUIREMENTS]
-RANKS = {
-    "models": {
-        name: {"estimate": estimate, "n": 8, "low": 0.25, "high": 0.75, "method": "Wilson score"}
-        for name, estimate in (("base", 0.375), ("sft", 0.5), ("dpo", 0.625))
-    },
-    "pairs": dict.fromkeys(("sft_vs_base", "dpo_vs_sft"), {"wins": 2, "losses": 1, "n": 8, "p": 1.0, "method": "McNemar exact"}),
-}
-# reports/dpo.json, which is not in Git.
-PREFERENCES = {
-    "ranking": {"raw": RANKS, "per_token": RANKS},
-    "likelihood": {"perplexity": 3.0, "bits_per_byte": 0.5, "tokens": 9, "bytes": 40},
-    "kl": {
-        way: {"per_token": 0.125, "per_answer": {"estimate": 2.5, "n": 8, "low": 2.0, "high": 3.0}, "tokens": 160} | more
-        for way, more in (("teacher_forced", {}), ("sampled", {"cut": 1, "longest": 40}))
-    },
-}
+FROM_OTHER_STAGES = [*score.STAGE_METRICS.values(), *score.CURVES.values(), score.RANKING, score.REQUIREMENTS]
 OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
 
 
@@ -88,18 +72,12 @@ OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"
 def folder(tmp_path, monkeypatch):
     """A working folder with params.yaml and the inputs of the stage, written by `write_inputs`."""
     monkeypatch.chdir(tmp_path)
-    copy_from_other_stages()
-    write_params(0)
-    write_inputs()
-    return tmp_path
-
-
-def copy_from_other_stages():
-    """What the other stages wrote in this repository's own last run, and a report of dpo's."""
     for path in FROM_OTHER_STAGES:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes((ROOT / path).read_bytes())
-    write_json(score.PREFERENCES, PREFERENCES)
+    write_params(0)
+    write_inputs()
+    return tmp_path
 
 
 def write_params(tie_threshold, **others):

@@ -74,7 +74,7 @@ OF_OUTPUTS = {
     "data/generated/base.jsonl": ["generate@base", "score"],
     "data/prepared/sft_validation.jsonl": ["prepare", "sft", "dpo"],
     "metrics/dpo.json": ["dpo", "score"],
-    "reports/dpo.json": ["dpo", "score"],
+    "plots/dpo_ranking.csv": ["dpo", "score"],
     "plots/sft.csv": ["sft", "score"],
     "reports/index.html": ["score"],
 }
