@@ -271,7 +271,7 @@ def sample(
     """(prompt, answer) for each prompt: the policy's own, its end token included, of at most `longest` tokens.
 
     Drawn from the whole distribution (temperature 1, nothing left out), from the seed and not from the random state that training
-    left, which a resumed run does not share.
+    left, which a resumed run need not share.
     """
     import torch
     from transformers import GenerationConfig
