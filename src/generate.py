@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from aligner import modeling, training
+from aligner import decoding, modeling, training
 from aligner import params as parameters
 from aligner.chat import Chat
 from aligner.errors import InputError
@@ -92,7 +92,7 @@ def answer_all(model, prompts: list[dict], chat: Chat, params: SimpleNamespace, 
     with bar(f"generate {name}", len(prompts), "answer") as progress:
         for indices in training.batches(prompts, params.models.generate.batch_size, lambda row: len(row["prompt_ids"])):
             batch = [prompts[index] for index in indices]
-            new_ids = complete(model, [row["prompt_ids"] for row in batch], chat.pad_id, settings)
+            new_ids = decoding.complete(model, [row["prompt_ids"] for row in batch], chat.pad_id, settings)
             rows = [answer_row(row, ids, chat, settings.eos_token_id) for row, ids in zip(batch, new_ids, strict=True)]
             yield from ((row["id"], row) for row in rows)
             tokens += sum(row["answer_tokens"] for row in rows)
@@ -105,58 +105,18 @@ def generation_settings(generate: SimpleNamespace, chat: Chat):
     from transformers import GenerationConfig
 
     sampling = {"temperature": generate.temperature, "top_p": generate.top_p, "top_k": 0} if generate.do_sample else {}
-    ends = sorted({chat.end_id, chat.tokenizer.token_to_id(chat.eos_token)})
     return GenerationConfig(
         max_new_tokens=generate.max_new_tokens,
         do_sample=generate.do_sample,
-        eos_token_id=ends,
+        eos_token_id=decoding.end_ids(chat),
         pad_token_id=chat.pad_id,
         **sampling,
     )
 
 
-def complete(model, prompts: list[list[int]], pad_id: int, settings) -> list[list[int]]:
-    """New ids behind each prompt (left-padded to one length), not cut at the end token."""
-    import torch
-
-    reversed_ids, reversed_mask = training.padded([ids[::-1] for ids in prompts], pad_id, model.device)
-    ids, mask = reversed_ids.flip(1), reversed_mask.flip(1)
-    with torch.inference_mode():
-        cache = roomy_cache(model.config, ids.shape[1] + settings.max_new_tokens)
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, past_key_values=cache)
-    return output[:, ids.shape[1] :].tolist()
-
-
-def roomy_cache(config, tokens: int):
-    """A cache of keys and values with room for so many tokens from the start.
-
-    transformers' own is copied, whole, for each new token: on a CPU that was two fifths of the time.
-    """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    class RoomyLayer(DynamicLayer):
-        """keys and values: (rows, heads, tokens so far, size), the filled part of `rooms`."""
-
-        def update(self, key_states, value_states, *args, **kwargs):
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-                rows, heads, _, size = key_states.shape
-                self.rooms = [states.new_empty(rows, heads, tokens, size) for states in (key_states, value_states)]
-            start = self.get_seq_length()
-            end = start + key_states.shape[-2]
-            for room, states in zip(self.rooms, (key_states, value_states), strict=True):
-                room[:, :, start:end] = states
-            self.keys, self.values = (room[:, :, :end] for room in self.rooms)
-            return self.keys, self.values
-
-    cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
 def answer_row(prompt: dict[str, Any], new_ids: list[int], chat: Chat, ends: list[int]) -> dict[str, Any]:
     """The answer up to its end token, and why it stopped: `end` (it said so) or `length` (it was cut)."""
-    stop = next((index for index, id in enumerate(new_ids) if id in ends), None)
+    stop = decoding.end_place(new_ids, ends)
     answer = new_ids if stop is None else new_ids[:stop]
     return {
         "id": prompt["id"],

@@ -1,7 +1,7 @@
 """score: compare base, SFT and DPO on the same prompts by the key ideas that their answers name.
 
 reads   data/generated/{base,sft,dpo}.jsonl, data/prepared/{references,concepts}.jsonl; for the page also
-        metrics/{prepare,sft,dpo}.json, plots/{sft,dpo_loss,dpo_rewards,dpo_accuracy,dpo_logps}.csv, requirements.txt
+        metrics/{prepare,sft,dpo}.json, plots/{sft,dpo_loss,dpo_rewards,dpo_accuracy,dpo_logps,dpo_ranking}.csv, requirements.txt
 writes  metrics/score.json, plots/{hit_rate,topics,outcomes,lengths}.csv, reports/{score.json,side_by_side.md,index.html}
 params  score; all others of the run are shown on the page and decide nothing
 command python src/score.py
@@ -61,6 +61,7 @@ CURVES = {
     "dpo_accuracy": Path("plots/dpo_accuracy.csv"),
     "dpo_logps": Path("plots/dpo_logps.csv"),
 }
+RANKING = Path("plots/dpo_ranking.csv")
 REQUIREMENTS = Path("requirements.txt")
 RATE_COLUMNS = ["group", "model", "hit_rate", "low", "high", "prompts"]
 
@@ -154,6 +155,7 @@ def page_sources(
         pins=page.pins_of(existing(REQUIREMENTS).read_text(encoding="utf-8")),
         metrics={name: read_json(path) for name, path in STAGE_METRICS.items()},
         curves={name: read_csv(path) for name, path in CURVES.items()},
+        ranking=read_csv(RANKING),
         report=rounded(report),
         references=references,
         answers=answers,

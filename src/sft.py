@@ -9,13 +9,12 @@ command python src/sft.py
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from aligner import checkpoints, modeling, training
+from aligner import checkpoints, likelihood, modeling, training
 from aligner import params as parameters
 from aligner.chat import Chat
 from aligner.files import read_json, read_jsonl, write_csv, write_json
@@ -69,12 +68,14 @@ def main(run: Run) -> None:
         trainer = build_trainer(params, where, chat, train)
         fast = fast_path.fits(trainer.model, params.models)
         tokens = int(params.sft.num_train_epochs * sum(len(row["input_ids"]) for row in train))
+        special = likelihood.special_ids(chat)
 
         def measure() -> dict[str, float]:
-            return evaluate(trainer.model, validation, chat.pad_id, fast=fast)
+            return likelihood.evaluate(trainer.model, validation, chat.pad_id, special, fast=fast)
 
         final = training.train(trainer, kept, run, "sft", tokens, params.sft.eval_steps, measure)
-        metrics = {"sft": summary(final, validation)}
+        base = training.first_measures(trainer.state.log_history, final)  # an adapter begins as nothing
+        metrics = {"sft": summary(base, final, validation, likelihood.text_bytes(validation, chat))}
         modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
         write_csv(CURVE, ["step", "series", "value"], training.curve(trainer.state.log_history, SERIES))
         write_json(METRICS, metrics)
@@ -117,49 +118,16 @@ def build_trainer(params: SimpleNamespace, where: SimpleNamespace, chat: Chat, r
     return trainer
 
 
-def summary(measured: dict[str, float], validation: list[dict[str, Any]]) -> dict[str, float]:
-    """The numbers of metrics/sft.json; perplexity is exp of the loss per supervised token (never a mean over rows)."""
+def summary(base: dict[str, float], final: dict[str, float], rows: list[dict[str, Any]], size: int) -> dict[str, float | None]:
+    """The numbers of metrics/sft.json: of the held-out `rows`, whose answers have `size` bytes, before and after training."""
     return {
-        "validation_loss": round(measured["validation_loss"], 4),
-        "perplexity": round(math.exp(measured["validation_loss"]), 4),
-        "token_accuracy": round(measured["token_accuracy"], 4),
-        "validation_tokens": supervised(validation),
+        "validation_loss": round(final["validation_loss"], 4),
+        **likelihood.summary(final, size),
+        "token_accuracy": round(final["token_accuracy"], 4),
+        **{f"base_{name}": value for name, value in likelihood.summary(base, size).items()},
+        "validation_tokens": likelihood.supervised(rows),
+        "validation_bytes": size,
     }
-
-
-def supervised(rows: list[dict[str, Any]]) -> int:
-    """How many tokens of `rows` are trained or measured."""
-    return sum(label != -100 for row in rows for label in row["labels"])
-
-
-def evaluate(model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16, fast: bool = False) -> dict[str, float]:
-    """Mean loss (nats) and accuracy over all supervised tokens of `rows`: weighted by tokens, whatever the batches.
-
-    fast: by the fast path's forward pass, which the model must fit.
-    """
-    import torch
-
-    from aligner import fast_path
-
-    loss = correct = 0.0
-    was_training = model.training
-    model.eval()
-    for indices in training.batches(rows, batch_size, lambda row: len(row["input_ids"])):
-        batch = [rows[index] for index in indices]
-        ids, mask = training.padded([row["input_ids"] for row in batch], pad_id, model.device)
-        labels, _ = training.padded([row["labels"] for row in batch], -100, model.device)
-        supervised_positions = labels[:, 1:] != -100
-        if fast:
-            log_probabilities, right = fast_path.measure(model, ids, mask, labels, pairs=False)
-        else:
-            with torch.no_grad():
-                log_probabilities, logits = training.token_log_probabilities(model, ids, mask)
-            right = logits.argmax(-1) == ids[:, 1:]
-        loss -= log_probabilities[supervised_positions].sum().item()
-        correct += right[supervised_positions].sum().item()
-    model.train(was_training)
-    total = supervised(rows)
-    return {"validation_loss": loss / total, "token_accuracy": correct / total}
 
 
 if __name__ == "__main__":

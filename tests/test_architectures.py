@@ -24,7 +24,8 @@ FAST = {"models.mini.sft.learning_rate": 0.02, "models.mini.dpo.learning_rate": 
 PREPARED = ["chat.json", "concepts.jsonl", "prompts.jsonl", "references.jsonl"]
 ROWS = ["sft_train.jsonl", "sft_validation.jsonl", "dpo_train.jsonl", "dpo_validation.jsonl"]
 ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "provenance.json"]
-PLOTS = ["sft", "dpo_loss", "dpo_rewards", "dpo_accuracy", "dpo_logps", "hit_rate", "topics", "outcomes", "lengths"]
+PLOTS = ["sft", "dpo_loss", "dpo_rewards", "dpo_accuracy", "dpo_logps", "dpo_ranking"]
+PLOTS += ["hit_rate", "topics", "outcomes", "lengths"]
 INPUTS = {"params.yaml", "requirements.txt", *RAW.values()}
 OUTPUTS = {
     *(f"data/prepared/{name}" for name in PREPARED + ROWS),

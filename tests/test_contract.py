@@ -405,6 +405,10 @@ def metric_names(folder):
                 yield from ((f"{group}.{name}", value) for name, value in values.items())
 
 
+# Undefined where no answer names a key idea, answers hold no text, or prompts leave no room for an answer.
+UNDEFINED = (".precision", "bits_per_byte", "_sampled", "_sampled_low", "_sampled_high", ".samples_cut")
+
+
 def check_metrics(found):
     names = [name for name, _ in found]
     assert len(set(names)) == len(names), "a name that two files share gets a long column"
@@ -412,8 +416,8 @@ def check_metrics(found):
         if name.endswith((".verdict", ".health")):
             assert isinstance(value, str) and value, f"{name}: {value!r}"
             continue
-        if name.endswith(".precision") and value is None:
-            continue  # undefined: no answer names a key idea
+        if value is None and name.endswith(UNDEFINED):
+            continue
         assert isinstance(value, int | float) and not isinstance(value, bool), f"{name}: {value!r}"
         assert math.isfinite(value) and round(value, 4) == value, f"{name}: {value!r}"
 

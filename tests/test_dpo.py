@@ -17,7 +17,7 @@ from next_token import NextToken
 from workspace import Workspace, pair_rows
 
 import dpo
-from aligner import modeling, training
+from aligner import decoding, likelihood, modeling, statistics, training
 from aligner import params as parameters
 from aligner.errors import InputError
 
@@ -169,13 +169,48 @@ def test_swapping_chosen_and_rejected_mirrors_the_measures(pairs, beta):
     assert one["validation_loss"] - other["validation_loss"] == pytest.approx(-one["validation_margin"], abs=1e-9)
 
 
+def test_brier_and_log_loss_by_hand():
+    """Margins ln 3, 0, -ln 3 forecast 3/4, 1/2, 1/4: brier (1/16 + 4/16 + 9/16) / 3 = 7/24, loss (ln 4/3 + ln 2 + ln 4) / 3."""
+    policy = [(-5, -5 - math.log(3)), (-5, -5), (-5 - math.log(3), -5)]
+    found = dpo.preference_metrics(policy, [(-5, -5)] * 3, 1)
+    assert found["validation_brier"] == pytest.approx(7 / 24)
+    assert found["validation_loss"] == pytest.approx((math.log(4 / 3) + math.log(2) + math.log(4)) / 3)
+
+
+@given(LOG_PROBABILITIES, st.sampled_from([0.0625, 0.5, 1]))
+@settings(deadline=None)
+def test_a_forecast_and_its_mirror(pairs, beta):
+    """With s = sigmoid(m): (1 - s)^2 - s^2 = 1 - 2 s, so that brier - mirrored brier = mean(1 - 2 s); each is in [0, 1]."""
+    policy, reference = ([(p[i], p[i + 1]) for p in pairs] for i in (0, 2))
+    one = dpo.preference_metrics(policy, reference, beta)["validation_brier"]
+    other = dpo.preference_metrics([p[::-1] for p in policy], [r[::-1] for r in reference], beta)["validation_brier"]
+    margins = [beta * (p[0] - r[0] - p[1] + r[1]) for p, r in zip(policy, reference, strict=True)]
+    assert one - other == pytest.approx(math.fsum(-math.tanh(m / 2) for m in margins) / len(margins), abs=1e-9)
+    assert 0 <= one <= 1
+
+
+def test_a_policy_that_is_its_reference_forecasts_nothing():
+    pairs = [(-3.5, -7.25), (-11, -2), (-4, -4)]
+    found = dpo.preference_metrics(pairs, pairs, 0.1)
+    assert (found["validation_brier"], found["validation_loss"]) == (0.25, math.log(2))
+
+
+KL = {"kl_per_token_teacher_forced": 0.01234, "kl_per_token_sampled": 0.02, "samples_cut": 0.25}
+FIT = {"perplexity": 3.5, "bits_per_byte": 0.75}
+RANKS = {"whole answer": {"dpo": [1.0, 0.5, 0.5]}, "per token": {"dpo": [1.0, 1.0, 1.0]}}
+
+
 def test_summary_counts_and_rounds():
-    """Chosen longer, as long, shorter: (1 + 1/2 + 0) / 3 = 0.5; Wilson of 3 of 3 from 3 / (3 + 1.96^2); four decimals."""
+    """Chosen longer, as long, shorter: (1 + 1/2 + 0) / 3 = 0.5; Wilson of 3 of 3 from 3 / (3 + 1.96^2); four decimals.
+
+    The chosen answers gain 3 nats on 3 + 2 + 1 tokens, 0.5 a token.
+    """
     rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * 2} for chosen in (3, 2, 1)]
-    numbers = dpo.summary(dpo.preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1) | {"kl": 0.01234}, rows)
-    loss = round(math.log1p(math.exp(-0.1)), 4)
+    numbers = dpo.summary(dpo.preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), RANKS, KL, FIT, rows)
+    loss, brier = round(math.log1p(math.exp(-0.1)), 4), round((1 - 1 / (1 + math.exp(-0.1))) ** 2, 4)
     assert numbers == {
         "validation_loss": loss,
+        "brier": brier,
         "reward_accuracy": 1,
         "reward_accuracy_low": 0.4385,
         "reward_accuracy_high": 1,
@@ -183,13 +218,80 @@ def test_summary_counts_and_rounds():
         "chosen_reward": 0.1,
         "chosen_logp_change": 1,
         "rejected_logp_change": 0,
+        "chosen_logp_change_per_token": 0.5,
+        "rejected_logp_change_per_token": 0,
         "chosen_fell": 0,
         "kl_per_token_teacher_forced": 0.0123,
+        "kl_per_token_sampled": 0.02,
+        "samples_cut": 0.25,
+        "ranking_accuracy": 0.6667,
+        "ranking_accuracy_per_token": 1,
+        "perplexity": 3.5,
+        "bits_per_byte": 0.75,
         "longer_is_chosen": 0.5,
         "validation_pairs": 3,
         "health": "healthy",
     }
 
+
+def test_what_is_undefined_is_null_in_the_summary():
+    rows = [{"chosen_ids": [1], "rejected_ids": [1]}]
+    measured = dpo.preference_metrics([(-1, -2)], [(-1, -2)], 0.1)
+    numbers = dpo.summary(measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
+    assert [name for name, value in numbers.items() if value is None] == ["kl_per_token_sampled", "bits_per_byte"]
+
+
+# ---- Ranks without a reference --------------------------------------------------------------------------------------
+
+# Tokens of chosen and rejected, and what the models say: raw, base is right on a alone; per token on a and c too.
+RANKED_ROWS = [
+    {"chosen_ids": [1] * chosen, "rejected_ids": [1] * rejected} for chosen, rejected in ((2, 2), (2, 4), (4, 2), (3, 3))
+]
+SAID = {
+    "base": [(-2, -3), (-4, -4), (-4, -3), (-5, -2)],
+    "sft": [(-2, -3), (-2, -4), (-4, -3), (-2, -2)],
+    "dpo": [(-2, -3), (-1, -4), (-2, -3), (-2, -9)],
+}
+
+
+def test_ranks_by_hand():
+    """Whole answers: base right, tied, wrong, wrong; sft right, right, wrong, tied; dpo all right.
+
+    Per token: base -1 > -1.5, -2 < -1, -1 > -1.5, wrong; sft right, -1 = -1, right, tied; dpo right, -0.5 > -1, right, right.
+    """
+    assert dpo.rankings(SAID, RANKED_ROWS) == {
+        "whole answer": {"base": [1, 0.5, 0, 0], "sft": [1, 1, 0, 0.5], "dpo": [1, 1, 1, 1]},
+        "per token": {"base": [1, 0, 1, 0], "sft": [1, 0.5, 1, 0.5], "dpo": [1, 1, 1, 1]},
+    }
+
+
+def test_accuracies_have_an_interval_and_are_compared_with_the_model_before():
+    """Whole answers, 1.5, 2.5 and 4 of 4: sft is better on the second and the fourth pair, dpo on the others, p = 2/4 each."""
+    rows = [dict(zip(dpo.RANKING_COLUMNS, row, strict=True)) for row in dpo.ranking_rows(dpo.rankings(SAID, RANKED_ROWS))]
+    assert [(row["group"], row["model"]) for row in rows] == [
+        (way, name) for way in ("whole answer", "per token") for name in ("base", "sft", "dpo")
+    ]
+    assert [row["ranking_accuracy"] for row in rows] == [1.5 / 4, 2.5 / 4, 1, 2 / 4, 3 / 4, 1]
+    assert (rows[1]["low"], rows[1]["high"]) == statistics.wilson_interval(2.5, 4) and rows[1]["prompts"] == 4
+    compared = [(row["better"], row["worse"], row["p"]) for row in rows]
+    assert compared[:3] == [(None, None, None), (2, 0, 0.5), (2, 0, 0.5)]
+    assert dpo.mcnemar([1.0, 0.0, 0.5], [0.0, 0.5, 0.0]) == (2, 1, 1.0)
+
+
+@given(LOG_PROBABILITIES)
+@settings(deadline=None)
+def test_ranks_of_swapped_pairs_and_of_equal_models(pairs):
+    """Swapped labels give 1 - accuracy, by whole answers and per token; a policy that is its reference ranks as it does."""
+    said = {"base": [pair[:2] for pair in pairs], "sft": [pair[2:] for pair in pairs], "dpo": [pair[2:] for pair in pairs]}
+    rows = [{"chosen_ids": [1] * (1 + place % 3), "rejected_ids": [1] * (1 + place % 2)} for place in range(len(pairs))]
+    found = dpo.rankings(said, rows)
+    mirrored = dpo.rankings({name: [pair[::-1] for pair in given] for name, given in said.items()}, swapped(rows))
+    for way, ranks in found.items():
+        assert mirrored[way] == {name: [1 - rank for rank in each] for name, each in ranks.items()}
+        assert ranks["dpo"] == ranks["sft"] and dpo.mcnemar(ranks["dpo"], ranks["sft"]) == (0, 0, 1.0)
+
+
+# ---- Health ---------------------------------------------------------------------------------------------------------
 
 HEALTH = [
     ((0.9, 0.2, 0.3), 0.5, "healthy"),
@@ -442,7 +544,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
 # ---- The stage ------------------------------------------------------------------------------------------------------
 
 OUTPUTS = ["models/dpo/adapter_config.json", "models/dpo/adapter_model.safetensors", "models/dpo/provenance.json"]
-OUTPUTS += ["metrics/dpo.json", *map(str, dpo.CURVES)]
+OUTPUTS += ["metrics/dpo.json", str(dpo.RANKING), *map(str, dpo.CURVES)]
 
 
 @pytest.fixture
@@ -457,16 +559,28 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def test_the_divergence_from_the_reference_is_the_textbook_s(workspace):
+def answers_of(rows):
+    return [(row["prompt_ids"], row["chosen_ids"]) for row in rows]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_size):
     """sum_v p(v) log(p(v) / q(v)), one row at a time in double precision, at the tokens of the chosen answers; then no trace."""
     given, rows = setting(workspace), random_rows(9)
     policy = train(workspace, rows).model
     reference = modeling.load_adapter(modeling.load_base(given.params.models, given.where), dpo.SFT_ADAPTER).eval()
-    expected = math.fsum(naive_divergence(policy.eval(), reference, row) for row in rows)
+    expected = [naive_divergence(policy.eval(), reference, row) for row in rows]
     policy.train()
-    found = dpo.divergence(policy, rows, given.chat.pad_id, 4)
-    assert found == pytest.approx(expected / sum(len(row["chosen_ids"]) for row in rows), rel=1e-4) and found > 1e-3
+    found = dpo.divergences(policy, answers_of(rows), given.chat.pad_id, batch_size)
+    assert found == pytest.approx(expected, rel=1e-4) and min(found) > 1e-3
     assert list(policy.peft_config) == ["default"] and policy.active_adapter == "default" and policy.training
+
+
+def test_the_mean_is_per_token_of_all_answers_and_per_answer(monkeypatch):
+    """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 a token, 6 / 2 an answer, from 1 to 5. Of one answer there is no interval."""
+    monkeypatch.setattr(dpo, "divergences", lambda model, answers, pad_id: [1.0, 5.0][: len(answers)])
+    assert dpo.distance(None, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0) == [1.0, 3.0, 1.0, 5.0]
+    assert dpo.distance(None, [([9], [1, 1])], 0) == [0.5, 1.0, None, None]
 
 
 def naive_divergence(policy, reference, row):
@@ -479,7 +593,75 @@ def naive_divergence(policy, reference, row):
 
 def test_the_reference_does_not_diverge_from_itself(workspace):
     given = setting(workspace)
-    assert dpo.divergence(load_policy(given), random_rows(5), given.chat.pad_id) == pytest.approx(0, abs=1e-7)
+    found = dpo.divergence(load_policy(given), random_rows(5), given.chat, 17)
+    assert [value for name, value in found.items() if name.startswith("kl")] == [pytest.approx(0, abs=1e-7)] * 5
+
+
+def answer(policy, given, rows, longest, seed):
+    ends = decoding.end_ids(given.chat)
+    return dpo.sample(policy, [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, longest, seed)
+
+
+def test_samples_follow_the_seed_and_not_the_random_state_that_training_left(workspace):
+    given, rows = setting(workspace), random_rows(9)
+    policy = load_policy(given)
+    policy.train()
+    found = []
+    for seed, left in ((17, 1), (17, 2), (18, 1)):
+        torch.manual_seed(left)
+        found.append(answer(policy, given, rows, 20, seed))
+    assert found[0] == found[1] != found[2] and policy.training
+    assert [prompt for prompt, _ in found[0]] == [row["prompt_ids"] for row in rows]
+
+
+def test_samples_end_with_their_end_token_or_at_the_longest(workspace):
+    """A random model says every token about as often: with many ends some answers end, others are cut."""
+    given, rows = setting(workspace), random_rows(40)
+    ends = list(range(5, 60))
+    drawn = dpo.sample(load_policy(given), [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, 6, 17)
+    ended = [ids for _, ids in drawn if ids[-1] in ends]
+    assert 0 < len(ended) < len(drawn)
+    assert all(1 <= len(ids) <= 6 and not set(ids[:-1]) & set(ends) for _, ids in drawn)
+    assert all(len(ids) == 6 for _, ids in drawn if ids[-1] not in ends)
+
+
+def test_samples_are_drawn_from_the_whole_distribution(workspace):
+    """2,000 first tokens after one prompt are as frequent as the model's chances, however unlikely: a chi-square of 8 classes."""
+    given, prompt = setting(workspace), random_rows(1)[0]["prompt_ids"]
+    policy = load_policy(given).eval()
+    policy.get_base_model().generation_config.top_k = 3  # of the model's own; it plays no part
+    drawn = dpo.sample(policy, [prompt] * 2000, given.chat.pad_id, decoding.end_ids(given.chat), 1, 17)
+    with torch.no_grad():
+        chances = torch.softmax(policy(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1)
+    classes = torch.arange(len(chances)) % 8
+    expected = torch.zeros(8, dtype=torch.float64).index_add(0, classes, chances) * 2000
+    counts = torch.bincount(torch.tensor([ids[0] % 8 for _, ids in drawn]), minlength=8)
+    assert ((counts - expected) ** 2 / expected).sum() < 24.3  # the 0.999 quantile with 7 degrees of freedom
+    assert len({ids[0] for _, ids in drawn}) > 100
+
+
+def test_sampled_answers_are_no_longer_than_held_out_ones_nor_than_there_is_room(workspace, monkeypatch):
+    given, rows, asked = setting(workspace), random_rows(6), []
+    policy, draw = load_policy(given), dpo.sample
+    monkeypatch.setattr(dpo, "sample", lambda *arguments: asked.append(arguments[4]) or draw(*arguments))
+    found = dpo.divergence(policy, rows, given.chat, 17)
+    prompts = max(len(row["prompt_ids"]) for row in rows)
+    policy.config.max_position_embeddings = prompts + 2
+    dpo.divergence(policy, rows, given.chat, 17)
+    assert asked == [max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")), 2]
+    assert 0 <= found["samples_cut"] <= 1
+    policy.config.max_position_embeddings = prompts
+    none = dpo.divergence(policy, rows, given.chat, 17)
+    assert [name for name, value in none.items() if value is not None] == ["kl_per_token_teacher_forced"]
+
+
+def test_of_very_many_held_out_prompts_some_are_answered_from_all_over(workspace, monkeypatch):
+    """Seven pairs and room for three: every third prompt."""
+    monkeypatch.setattr(dpo, "MOST_SAMPLED", 3)
+    given, rows, asked = setting(workspace), random_rows(7), []
+    monkeypatch.setattr(dpo, "sample", lambda model, prompts, *rest: asked.extend(prompts) or [])
+    dpo.divergence(load_policy(given), rows, given.chat, 17)
+    assert asked == [rows[place]["prompt_ids"] for place in (0, 3, 6)]
 
 
 def test_the_sft_adapter_on_disk_stays_as_it_was(workspace):
@@ -494,16 +676,50 @@ def test_the_sft_adapter_on_disk_stays_as_it_was(workspace):
 
 
 def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(finished):
+    """Of models that are loaded anew, the base without any adapter, and by the stock forward pass, up to the last bits."""
     given, rows = setting(finished), finished.rows("data/prepared/dpo_validation.jsonl")
     policies = [
         modeling.load_adapter(modeling.load_base(given.params.models, given.where), Path(folder))
         for folder in ("models/dpo", "models/sft")
     ]
-    policy, reference = (dpo.log_probabilities(model, rows, given.chat.pad_id) for model in policies)
-    measures = dpo.preference_metrics(policy, reference, given.params.dpo.beta)
-    policies[0].eval()
-    measures["kl"] = dpo.divergence(policies[0], rows, given.chat.pad_id)
-    assert finished.json("metrics/dpo.json") == {"dpo": dpo.summary(measures, rows)}
+    base = modeling.load_base(given.params.models, given.where)
+    said = {
+        name: dpo.log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)
+    }
+    kl = dpo.divergence(policies[0].eval(), rows, given.chat, given.params.seed)
+    fit = dpo.sft_likelihood(policies[0], given.chat, fast=False)
+    measures = dpo.preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
+    expected = dpo.summary(measures, dpo.rankings(said, rows), kl, fit, rows)
+    assert finished.json("metrics/dpo.json")["dpo"] == {name: close(value) for name, value in expected.items()}
+    written = [row["ranking_accuracy"] for row in read(dpo.RANKING)]
+    assert list(map(float, written)) == [close(row[2]) for row in dpo.ranking_rows(dpo.rankings(said, rows))]
+
+
+NAMED = ("dpo", "sft", "base")
+
+
+def close(value):
+    """The same but for the last digits of a float."""
+    return pytest.approx(value, rel=1e-5, abs=1e-4) if isinstance(value, float) else value
+
+
+def test_dpo_and_sft_are_measured_on_the_same_held_out_answers(finished, monkeypatch):
+    """DPO's perplexity after no training at all would be SFT's: the adapter that dpo starts from, by dpo's own measure."""
+    given = setting(finished)
+    rows = finished.rows("data/prepared/sft_validation.jsonl")
+    policy = load_policy(given)
+    measured = likelihood.evaluate(policy, rows, given.chat.pad_id, likelihood.special_ids(given.chat))
+    size = likelihood.text_bytes(rows, given.chat)
+    found = dpo.sft_likelihood(policy, given.chat, fast=False)
+    assert found == likelihood.summary(measured, size)
+    assert size == sum(len(f"The {word} is number {n}.".encode()) for n, word in held_out_words(rows))
+
+
+def held_out_words(rows):
+    from workspace import WORDS, number
+
+    ids = {row["id"] for row in rows}
+    return [(n, word) for n, word in number(WORDS) if f"s{n}" in ids]
 
 
 def test_the_held_out_curves_begin_at_the_reference_and_end_at_the_metrics(finished):

@@ -9,7 +9,7 @@ import torch
 from workspace import Workspace
 
 import generate
-from aligner import modeling, training
+from aligner import decoding, modeling, training
 from aligner import params as parameters
 from aligner.errors import InputError
 
@@ -97,7 +97,7 @@ def test_every_row_of_a_batch_ends_for_itself(tmp_path, monkeypatch, model):
     given = prepared(Workspace(tmp_path, monkeypatch, model=model, **{"generate.max_new_tokens": NEW_TOKENS}))
     settings = with_another_end(given)
     lengths = set()
-    found = generate.complete(given.model, [row["prompt_ids"] for row in given.prompts], given.chat.pad_id, settings)
+    found = decoding.complete(given.model, [row["prompt_ids"] for row in given.prompts], given.chat.pad_id, settings)
     for row, new in zip(given.prompts, found, strict=True):
         expected = plain_loop(given.model, row["prompt_ids"], settings.eos_token_id, NEW_TOKENS)
         assert new[: len(expected)] == expected
@@ -126,9 +126,9 @@ def test_left_padding_changes_no_answer(tmp_path, monkeypatch, model):
     rows = sorted((row["prompt_ids"] for row in given.prompts), key=len)
     short, long = rows[0], rows[-1]
     assert len(long) > 2 * len(short)
-    alone = generate.complete(given.model, [short], given.chat.pad_id, settings)[0]
+    alone = decoding.complete(given.model, [short], given.chat.pad_id, settings)[0]
     scores_alone = seen["scores"][:, 0]
-    beside = generate.complete(given.model, [long, short], given.chat.pad_id, settings)[1]
+    beside = decoding.complete(given.model, [long, short], given.chat.pad_id, settings)[1]
     assert beside[: len(alone)] == alone
     torch.testing.assert_close(seen["scores"][: len(scores_alone), 1], scores_alone, rtol=1e-4, atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_complete_pads_on_the_left_and_masks_the_padding(workspace):
             seen.update(ids=input_ids.tolist(), mask=attention_mask.tolist(), settings=generation_config)
             return torch.cat([input_ids, torch.tensor([[1, 2], [3, 0]])], dim=1)
 
-    assert generate.complete(Echo(), [[7, 8, 9], [4]], 0, settings) == [[1, 2], [3, 0]]
+    assert decoding.complete(Echo(), [[7, 8, 9], [4]], 0, settings) == [[1, 2], [3, 0]]
     assert seen == {"ids": [[7, 8, 9], [0, 0, 4]], "mask": [[1, 1, 1], [0, 0, 1]], "settings": settings}
 
 
@@ -154,7 +154,7 @@ def test_a_cache_with_room_holds_what_transformers_own_holds():
     from transformers import DynamicCache, LlamaConfig
 
     config, states = LlamaConfig(num_hidden_layers=1), torch.randn(2, 3, 2, 7, 4)
-    roomy, plain = generate.roomy_cache(config, 7), DynamicCache(config=config)
+    roomy, plain = decoding.roomy_cache(config, 7), DynamicCache(config=config)
     for start, end in ((0, 4), (4, 5), (5, 7)):
         found, expected = (cache.update(*states[:, :, :, start:end], 0) for cache in (roomy, plain))
         assert all(map(torch.equal, found, expected))

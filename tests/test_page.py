@@ -211,6 +211,37 @@ def test_text_health_and_length_are_shown_beside_the_win_rate(folder):
     assert "Cannot be significant: 3 prompts differ, and it takes 6 even if one model wins them all." in shown
 
 
+def test_likelihood_and_ranking_of_every_model_stand_beside_the_training_numbers(folder):
+    """From the files of sft and dpo; where an answer leaves something undefined, the reason stands in its place."""
+    sft, dpo = (json.loads(score.STAGE_METRICS[stage].read_text())[stage] for stage in ("sft", "dpo"))
+    score.STAGE_METRICS["dpo"].write_text(json.dumps({"dpo": dpo | {"bits_per_byte": None, "kl_per_answer_sampled": None}}))
+    shown = html.unescape(written())
+    rows = {row[0]: row[1:] for row in table_rows(shown, "How likely the models find held-out answers")}
+    perplexities = (sft["base_perplexity"], sft["perplexity"], dpo["perplexity"])
+    assert rows["Perplexity on held-out SFT answers"] == [f"{value:.3f}" for value in perplexities]
+    assert rows["Bits per byte of held-out SFT answers"][2] == "undefined: the answers hold no text"
+    ranking = score.read_csv(score.RANKING)
+    for group, label in (("whole answer", "Ranking accuracy,"), ("per token", "Ranking accuracy per token,")):
+        each = [[float(row[key]) for key in ("ranking_accuracy", "low", "high")] for row in ranking if row["group"] == group]
+        expected = [f"{estimate:.3f} {low:.3f} to {high:.3f}" for estimate, low, high in each]
+        assert rows[f"{label} without a reference"] == expected
+    tests = table_rows(shown, "Held-out pairs that a model ranks better or worse than the one that it came from")[1:]
+    told = [[*(row[key] for key in ("model", "group", "better", "worse")), p] for row in ranking if (p := shown_p(row["p"]))]
+    assert tests == told and len(told) == 4
+    assert "undefined: the prompts leave no position for an answer" in shown
+
+
+def shown_p(text):
+    return page.p_value(float(text)) if text else ""
+
+
+def table_rows(shown, caption):
+    """The cells of a table as text."""
+    table = re.search(rf"<caption>{re.escape(caption)}</caption>.*?</table>", shown, re.DOTALL)[0]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in table.split("<tr>")[1:]]
+    return [[" ".join(re.sub("<[^>]*>", " ", cell).split()) for cell in row] for row in cells]
+
+
 def test_signed_numbers_have_their_sign():
     assert [page.signed(value) for value in (9.5, -3.0, 0.0)] == ["+9.5", "\u22123", "0"]
 
@@ -276,7 +307,10 @@ def test_no_control_or_bidi_character_stands_in_the_page(folder):
 
 def test_hostile_parameters_and_metrics_are_escaped(folder):
     path = score.STAGE_METRICS["dpo"]
-    path.write_text(json.dumps({"dpo": {"health": HOSTILE[0]}}))
+    metrics = json.loads(path.read_text())["dpo"]
+    path.write_text(json.dumps({"dpo": metrics | {"health": HOSTILE[0]}}))
+    text = score.RANKING.read_text().replace("whole answer", HOSTILE[0].replace(",", ""))
+    score.RANKING.write_text(text)
     score.REQUIREMENTS.write_text(f"{HOSTILE[2]}==1\n")
     shown = written()
     assert HOSTILE[0] not in shown and html.escape(HOSTILE[0]) in shown

@@ -29,7 +29,7 @@ OUTPUTS = {
     "models/dpo": {"adapter_config.json", "adapter_model.safetensors", "provenance.json"},
     "metrics": {"dpo.json", "prepare.json", "score.json", "sft.json"},
     "plots": {
-        "dpo_accuracy.csv", "dpo_logps.csv", "dpo_loss.csv", "dpo_rewards.csv",
+        "dpo_accuracy.csv", "dpo_logps.csv", "dpo_loss.csv", "dpo_ranking.csv", "dpo_rewards.csv",
         "hit_rate.csv", "lengths.csv", "outcomes.csv", "sft.csv", "topics.csv",
     },
     "reports": {"data.json", "data.md", "index.html", "score.json", "side_by_side.md"},

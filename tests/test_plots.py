@@ -67,7 +67,7 @@ def repository(tmp_path_factory):
 
 
 def test_the_plots_that_tell_of_a_run_are_all_there():
-    names = "sft dpo_loss dpo_rewards dpo_accuracy dpo_logps hit_rate topics outcomes lengths".split()
+    names = "sft dpo_loss dpo_rewards dpo_accuracy dpo_logps dpo_ranking hit_rate topics outcomes lengths".split()
     assert set(declared()) == {*(f"plots/{name}.csv" for name in names), "models/base/loss.csv"}
 
 

@@ -64,7 +64,7 @@ FILES = [
     *(score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS),
     *(score.REPORT, score.SIDE_BY_SIDE, score.PAGE),
 ]
-FROM_OTHER_STAGES = [*score.STAGE_METRICS.values(), *score.CURVES.values(), score.REQUIREMENTS]
+FROM_OTHER_STAGES = [*score.STAGE_METRICS.values(), *score.CURVES.values(), score.RANKING, score.REQUIREMENTS]
 OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
 
 

@@ -18,7 +18,7 @@ from next_token import NextToken
 from workspace import Workspace
 
 import sft
-from aligner import modeling, training
+from aligner import likelihood, modeling, training
 from aligner import params as parameters
 
 ROOT = Path(__file__).parent.parent
@@ -93,24 +93,28 @@ TWO_ROWS = [
 def test_evaluate_by_hand(batch_size):
     """Chances 1/2 | 1/4, 1/4, 3/8 of four tokens: loss (ln 2 + 2 ln 4 + ln 8/3) / 4, not the mean of the two rows.
 
+    Token 3 is special: of text are 0 and 2, with ln 2 + ln 4 nats.
+
     The likeliest next tokens are 0 after 0 (right), 0 after 1 (wrong), 2 after 2 (wrong), 3 after 3 (right): 2 of 4.
     """
     model = NextToken()
-    measured = sft.evaluate(model, TWO_ROWS, 0, batch_size)
+    measured = likelihood.evaluate(model, TWO_ROWS, 0, {3}, batch_size)
     loss = (math.log(2) + 2 * math.log(4) + math.log(8 / 3)) / 4
-    assert measured == {"validation_loss": pytest.approx(loss, rel=1e-6), "token_accuracy": 0.5}
+    nats = pytest.approx(math.log(2) + math.log(4), rel=1e-6)
+    assert measured == {"validation_loss": pytest.approx(loss, rel=1e-6), "token_accuracy": 0.5, "text_nats": nats}
     assert model.training is True
 
 
 def test_evaluate_counts_labelled_tokens_alone():
     """Of 1, 2, 3, 3 only the last 3 counts: chance 3/8, and it is the likeliest."""
-    measured = sft.evaluate(NextToken(), [{"input_ids": [1, 2, 3, 3], "labels": [-100, -100, -100, 3]}], 0)
-    assert measured == {"validation_loss": pytest.approx(math.log(8 / 3), rel=1e-6), "token_accuracy": 1}
+    measured = likelihood.evaluate(NextToken(), [{"input_ids": [1, 2, 3, 3], "labels": [-100, -100, -100, 3]}], 0, set())
+    nats = pytest.approx(math.log(8 / 3), rel=1e-6)
+    assert measured == {"validation_loss": nats, "token_accuracy": 1, "text_nats": nats}
 
 
-def one_row_at_a_time(model, rows):
-    """Loss and accuracy over all labelled tokens, each row alone and without padding, in double precision."""
-    losses, hits = [], []
+def one_row_at_a_time(model, rows, special):
+    """Measures of all labelled tokens, each row alone and without padding, in double precision; `special` is no text."""
+    losses, hits, text = [], [], []
     model.eval()
     for row in rows:
         with torch.no_grad():
@@ -119,7 +123,9 @@ def one_row_at_a_time(model, rows):
             if label != -100:
                 losses.append(-torch.log_softmax(logits[position - 1], -1)[label].item())
                 hits.append(logits[position - 1].argmax().item() == label)
-    return {"validation_loss": math.fsum(losses) / len(losses), "token_accuracy": sum(hits) / len(hits)}
+                text.append(losses[-1] * (label != special))
+    means = {"validation_loss": math.fsum(losses) / len(losses), "token_accuracy": sum(hits) / len(hits)}
+    return means | {"text_nats": math.fsum(text)}
 
 
 @pytest.mark.parametrize("model", ["mini", "zephyr_llama", "gpt2"])
@@ -132,17 +138,18 @@ def test_evaluate_equals_rows_one_at_a_time_whatever_the_batches(tmp_path, monke
         with torch.no_grad():
             row["labels"][-1] = base(input_ids=torch.tensor([row["input_ids"]])).logits[0, -2].argmax().item()
             row["input_ids"][-1] = row["labels"][-1]
-    expected = one_row_at_a_time(base, rows)
-    measured = sft.evaluate(base, rows, given.chat.pad_id, batch_size)
-    assert measured["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-6)
-    assert measured["token_accuracy"] == expected["token_accuracy"] >= 7 / sft.supervised(rows)
+    expected = one_row_at_a_time(base, rows, rows[0]["labels"][-1])
+    measured = likelihood.evaluate(base, rows, given.chat.pad_id, {rows[0]["labels"][-1]}, batch_size)
+    for name in ("validation_loss", "text_nats"):
+        assert measured[name] == pytest.approx(expected[name], rel=1e-6)
+    assert measured["token_accuracy"] == expected["token_accuracy"] >= 7 / likelihood.supervised(rows)
 
 
 def test_evaluate_neither_trains_nor_drops_out(workspace):
     trainer = build(workspace, random_rows(4), **{"lora.lora_dropout": 0.5})
     trainer.model.train()
     before = adapter_of(trainer)
-    first, second = (sft.evaluate(trainer.model, random_rows(4), 0) for _ in range(2))
+    first, second = (likelihood.evaluate(trainer.model, random_rows(4), 0, set()) for _ in range(2))
     assert first == second
     assert trainer.model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter_of(trainer).items())
@@ -151,14 +158,23 @@ def test_evaluate_neither_trains_nor_drops_out(workspace):
 def test_supervised_counts_labels():
     """2 + 0 + 3 tokens are neither hidden nor missing."""
     rows = [{"labels": [-100, 7, 0]}, {"labels": [-100, -100]}, {"labels": [1, 1, 1]}]
-    assert [sft.supervised(rows), sft.supervised([])] == [5, 0]
+    assert [likelihood.supervised(rows), likelihood.supervised([])] == [5, 0]
 
 
-def test_summary_gives_the_perplexity_of_a_token():
-    """exp(ln 8) = 8, with four decimals, over the 4 tokens of the two rows."""
-    measured = {"validation_loss": math.log(8), "token_accuracy": 1 / 3}
-    numbers = {"validation_loss": 2.0794, "perplexity": 8.0, "token_accuracy": 0.3333, "validation_tokens": 4}
-    assert sft.summary(measured, TWO_ROWS) == numbers
+def test_summary_tells_of_the_model_before_and_after():
+    """Perplexities exp(ln 8) = 8 and exp(ln 16) = 16; 6 ln 2 and 10 ln 2 nats over 4 bytes are 1.5 and 2.5 bits a byte."""
+    base = {"validation_loss": math.log(16), "token_accuracy": 0.0, "text_nats": 10 * math.log(2)}
+    final = {"validation_loss": math.log(8), "token_accuracy": 1 / 3, "text_nats": 6 * math.log(2)}
+    assert sft.summary(base, final, TWO_ROWS, 4) == {
+        "validation_loss": 2.0794,
+        "perplexity": 8.0,
+        "bits_per_byte": 1.5,
+        "token_accuracy": 0.3333,
+        "base_perplexity": 16.0,
+        "base_bits_per_byte": 2.5,
+        "validation_tokens": 4,
+        "validation_bytes": 4,
+    }
 
 
 # ---- What is trained ------------------------------------------------------------------------------------------------
@@ -177,8 +193,8 @@ def test_only_the_adapter_is_trained(workspace):
 
 def test_the_adapter_begins_as_nothing(workspace):
     given, rows = setting(workspace), random_rows(6)
-    base = sft.evaluate(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id)
-    assert sft.evaluate(build(workspace, rows).model, rows, given.chat.pad_id) == base
+    base = likelihood.evaluate(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id, {1})
+    assert likelihood.evaluate(build(workspace, rows).model, rows, given.chat.pad_id, {1}) == base
 
 
 def test_the_settings_of_lora_reach_the_adapter(workspace):
@@ -195,7 +211,7 @@ def test_the_first_logged_loss_is_that_of_the_trained_tokens_alone(workspace):
     rows = random_rows(8)
     trainer = train(workspace, rows, **{"models.mini.sft.per_device_train_batch_size": 8, "sft.num_train_epochs": 1})
     given = setting(workspace)
-    measured = sft.evaluate(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id)
+    measured = likelihood.evaluate(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id, {1})
     assert trajectories.points(trainer.state.log_history)["loss"] == [pytest.approx(measured["validation_loss"], rel=1e-5)]
 
 
@@ -274,7 +290,7 @@ def test_measuring_more_often_does_not_change_the_training(workspace):
     for steps in (1, 1000):
         given = setting(workspace, **{"lora.lora_dropout": 0.3})
         trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
-        measure = lambda model=trainer.model, pad_id=given.chat.pad_id: sft.evaluate(model, rows, pad_id)  # noqa: E731
+        measure = lambda model=trainer.model, pad_id=given.chat.pad_id: likelihood.evaluate(model, rows, pad_id, {1})  # noqa: E731
         training.observe(trainer, "sft", 1, steps, measure)
         trainer.train()
         losses.append(trajectories.points(trainer.state.log_history))
@@ -322,12 +338,23 @@ def test_a_stored_adapter_loads_back_to_the_same_logits(workspace):
     assert (loaded - plain).abs().max() > 0.01
 
 
-def test_metrics_are_the_measures_of_the_stored_adapter(finished):
-    """By the stock forward pass too, up to the last bits."""
+def test_metrics_are_the_measures_of_the_base_and_of_the_stored_adapter(finished):
+    """By the stock forward pass too, up to the last bits; the base is measured where there is no adapter at all."""
     given, rows = setting(finished), finished.rows("data/prepared/sft_validation.jsonl")
-    model = modeling.load_adapter(modeling.load_base(given.params.models, given.where), Path("models/sft"))
-    measured = sft.summary(sft.evaluate(model, rows, given.chat.pad_id), rows)
-    assert finished.json("metrics/sft.json")["sft"] == pytest.approx(measured, rel=1e-5)
+    base = modeling.load_base(given.params.models, given.where)
+    measured = [likelihood.evaluate(base, rows, given.chat.pad_id, likelihood.special_ids(given.chat))]
+    model = modeling.load_adapter(base, Path("models/sft"))
+    measured.append(likelihood.evaluate(model, rows, given.chat.pad_id, likelihood.special_ids(given.chat)))
+    expected = sft.summary(*measured, rows, likelihood.text_bytes(rows, given.chat))
+    found = finished.json("metrics/sft.json")["sft"]
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-4)
+    assert found["perplexity"] < found["base_perplexity"] and found["bits_per_byte"] < found["base_bits_per_byte"]
+
+
+def test_the_base_is_measured_once_and_a_resumed_run_has_it_in_its_log():
+    """The newest log line with all the measures is not it, nor is one of the trainer's own."""
+    log = [{"step": 1, "loss": 9.0}, {"step": 0, "a": 1.0, "b": 2.0}, {"step": 4, "a": 3.0, "b": 4.0}]
+    assert training.first_measures(json.loads(json.dumps(log)), {"a": 3.0, "b": 4.0}) == {"a": 1.0, "b": 2.0}
 
 
 def test_the_curve_has_both_series_from_the_first_to_the_last_step(finished):

@@ -72,7 +72,9 @@ OF_OUTPUTS = {
     "models/sft/weights": ["sft", "dpo", "generate@sft"],
     "models/dpo/weights": ["dpo", "generate@dpo"],
     "data/generated/base.jsonl": ["generate@base", "score"],
+    "data/prepared/sft_validation.jsonl": ["prepare", "sft", "dpo"],
     "metrics/dpo.json": ["dpo", "score"],
+    "plots/dpo_ranking.csv": ["dpo", "score"],
     "plots/sft.csv": ["sft", "score"],
     "reports/index.html": ["score"],
 }
@@ -216,6 +218,8 @@ def test_imports_are_followed() -> None:
     """Some of what is expected above, said in full."""
     assert [of_source(f"src/{script}.py") for script in SCRIPTS] == [["prepare"], ["sft"], ["dpo"], GENERATE, ["score"]]
     assert of_source("src/aligner/fast_path.py") == ["sft", "dpo"]
+    assert of_source("src/aligner/likelihood.py") == ["sft", "dpo"]
+    assert of_source("src/aligner/decoding.py") == ["dpo", *GENERATE]
     assert of_source("src/aligner/chat.py") == ["prepare", "sft", "dpo", *GENERATE]
     assert of_source("src/aligner/page.css") == ["score"]
     assert of_source("src/aligner/params.py") == of_source("src/aligner/records.py") == of_source("src/votes.py") == []

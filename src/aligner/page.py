@@ -1,6 +1,6 @@
 """The report as one web page that needs nothing but itself: what ran, curves, results, and every prompt with all answers.
 
-    text = render(Sources(params, pins, metrics, curves, report, references, answers, pairs))
+    text = render(Sources(params, pins, metrics, curves, ranking, report, references, answers, pairs))
 
 Pure functions of what stands in files, so that the same run gives the same bytes. What models and people wrote reaches the page
 in two ways alone: escaped by Jinja, or as JSON in a block that no browser runs, which page.js writes out with `textContent`.
@@ -59,7 +59,25 @@ LABELS = {
     "dpo_data": "DPO pairs",
     "chosen_logp_change": "Change of log-probability, chosen",
     "rejected_logp_change": "Change of log-probability, rejected",
-    "kl_per_token_teacher_forced": "KL per token, teacher-forced",
+    "chosen_logp_change_per_token": "Change of log-probability per token, chosen",
+    "rejected_logp_change_per_token": "Change of log-probability per token, rejected",
+    "kl_per_token_teacher_forced": "KL from the reference per token, on the chosen answers",
+    "kl_per_token_sampled": "KL from the reference per token, on its own answers",
+    "kl_per_answer_sampled": "KL from the reference per answer, on its own answers",
+    "kl_per_answer_sampled_low": "KL per answer, on its own answers, lower end",
+    "kl_per_answer_sampled_high": "KL per answer, on its own answers, upper end",
+    "samples_cut": "Share of its own answers that were cut",
+    "brier": "Brier score of sigmoid(margin); 0.25 knows nothing",
+    "perplexity": "Perplexity on held-out SFT answers",
+    "bits_per_byte": "Bits per byte of held-out SFT answers",
+    "base_perplexity": "Perplexity of the base model",
+    "base_bits_per_byte": "Bits per byte of the base model",
+    "validation_tokens": "Held-out tokens",
+    "validation_bytes": "Held-out bytes of text",
+    "ranking_accuracy": "Ranking accuracy, without a reference",
+    "ranking_accuracy_per_token": "Ranking accuracy per token, without a reference",
+    "ranking_whole answer": "Ranking accuracy, without a reference",
+    "ranking_per token": "Ranking accuracy per token, without a reference",
     "chosen_fell": "Share of pairs whose chosen answer fell",
     "reward_accuracy_low": "Reward accuracy, lower end",
     "reward_accuracy_high": "Reward accuracy, upper end",
@@ -91,12 +109,16 @@ MAIN_PINS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "
 
 
 class Sources(NamedTuple):
-    """All that the page is made from; `curves` holds each plot's rows, `pins` the lines of requirements.txt."""
+    """All that the page is made from; `curves` holds each plot's rows, `pins` the lines of requirements.txt.
+
+    ranking: dpo's rows on held-out pairs; report: all that score found.
+    """
 
     params: SimpleNamespace
     pins: list[str]
     metrics: dict[str, dict[str, Any]]
     curves: dict[str, list[dict[str, str]]]
+    ranking: list[dict[str, str]]
     report: dict[str, Any]
     references: list[dict[str, Any]]
     answers: dict[str, list[Answer]]
@@ -243,6 +265,9 @@ def context(sources: Sources) -> dict[str, Any]:
         "outcomes": outcome_bars(report, names, sources.pairs),
         "curves": list(panels(sources.curves)),
         "training": {stage: sources.metrics[stage][stage] for stage in ("sft", "dpo")},
+        "held_out": measures(held_out(sources.metrics["sft"]["sft"], sources.metrics["dpo"]["dpo"], sources.ranking), names),
+        "ranking": sources.ranking,
+        "kl": kl_of(sources.metrics["dpo"]["dpo"]),
         **rows_of_data(sources.metrics["prepare"]),
         "settings_of_run": sections(sources.params),
         "main_pins": [pin for pin in sources.pins if pin.split("==")[0] in MAIN_PINS],
@@ -264,6 +289,25 @@ def undefined_alike(first: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def is_estimate(value: Any) -> bool:
     return isinstance(value, dict) and "estimate" in value
+
+
+def held_out(sft: dict[str, Any], dpo: dict[str, Any], ranking: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """How each model finds what it was not trained on: the SFT answers, and the answers of preference pairs."""
+    found: dict[str, dict[str, Any]] = {"base": {}, "sft": {}, "dpo": {}}
+    for key in ("perplexity", "bits_per_byte"):
+        values = {"base": sft[f"base_{key}"], "sft": sft[key], "dpo": dpo[key]}
+        for model, value in values.items():
+            found[model][key] = {"estimate": value, "reason": "the answers hold no text"}
+    for row in ranking:
+        estimate, low, high = (float(row[key]) for key in ("ranking_accuracy", "low", "high"))
+        found[row["model"]][f"ranking_{row['group']}"] = {"estimate": estimate, "low": low, "high": high}
+    return found
+
+
+def kl_of(dpo: dict[str, Any]) -> dict[str, Any]:
+    keys = {"estimate": "", "low": "_low", "high": "_high"}
+    found = {key: dpo[f"kl_per_answer_sampled{end}"] for key, end in keys.items()}
+    return found | {"reason": "the prompts leave no position for an answer"}
 
 
 def rate_rows(report: dict[str, Any], names: Sequence[str], whole: bool, part: str) -> list[dict[str, Any]]:
@@ -344,6 +388,8 @@ def three(value: float | int | None) -> str:
 
 def plain(value: Any) -> str:
     """A number as it stands in the file, with a true minus."""
+    if value is None:
+        return "undefined"
     return str(value) if isinstance(value, str) else str(value).replace("-", "\u2212")
 
 

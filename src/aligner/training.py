@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,6 +133,11 @@ def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callabl
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Observer())
     return latest
+
+
+def first_measures(log_history: list[dict[str, float]], names: Iterable[str]) -> dict[str, float]:
+    """What `observe` measured before the first step; a run that went on from a checkpoint has it in its log too."""
+    return next({name: entry[name] for name in names} for entry in log_history if set(names) <= set(entry))
 
 
 def curve(log_history: list[dict[str, float]], series: dict[str, str]) -> list[list[Any]]:

@@ -1,0 +1,97 @@
+"""How likely a model finds answers that people wrote: loss, perplexity and bits per byte, teacher-forced, over all their tokens.
+
+Base, SFT and DPO are measured on the same held-out answers: by sft before its first step, where the adapter is still nothing, by
+sft after its last, and by dpo at its end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Set
+from typing import Any
+
+from aligner import training
+from aligner.chat import Chat
+
+
+def special_ids(chat: Chat) -> frozenset[int]:
+    """Tokens that stand for no text: those that only the template may write, and what ends an answer."""
+    return frozenset({*chat.special_tokens.values(), chat.end_id, chat.tokenizer.token_to_id(chat.eos_token)})
+
+
+def supervised(rows: list[dict[str, Any]]) -> int:
+    """How many tokens of `rows` are trained or measured."""
+    return sum(label != -100 for row in rows for label in row["labels"])
+
+
+def text_bytes(rows: list[dict[str, Any]], chat: Chat) -> int:
+    """UTF-8 bytes of the supervised text of `rows`, special tokens left out.
+
+    Of the text that the tokens stand for: a tokenizer that changes or loses characters is not charged for them. An answer's bytes
+    are those that it adds to what stands before it, since some tokenizers decode a text's first word without its space.
+    """
+    special = special_ids(chat)
+
+    def size(ids: list[int]) -> int:
+        return len(chat.decode([id for id in ids if id not in special]).encode())
+
+    return sum(
+        size(row["input_ids"][:end]) - size(row["input_ids"][:start]) for row in rows for start, end in answers_in(row["labels"])
+    )
+
+
+def answers_in(labels: list[int]) -> Iterator[tuple[int, int]]:
+    """(start, end) of each run of supervised tokens, end exclusive."""
+    for hidden, run in itertools.groupby(range(len(labels)), key=lambda place: labels[place] == -100):
+        places = list(run)
+        if not hidden:
+            yield places[0], places[-1] + 1
+
+
+def evaluate(
+    model, rows: list[dict[str, Any]], pad_id: int, special: Set[int], batch_size: int = 16, fast: bool = False
+) -> dict[str, float]:
+    """Mean loss (nats) and accuracy over all supervised tokens of `rows`: weighted by tokens, whatever the batches.
+
+    text_nats: the sum of losses over the tokens that are not `special`. fast: by the fast path's forward pass, which the model
+    must fit.
+    """
+    import torch
+
+    from aligner import fast_path
+
+    loss = correct = text = 0.0
+    was_training = model.training
+    model.eval()
+    for indices in training.batches(rows, batch_size, lambda row: len(row["input_ids"])):
+        batch = [rows[index] for index in indices]
+        ids, mask = training.padded([row["input_ids"] for row in batch], pad_id, model.device)
+        labels, _ = training.padded([row["labels"] for row in batch], -100, model.device)
+        supervised_positions = labels[:, 1:] != -100
+        of_text = supervised_positions & ~torch.isin(labels[:, 1:], torch.tensor(sorted(special), device=labels.device))
+        if fast:
+            log_probabilities, right = fast_path.measure(model, ids, mask, labels, pairs=False)
+        else:
+            with torch.no_grad():
+                log_probabilities, logits = training.token_log_probabilities(model, ids, mask)
+            right = logits.argmax(-1) == ids[:, 1:]
+        loss -= log_probabilities[supervised_positions].sum().item()
+        text -= log_probabilities[of_text].sum().item()
+        correct += right[supervised_positions].sum().item()
+    model.train(was_training)
+    total = supervised(rows)
+    return {"validation_loss": loss / total, "token_accuracy": correct / total, "text_nats": text}
+
+
+def summary(measured: dict[str, float], size: int) -> dict[str, float | None]:
+    """What metrics tell of one model, from `evaluate` on answers whose text has `size` bytes.
+
+    perplexity = exp(nats / tokens), end tokens included, never a mean over rows or batches; bits_per_byte = nats of the text /
+    (ln 2 * its bytes), which also compares models with other tokenizers; None for answers without text.
+    """
+    bits = measured["text_nats"] / (math.log(2) * size) if size else None
+    return {
+        "perplexity": round(math.exp(measured["validation_loss"]), 4),
+        "bits_per_byte": None if bits is None else round(bits, 4),
+    }
