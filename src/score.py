@@ -202,7 +202,8 @@ def length_rows(answers: dict[str, list[Answer]]) -> Iterator[list[Any]]:
 def side_by_side(references: list[dict], answers: dict[str, list[Answer]], report: dict[str, Any]) -> str:
     """Every prompt with the answers of all models beside each other, as Markdown."""
     precise = "Precision is the share of key ideas named that belong to the concept asked about, as far as a prompt names one."
-    rule = f"Two answers tie when their hit rates differ by no more than {report['settings']['tie_threshold']:g}."
+    threshold = report["settings"]["tie_threshold"]
+    rule = f"Two answers tie when their hit rates {f'differ by no more than {threshold:g}' if threshold else 'are equal'}."
     parts = [
         "# Answers side by side",
         f"{len(references)} prompts. A hit is a key idea that the answer names, in any of its wordings. {precise} {rule}",
