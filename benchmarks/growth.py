@@ -31,8 +31,8 @@ ROWS = (200, 400, 800)
 LENGTHS = (64, 128, 256)
 WIDTHS = (128, 256, 512)
 LENGTH = 128
-BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
-STEP = BATCH["per_device_train_batch_size"] * BATCH["gradient_accumulation_steps"]
+BATCH = {"sft": 16, "dpo": 8}  # rows or pairs in a forward pass, as in params.yaml
+STEP = 16
 STEPS, WARM_UP = 9, 2
 GROWTH = ROOT / "docs" / "growth.csv"
 EXPECTED = ROOT / "docs" / "expected.csv"
@@ -79,7 +79,8 @@ def sizes(quick: bool) -> list[tuple[str, str, int]]:
 
 def measured(stage: str, grows: str, size: int, folder: Path, threads: int, steps: int) -> Point:
     """One size, in processes of its own."""
-    entry: dict[str, Any] = {stage: BATCH | {"learning_rate": 1e-3}, "max_length": max(LENGTHS)}
+    batch = {"per_device_train_batch_size": BATCH[stage], "gradient_accumulation_steps": STEP // BATCH[stage]}
+    entry: dict[str, Any] = {stage: batch | {"learning_rate": 1e-3}, "max_length": max(LENGTHS)}
     if grows == "width":
         shape = {"hidden_size": size, "intermediate_size": size * 43 // 16, "num_attention_heads": size // 64}
         shape["num_key_value_heads"] = shape["num_attention_heads"]
@@ -183,7 +184,7 @@ def digits(value: float, count: int = 3) -> str:
 def activations(points: list[Point]) -> float:
     """MB a token that TinyLlama's forward pass keeps in float32: the embedded base's slope over lengths, by layers and widths."""
     first, *_, last = sorted((p for p in points if (p.stage, p.grows) == ("sft", "length")), key=lambda p: p.size)
-    tokens = BATCH["per_device_train_batch_size"] * (last.size - first.size)
+    tokens = BATCH["sft"] * (last.size - first.size)
     mini = json.loads((ROOT / "models/base/weights/config.json").read_text(encoding="utf-8"))
     return (last.peak_mb - first.peak_mb) / tokens * breadth(flops.TINYLLAMA) / breadth(mini)
 
