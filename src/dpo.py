@@ -42,6 +42,7 @@ PARAMS = [
     "models.${model}.path",
     "models.${model}.revision",
     "models.${model}.threads",
+    "models.${model}.torch_compile",
     "seed",
 ]
 TRAIN = Path("data/prepared/dpo_train.jsonl")
@@ -169,6 +170,8 @@ def build_trainer(
     if params.models.fast_path:
         fast_path.merge_products(trainer.model)
         fast_path.unpad(trainer, pairs=True)
+    if params.models.torch_compile:
+        training.compile_layers(trainer)
     return trainer
 
 

@@ -33,6 +33,7 @@ PARAMS = [
     "models.${model}.revision",
     "models.${model}.sft",
     "models.${model}.threads",
+    "models.${model}.torch_compile",
     "seed",
     "sft",
 ]
@@ -115,6 +116,8 @@ def build_trainer(params: SimpleNamespace, where: SimpleNamespace, chat: Chat, r
     if params.models.fast_path:
         fast_path.merge_products(trainer.model)
         fast_path.unpad(trainer, pairs=False)
+    if params.models.torch_compile:
+        training.compile_layers(trainer)
     return trainer
 
 

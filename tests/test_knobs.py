@@ -4,6 +4,7 @@ The stages run for real on a tiny random model. What a stage does is all that it
 the model meets (`observed`). A key without a rule fails, and so does a stage that declares a key and does nothing with it.
 """
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -51,6 +52,7 @@ RULES = {
     "models.*.threads": Rule(2),
     "models.*.fast_path": Rule(False),
     "models.*.gradient_checkpointing": Rule(True),
+    "models.*.torch_compile": Rule(True),
     "models.*.sft.learning_rate": Rule(0.02),
     "models.*.sft.per_device_train_batch_size": Rule(2),
     "models.*.sft.gradient_accumulation_steps": Rule(2),
@@ -183,8 +185,11 @@ def observe(finished, tmp_path, monkeypatch):
 
 
 def spy(patch):
-    """Notes each base that a stage loads, with its way of attention, and the shape of every batch of ids that it meets."""
-    met = {"bases": [], "attention": [], "shapes": []}
+    """Notes each base that a stage loads, with its way of attention, the shape of every batch of ids that it meets, and what is
+    to be compiled; that takes half a minute and is left to test_sft.py."""
+    import torch
+
+    met = {"bases": [], "attention": [], "shapes": [], "compiled": []}
     load_base = modeling.load_base
 
     def noting(*arguments):
@@ -195,6 +200,8 @@ def spy(patch):
         return base
 
     patch.setattr(modeling, "load_base", noting)
+    patch.setattr(torch.nn.Module, "compile", lambda layer, **how: met["compiled"].append((type(layer).__name__, how)))
+    patch.setattr(torch.compiler, "set_stance", lambda stance: contextlib.nullcontext())
     return met
 
 
@@ -211,6 +218,7 @@ def observed(stage, folder, met):
         "attention": met["attention"],
         "checkpointing": [base.is_gradient_checkpointing for base in met["bases"]],
         "shapes": met["shapes"],
+        "compiled": met["compiled"],
     }
 
 

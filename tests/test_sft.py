@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -18,8 +19,9 @@ from next_token import NextToken
 from workspace import Workspace
 
 import sft
-from aligner import likelihood, modeling, training
+from aligner import fused_layer, likelihood, modeling, training
 from aligner import params as parameters
+from aligner.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "provenance.json"}
@@ -282,6 +284,41 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
     stored, recomputed = (trajectories.points(run.state.log_history) for run in runs)
     assert runs[1].model.is_gradient_checkpointing
     assert recomputed == {key: pytest.approx(values, rel=1e-5) for key, values in stored.items()}
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("fast", [False, True])
+def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
+    """Rows of many lengths and a measurement on the way; the layers are compiled once, whatever the lengths."""
+    monkeypatch.setattr(fused_layer, "can_fuse", lambda model: False)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    given, rows = setting(workspace, **{"models.mini.fast_path": fast}), random_rows(12)
+    logs = []
+    try:
+        for wanted in (False, True):
+            given.params.models.torch_compile = wanted
+            trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
+            measure = lambda model=trainer.model: likelihood.evaluate(model, rows, given.chat.pad_id, {1})  # noqa: E731
+            training.observe(trainer, "sft", 1, 2, measure)
+            trainer.train()
+            logs.append(trajectories.points(trainer.state.log_history))
+    finally:
+        torch.compiler.set_stance("default")
+        torch._dynamo.reset()
+    assert logs[1] == {key: pytest.approx(values, rel=1e-4) for key, values in logs[0].items()}
+    assert 0 < counters["stats"]["unique_graphs"] <= 2 and not counters["graph_break"]
+
+
+def test_what_cannot_be_compiled_is_said(workspace, monkeypatch):
+    given, rows = setting(workspace, **{"models.mini.torch_compile": True}), random_rows(4)
+    monkeypatch.setattr(training.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"C\+\+ compiler.*torch_compile to false"):
+        sft.build_trainer(given.params, given.where, given.chat, rows)
+    model = torch.nn.Linear(2, 2)
+    model._no_split_modules = None
+    with pytest.raises(InputError, match=r"Linear does not say .* set models\.<name>\.torch_compile to false"):
+        training.compile_layers(SimpleNamespace(model=SimpleNamespace(get_base_model=lambda: model)))
 
 
 def test_measuring_more_often_does_not_change_the_training(workspace):

@@ -39,6 +39,7 @@ OF_PARAMS = {
     "models.mini.threads": LOADERS,
     "models.mini.fast_path": ["sft", "dpo", "score"],
     "models.mini.gradient_checkpointing": ["sft", "dpo", "score"],
+    "models.mini.torch_compile": ["sft", "dpo", "score"],
     "models.mini.sft": ["sft", "score"],
     "models.mini.dpo": ["dpo", "score"],
     "models.mini.generate": [*GENERATE, "score"],

@@ -94,6 +94,7 @@ class ModelEntry(Section):
     threads: NonNegativeInt
     fast_path: Flag
     gradient_checkpointing: Flag
+    torch_compile: Flag
     sft: Optimisation
     dpo: Optimisation
     generate: Decoding

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
@@ -96,6 +98,33 @@ def take_inputs_as_they_come(trainer) -> None:
 
     if trainer.args.bf16:
         trainer.training_step = training_step
+
+
+def compile_layers(trainer) -> None:
+    """Has torch compile the decoder layers for training steps, once for all layers and for any number of tokens.
+
+    Measures and answers take the layers as they are, since each would ask for a compilation of its own. Raises InputError where
+    there is nothing to compile, or nothing to compile with.
+    """
+    import torch
+
+    model = trainer.model.get_base_model()
+    layers = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
+    off = "set models.<name>.torch_compile to false in params.yaml"
+    if not layers:
+        raise InputError(f"{type(model).__name__} does not say what its layers are, so they cannot be compiled; {off}")
+    if model.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise InputError(f"torch.compile needs a C++ compiler on a CPU, and there is none; install g++, or {off}")
+    for layer in layers:
+        layer.compile(dynamic=True)
+    stock = trainer.training_step
+
+    def training_step(*args, **kwargs):
+        with torch.compiler.set_stance("default"):
+            return stock(*args, **kwargs)
+
+    trainer.training_step = training_step
+    torch.compiler.set_stance("force_eager")
 
 
 def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
