@@ -7,8 +7,8 @@ does meets all of them alike; while one works the others wait for their input an
 A leg's description is a dictionary:
   kind     sft | dpo | generate | matmul
   way      ours: the code of src/, as its stage runs it. stock: trl and transformers alone, with the same settings, on the same
-           ids (generate: transformers' generate, one prompt at a time). balanced: stock with batch_rebalance. kept: stock in a
-           process that keeps freed memory
+           ids (generate: transformers' generate, one prompt at a time). helped: stock in a process that keeps freed memory, and
+           for sft with batch_rebalance, each step in two micro-batches at least, between which rows can be balanced
   params   a params.yaml
   rows     a file of prepared rows
   adapter  an adapter to start from, or null for a new one (generate: for the base)
@@ -220,7 +220,7 @@ def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
 
     from aligner import fast_path
 
-    if leg.way in ("ours", "kept"):
+    if leg.way != "stock":
         fast_path.keep_memory()
     if leg.way == "ours":
         known.training.compact_head()
@@ -288,9 +288,12 @@ def sft_trainer(leg: SimpleNamespace, known: SimpleNamespace):
                 sampler.seed = self.args.data_seed  # transformers leaves it at 42: the same samples are wanted in each step
             return sampler
 
+    if leg.way == "helped" and params.models.sft.gradient_accumulation_steps == 1:
+        params.models.sft.per_device_train_batch_size //= 2
+        params.models.sft.gradient_accumulation_steps = 2
     config = SFTConfig(
         output_dir=tempfile.gettempdir(),
-        train_sampling_strategy="batch_rebalance" if leg.way == "balanced" else params.sft.train_sampling_strategy,
+        train_sampling_strategy="batch_rebalance" if leg.way == "helped" else params.sft.train_sampling_strategy,
         dataset_kwargs={"skip_prepare_dataset": True},
         **known.training.training_arguments(params.sft, params.models.sft, params.models, params.seed, where),
     )
