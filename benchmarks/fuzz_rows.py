@@ -1,10 +1,10 @@
 """A coverage-guided search for a file that the row loader cannot bear (atheris, that is libFuzzer for Python).
 
-Every try is a whole data file and the kind it is read as. It must keep all rules of tests/loader_rules.py: no exception, a
-ledger that adds up, printable reasons, kept rows that are kept again and can be scored. Half of the mutations are libFuzzer's, on
-bytes; the other half change the JSON of one line, since most changed bytes are merely no JSON any more. The search starts from
-the fixtures' lines and one good row of every format. It ends with a count of executions, or with the first file that breaks a
-rule (`crash-…` in the corpus folder), which then belongs into tests/test_rows.py.
+Every try is a whole data file and the kind it is read as. It must keep all rules of tests/support/loader_rules.py: no
+exception, a ledger that adds up, printable reasons, kept rows that are kept again and can be scored. Half of the mutations are
+libFuzzer's, on bytes; the other half change the JSON of one line, since most changed bytes are merely no JSON any more. The
+search starts from the fixtures' lines and one good row of every format. It ends with a count of executions, or with the first
+file that breaks a rule (`crash-…` in the corpus folder), which then belongs into tests/test_rows.py.
 
 atheris is not pinned in requirements.txt: it is needed for this alone and has no wheel for macOS or Windows.
 
@@ -27,7 +27,7 @@ except ImportError:
     raise SystemExit("atheris is missing, which this search alone needs. Run: pip install atheris (Linux)") from None
 
 with atheris.instrument_imports(include=["aligner"]):
-    from loader_rules import require_sound
+    from support.loader_rules import require_sound
 
     from aligner import rows
     from aligner.keywords import GROUP_KEYS

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import killed
+from support import killed
 
 
 def main(times: int, seed: int) -> None:

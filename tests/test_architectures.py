@@ -8,9 +8,9 @@ import math
 import shutil
 
 import pytest
-from checkpoints import POSITIONS
 from safetensors.torch import load_file, save_file
-from workspace import RAW, WEIGHTS, Workspace
+from support.tiny_models import POSITIONS
+from support.workspace import RAW, WEIGHTS, Workspace
 
 from aligner.chat import Chat
 from aligner.errors import InputError

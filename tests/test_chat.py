@@ -11,11 +11,11 @@ import json
 import unicodedata
 
 import pytest
-from checkpoints import BUILDERS
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from workspace import checkpoint
+from support.tiny_models import BUILDERS
+from support.workspace import checkpoint
 
 from aligner.chat import PLAIN_TEMPLATE, Chat
 from aligner.errors import InputError

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import killed
 import pytest
 from ruamel.yaml import YAML
-from workspace import REPOSITORY, Workspace
+from support import killed
+from support.workspace import REPOSITORY, Workspace
 
 from aligner import checkpoints, records
 from aligner.errors import InputError

@@ -20,7 +20,7 @@ from pathlib import Path
 import pathspec
 import pytest
 from ruamel.yaml import YAML
-from workspace import RAW, Workspace
+from support.workspace import RAW, Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["prepare", "sft", "dpo", "generate", "score"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from workspace import RAW, Workspace, eval_rows, pair_rows, sft_rows
+from support.workspace import RAW, Workspace, eval_rows, pair_rows, sft_rows
 
 from aligner import data_report, spool
 from aligner.data_report import Listed

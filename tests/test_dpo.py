@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from next_token import NextToken
-from workspace import Workspace, pair_rows
+from support import trajectories
+from support.next_token import NextToken
+from support.workspace import Workspace, pair_rows
 
 import dpo
 from aligner import decoding, likelihood, modeling, statistics, training
@@ -716,7 +716,7 @@ def test_dpo_and_sft_are_measured_on_the_same_held_out_answers(finished, monkeyp
 
 
 def held_out_words(rows):
-    from workspace import WORDS, number
+    from support.workspace import WORDS, number
 
     ids = {row["id"] for row in rows}
     return [(n, word) for n, word in number(WORDS) if f"s{n}" in ids]

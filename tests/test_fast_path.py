@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import BUILDERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tiny_models import BUILDERS
 
 from aligner import fast_path, fused_layer
 

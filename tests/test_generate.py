@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from workspace import Workspace
+from support.workspace import Workspace
 
 import generate
 from aligner import decoding, modeling, training

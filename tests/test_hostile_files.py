@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from loader_rules import require_sound
+from support.loader_rules import require_sound
 
 ROOT = Path(__file__).parent.parent
 GOOD = b'{"prompt":"p","response":"r"}'

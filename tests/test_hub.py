@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from workspace import REPOSITORY
+from support.workspace import REPOSITORY
 
 from aligner.errors import InputError
 from aligner.hub import TOKENIZER_FILES, WEIGHT_FILES, model_folder

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from workspace import REPOSITORY, Params, concept_rows, eval_rows
+from support.workspace import REPOSITORY, Params, concept_rows, eval_rows
 
 import judge
 import score

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from ruamel.yaml import YAML
-from workspace import RAW, REPOSITORY, Params, Workspace, checkpoint, sft_rows
+from support.workspace import RAW, REPOSITORY, Params, Workspace, checkpoint, sft_rows
 
 from aligner import modeling
 from aligner import params as parameters

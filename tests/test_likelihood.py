@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from next_token import NextToken
-from workspace import Workspace
+from support.next_token import NextToken
+from support.workspace import Workspace
 
 from aligner import fast_path, likelihood, modeling
 from aligner import params as parameters

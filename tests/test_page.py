@@ -9,9 +9,9 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import browser
 import pytest
 import test_score
+from support import browser
 from test_score import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, write_inputs, write_params
 
 import score

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from clones import ROOT, Clone, started
+from support.clones import ROOT, Clone, started
 
 import verify
 

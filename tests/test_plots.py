@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import browser
 import pytest
 from ruamel.yaml import YAML
+from support import browser
 
 import score
 

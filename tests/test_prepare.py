@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from workspace import RAW, Workspace, pair_rows, sft_rows
+from support.workspace import RAW, Workspace, pair_rows, sft_rows
 
 import prepare
 from aligner import modeling, spool

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from workspace import REPOSITORY
+from support.workspace import REPOSITORY
 
 from aligner import records
 from aligner.errors import InputError

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loader_rules import require_sound
+from support.loader_rules import require_sound
 
 from aligner import rows as reader
 from aligner.errors import InputError

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from workspace import WEIGHTS, Workspace, checkpoint, eval_rows, pair_rows, refuse, sft_rows
+from support.workspace import WEIGHTS, Workspace, checkpoint, eval_rows, pair_rows, refuse, sft_rows
 
 from aligner import modeling
 from aligner.chat import Chat

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import trajectories
-from next_token import NextToken
-from workspace import Workspace
+from support import trajectories
+from support.next_token import NextToken
+from support.workspace import Workspace
 
 import sft
 from aligner import fused_layer, likelihood, modeling, training

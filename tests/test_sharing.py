@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clones import ROOT, Clone, stand_in, started
+from support.clones import ROOT, Clone, stand_in, started
 
 
 def name_remote(clone: Clone, store: Path) -> None:

@@ -2,7 +2,7 @@
 
 What is expected stands here or is read off the code's imports, never off dvc.yaml, which is what is tested. `dvc status` names
 the stages whose own inputs changed; what `dvc repro` then runs, those that follow included, is tested for some edits, in a clone
-whose stages write small stand-ins (tests/clones.py).
+whose stages write small stand-ins (tests/support/clones.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from clones import Clone, stand_in
 from ruamel.yaml import YAML
+from support.clones import Clone, stand_in
 from test_contract import NO_DEPS, ROOT, SCRIPTS, first_party, parts
 
 PRETRAIN = "models/base/dvc.yaml:pretrain"

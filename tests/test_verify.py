@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clones import Clone
 from ruamel.yaml import YAML
 from safetensors.numpy import save_file
+from support.clones import Clone
 
 import verify
 

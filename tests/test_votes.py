@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from workspace import Workspace
+from support.workspace import Workspace
 
 import votes
 from aligner import blind

@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 import trl.trainer.dpo_trainer  # noqa: F401  (what a stage imports late is loaded before the server forks)
 import trl.trainer.sft_trainer  # noqa: F401
-from workspace import Workspace
 
 import dpo  # noqa: F401
 import sft  # noqa: F401
 from aligner import checkpoints, records
+from support.workspace import Workspace
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["killed"])
+CONTEXT.set_forkserver_preload(["support.killed"])
 SLOWLY = 0.02  # seconds that each file of a checkpoint takes longer, so that a kill may fall between two of them
 SPREAD = 0.25  # seconds after a step within which the kill comes: about one step and its checkpoint
 

@@ -5,7 +5,7 @@
     workspace.params["dpo.beta"] = 0.2
     workspace.run("generate", "base")
 
-`model` is a name of checkpoints.BUILDERS or a folder with a checkpoint; a copy of it stands at `models/base/weights`, which the
+`model` is a name of tiny_models.BUILDERS or a folder with a checkpoint; a copy of it stands at `models/base/weights`, which the
 entry `mini` of params.yaml names. The current directory is the workspace until the test ends. Files are read with plain paths.
 """
 
@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import BUILDERS
 from ruamel.yaml import YAML
 
 from aligner.records import Run
+from support.tiny_models import BUILDERS
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 WEIGHTS = "models/base/weights"
 NAMES = {"sft": "sft_examples", "pairs": "dpo_pairs", "eval": "eval_prompts", "concepts": "concepts"}
 RAW = {kind: f"data/raw/{name}.jsonl" for kind, name in NAMES.items()}

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from test_contract import STAGES, declared
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # A program named python. `python src/dpo.py` writes the outputs of the stage dpo: in each a number by chance, so that a stage
 # that runs again makes something new; or, with CONTENT set, that number.

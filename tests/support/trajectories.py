@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-FILE = Path(__file__).parent / "golden" / "trajectories.json"
+FILE = Path(__file__).parents[1] / "golden" / "trajectories.json"
 TOLERANCE = 1e-4
 
 
