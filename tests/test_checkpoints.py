@@ -364,7 +364,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
     Path("adapter").mkdir()
     Path("adapter/weights").write_text("2")
     shutil.copytree(REPOSITORY / "src", "src", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "src/aligner/checkpoints.py"))
+    monkeypatch.setattr(checkpoints, "SOURCE", tmp_path / "src")
 
     def now(stage="sft", names=("rows.jsonl", "adapter"), beta=0.1):
         params = SimpleNamespace(dpo=SimpleNamespace(beta=beta), seed=17)
@@ -389,6 +389,9 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
             found.append(now())
     assert len(set(found)) == len(found)
     assert now() == now() == found[10]
+    for path in ("src/aligner/page.py", "src/dpo.py", "src/aligner/run/imports.py"):  # sft's outputs need none
+        Path(path).write_text(Path(path).read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert now() == found[10]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -26,7 +26,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["prepare", "sft", "dpo", "generate", "score"]
 BASE = "models/base/weights"
 # No dep of any stage: they hold no value and write no output (what they check or record changes no result).
-NO_DEPS = {"src/aligner/__init__.py", "src/aligner/params.py", "src/aligner/records.py"}
+NO_DEPS = {
+    "src/aligner/__init__.py",
+    "src/aligner/params.py",
+    "src/aligner/records.py",
+    "src/aligner/run/__init__.py",
+    "src/aligner/run/imports.py",
+}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
 # Scripts that are no stage: people run them on what they made.
 SIDE_SCRIPTS = {"judge", "votes"}

@@ -31,6 +31,7 @@ from typing import Any
 
 from aligner import modeling, records
 from aligner.errors import InputError
+from aligner.run.imports import SOURCE, code_of
 
 SECONDS = 30.0  # from one checkpoint to the next, or longer:
 SHARE = 0.01  # of the time at most goes into writing them
@@ -46,14 +47,13 @@ PROGRESS = "progress.json"
 def fingerprint(stage: str, files: list[Path], **values: Any) -> str:
     """What names a training run: a SHA-256 over `values`, the bytes of `files`, code, versions and the kind of machine.
 
-    files: relative paths (of a folder, all that is in it); values: parameters and whatever else the run depends on. All of
-    src/aligner counts as code: an edit of a module that this stage does not import costs a start from the beginning, no more.
+    files: relative paths (of a folder, all that is in it); values: parameters and whatever else the run depends on. Code is the
+    stage's script and all of src/ that it imports (aligner/run/imports.py), the same files as its deps in dvc.yaml.
     """
-    package = Path(__file__).resolve().parent
     parts = {
         "values": {name: records.plain(value) for name, value in values.items()},
         "files": {path.as_posix(): _sha256(path) for path in _files(files)},
-        "code": {path.name: _sha256(path) for path in [package.parent / f"{stage}.py", *package.glob("*.py")]},
+        "code": {path.relative_to(SOURCE).as_posix(): _sha256(path) for path in code_of(SOURCE / f"{stage}.py", SOURCE)},
         "versions": {"python": platform.python_version(), **records.installed(records.LIBRARIES)},
         "machine": _machine(),
     }
