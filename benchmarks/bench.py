@@ -4,7 +4,7 @@ Stock is trl, transformers and peft as they come, with the settings that suit a 
 log-probabilities of DPO computed once): not trl's defaults, which are many times slower. Both ways train from the same ids,
 samples and seeds, each in a process of its own, and take turns step by step; a ratio is the median over steps of stock's time
 over ours, with an exact 95% interval of that median. A third way, helped, is stock with what is known to help it: a process that
-keeps freed memory, as ours does (aligner/fast_path.py), and for SFT transformers' own remedy against padding
+keeps freed memory, as ours does (aligner/model/runtime.py), and for SFT transformers' own remedy against padding
 (train_sampling_strategy: batch_rebalance, over two micro-batches a step). The second data set, skewed, is made from the default
 rows by a rule: answers are cut, or lengthened by those of the following rows, to lengths drawn from a lognormal distribution
 (sigma 1) with the default mean.

@@ -29,11 +29,12 @@ except ImportError:
 with atheris.instrument_imports(include=["aligner"]):
     from support.loader_rules import require_sound
 
-    from aligner import rows
-    from aligner.keywords import GROUP_KEYS
+    from aligner.data.formats import FORMATS
+    from aligner.data.reader import KINDS
+    from aligner.keywords.groups import GROUP_KEYS
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "rows"
-KINDS = (None, *rows.KINDS)  # the first byte of an input, modulo 5, says which
+KINDS = (None, *KINDS)  # the first byte of an input, modulo 5, says which
 LONGEST = 1024  # bytes: short files make many tries; long lines are the affair of tests/test_rows.py
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 GOOD = [
@@ -53,7 +54,7 @@ ODD_VALUES = [
     "(a+)+$", "1e999", "../x", "line-1", "user", "assistant", "system", "tool", "regex", "number", "word", "inflect", "reject",
     [], {}, [[]], ["a", "a"], {"any": ["a"]}, {"any": []}, USER, ASSISTANT, [USER], [ASSISTANT], [USER, ASSISTANT],
 ]  # fmt: skip
-WORDS = sorted(frozenset().union(*(form.keys for form in rows.FORMATS), ("role", "content", "from", "value", *GROUP_KEYS)))
+WORDS = sorted(frozenset().union(*(form.keys for form in FORMATS), ("role", "content", "from", "value", *GROUP_KEYS)))
 ODD_BYTES = [b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", b"\\ud800", b"\\u0000", b"NaN", b"}{"]
 
 

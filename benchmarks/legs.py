@@ -29,7 +29,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aligner.run.params import StageParams
 
 ROOT = Path(__file__).resolve().parent.parent
 BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
@@ -184,26 +187,34 @@ def peak_mb() -> float:
 
 def work(leg: SimpleNamespace) -> None:
     """The life of a leg: imports, then one word for its start and one for each piece of work."""
-    from aligner import modeling, training
-    from aligner import params as parameters
+    from aligner.model import runtime
+    from aligner.model.loading import load_chat
+    from aligner.run import params as parameters
 
     word = Word()
     names = sorted({name for stage in ("sft", "dpo", "generate") for name in script(stage).PARAMS})
-    params = parameters.load(names, Path(leg.params))
-    params.models.threads = leg.threads
-    params.sft.logging_steps = params.dpo.logging_steps = 1
-    modeling.quiet()
-    where = modeling.runtime(params.models, params.seed)
+    params = with_changes(parameters.load(names, Path(leg.params)), leg)
+    started = runtime.start(params.model_entry, params.seed)
     for library in {"matmul": [], "generate": ["peft"]}.get(leg.kind, ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer"]):
         importlib.import_module(library)  # before the word: the time of imports is nobody's speed
-    if where.device == "cuda":
+    if started.device == "cuda":
         import torch
 
         word.settle = torch.cuda.synchronize
     rows = [json.loads(line) for line in Path(leg.rows).read_text(encoding="utf-8").splitlines()] if leg.rows else []
-    known = SimpleNamespace(params=params, where=where, chat=modeling.load_chat(params.models), rows=rows, training=training)
+    known = SimpleNamespace(params=params, runtime=started, chat=load_chat(params.model_entry), rows=rows)
     if word.wait():
         {"sft": train, "dpo": train, "generate": answer, "matmul": multiply}[leg.kind](leg, known, word)
+
+
+def with_changes(params: StageParams, leg: SimpleNamespace) -> StageParams:
+    """The parameters of a leg: its number of threads, every step logged, and for `helped` two micro-batches a step at least."""
+    entry = params.model_entry.model_copy(update={"threads": leg.threads})
+    if leg.way == "helped" and entry.sft.gradient_accumulation_steps == 1:
+        halved = {"per_device_train_batch_size": entry.sft.per_device_train_batch_size // 2, "gradient_accumulation_steps": 2}
+        entry = entry.model_copy(update={"sft": entry.sft.model_copy(update=halved)})
+    logged = {stage: getattr(params, stage).model_copy(update={"logging_steps": 1}) for stage in ("sft", "dpo")}
+    return params.model_copy(update={"model_entry": entry, **logged})
 
 
 def script(stage: str):
@@ -218,12 +229,13 @@ def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
     """
     from transformers import PrinterCallback, TrainerCallback
 
-    from aligner import fast_path
+    from aligner.model import runtime
+    from aligner.training import setup
 
     if leg.way != "stock":
-        fast_path.keep_memory()
+        runtime.keep_freed_memory()
     if leg.way == "ours":
-        known.training.compact_head()
+        runtime.score_supervised_tokens_only()
     trainer, reference = {"sft": sft_trainer, "dpo": dpo_trainer}[leg.kind](leg, known)
     seen: dict[str, Any] = {"rows": [], "slots": 0}
     if leg.way != "ours":
@@ -243,7 +255,7 @@ def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Turns())
     if leg.way == "ours":
-        known.training.take_inputs_as_they_come(trainer)
+        setup.keep_input_dtype(trainer)
     trainer.train()
 
 
@@ -272,53 +284,46 @@ def observe(trainer, seen: dict[str, Any]) -> None:
 
 def sft_trainer(leg: SimpleNamespace, known: SimpleNamespace):
     """SFT's trainer of either way; no reference is computed."""
-    params, where = known.params, known.where
+    params = known.params
     if leg.way == "ours":
-        return script("sft").build_trainer(params, where, known.chat, known.rows), None
+        return script("sft").build_trainer(params, known.runtime, known.chat, known.rows), None
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
-    from aligner import modeling
+    from aligner.model.loading import load_base
+    from aligner.training import setup, trl_internals
 
-    class SeededSFTTrainer(SFTTrainer):
-        def _get_train_sampler(self, *args, **kwargs):
-            sampler = super()._get_train_sampler(*args, **kwargs)
-            if self.args.train_sampling_strategy == "batch_rebalance":
-                sampler.seed = self.args.data_seed  # transformers leaves it at 42: the same samples are wanted in each step
-            return sampler
-
-    if leg.way == "helped" and params.models.sft.gradient_accumulation_steps == 1:
-        params.models.sft.per_device_train_batch_size //= 2
-        params.models.sft.gradient_accumulation_steps = 2
     config = SFTConfig(
-        output_dir=tempfile.gettempdir(),
         train_sampling_strategy="batch_rebalance" if leg.way == "helped" else params.sft.train_sampling_strategy,
         dataset_kwargs={"skip_prepare_dataset": True},
-        **known.training.training_arguments(params.sft, params.models.sft, params.models, params.seed, where),
+        **setup.training_arguments(params.sft, params.model_entry.sft, params.model_entry, params.seed, known.runtime),
     )
-    trainer = SeededSFTTrainer(
-        model=modeling.load_base(params.models, where),
+    trainer = trl_internals.sft_trainer_class()(  # the same samples in each step as ours
+        model=load_base(params.model_entry, known.runtime),
         args=config,
         train_dataset=Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in known.rows]),
-        processing_class=known.training.trainer_tokenizer(known.chat),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", bias="none", **vars(params.lora)),
+        processing_class=setup.trainer_tokenizer(known.chat),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", bias="none", **params.lora.model_dump()),
     )
     return trainer, None
 
 
 def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
     """DPO's trainer of either way, and what its reference pass over all rows took (trl's is precompute_ref_log_probs)."""
-    params, where, rows = known.params, known.where, known.rows
+    params, rows = known.params, known.rows
     policy = starting_policy(leg, known)
     if leg.way == "ours":
-        from aligner import fast_path
+        from aligner.training import padding_free
+        from aligner.training.log_probs import log_probabilities
 
-        fast = fast_path.fits(policy, params.models)
-        reference, spent = clocked(script("dpo").log_probabilities, policy, rows, known.chat.pad_id, fast=fast)
-        return script("dpo").build_trainer(params, where, known.chat, policy, rows, reference), spent
+        fast = padding_free.fits(policy, params.model_entry)
+        reference, spent = clocked(log_probabilities, policy, rows, known.chat.pad_id, fast=fast)
+        return script("dpo").build_trainer(params, known.runtime, known.chat, policy, rows, reference), spent
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
+
+    from aligner.training import setup
 
     spent: dict[str, float] = {}
 
@@ -333,20 +338,19 @@ def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
 
     losses = {params.dpo.loss_type: 1.0} | ({"sft": params.dpo.sft_weight} if params.dpo.sft_weight else {})
     config = DPOConfig(
-        output_dir=tempfile.gettempdir(),
         beta=params.dpo.beta,
         loss_type=list(losses),
         loss_weights=list(losses.values()),
         label_smoothing=params.dpo.label_smoothing,
         precompute_ref_log_probs=True,
-        **known.training.training_arguments(params.dpo, params.models.dpo, params.models, params.seed, where),
+        **setup.training_arguments(params.dpo, params.model_entry.dpo, params.model_entry, params.seed, known.runtime),
     )
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     trainer = IdsDPOTrainer(
         model=policy,
         args=config,
         train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
-        processing_class=known.training.trainer_tokenizer(known.chat),
+        processing_class=setup.trainer_tokenizer(known.chat),
     )
     return trainer, spent
 
@@ -363,20 +367,20 @@ def starting_policy(leg: SimpleNamespace, known: SimpleNamespace):
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    from aligner import modeling
+    from aligner.model.loading import load_adapter, load_base
 
-    base = modeling.load_base(known.params.models, known.where)
+    base = load_base(known.params.model_entry, known.runtime)
     if leg.adapter:
-        return modeling.load_adapter(base, Path(leg.adapter), trainable=True)
+        return load_adapter(base, Path(leg.adapter), trainable=True)
     set_seed(known.params.seed)
-    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", bias="none", **vars(known.params.lora)))
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", bias="none", **known.params.lora.model_dump()))
 
 
 def answer(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
     """All prompts, each time: by the stage's own loop, or one after the other by transformers' generate on the same model."""
     generate = script("generate")
     adapter = Path(leg.adapter) if leg.adapter else None
-    model = generate.load_model(known.params.models, known.where, known.chat, adapter)
+    model = generate.load_model(known.params.model_entry, known.runtime, known.chat, adapter)
     settings = generate.generation_settings(known.params.generate, known.chat)
     word.report()
     while word.wait():
@@ -401,8 +405,8 @@ def multiply(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
     """Square matrix products in the precision of the run, by which its peak is measured; answers with their FLOPs."""
     import torch
 
-    side = MATMUL_SIDE[known.where.device]
-    left, right = (torch.randn(side, side, device=known.where.device).to(known.where.dtype) for _ in range(2))
+    side = MATMUL_SIDE[known.runtime.device]
+    left, right = (torch.randn(side, side, device=known.runtime.device).to(known.runtime.dtype) for _ in range(2))
     product = left @ right
     word.report()
     while word.wait():

@@ -113,14 +113,14 @@ def cpu_seconds(action: Callable[[], Any]) -> float:
 def our_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], list[dict[str, Any]]]:
     """What prepare does between a row as it was read and its ids and labels; loaded anew each time, so that it knows no word."""
     sys.path.insert(0, str(ROOT / "src"))
-    import prepare
-    from aligner.chat import Chat
-    from aligner.rows import read_rows
+    from aligner.data.reader import read_rows
+    from aligner.data.tokenise import sft_row, tokenised
+    from aligner.model.chat import Chat
 
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
     values = [row.value for row in read_rows(path, "sft")]
-    return lambda: [row for _, row in prepare.tokenised(prepare.sft_row, Chat.load(WEIGHTS), LONGEST, str(path), iter(values))]
+    return lambda: [row for _, row in tokenised(sft_row, Chat.load(WEIGHTS), LONGEST, str(path), iter(values))]
 
 
 def stock_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], Any]:

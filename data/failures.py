@@ -19,9 +19,11 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "data")]
 import compose  # noqa: E402
 
 import generate  # noqa: E402
-from aligner import modeling  # noqa: E402
-from aligner import params as parameters  # noqa: E402
-from aligner.keywords import hits, prepare  # noqa: E402
+from aligner.keywords.groups import hits
+from aligner.keywords.text import prepare  # noqa: E402
+from aligner.model.loading import load_chat
+from aligner.model.runtime import quiet, runtime
+from aligner.run import params as parameters  # noqa: E402
 from corpus import Concept, read_bank  # noqa: E402
 
 QUESTIONS = (
@@ -54,9 +56,9 @@ def main() -> None:
 def answer(prompts: list[str]) -> list[str]:
     """Greedy answers of the SFT model, by the code of the generate stage."""
     params = parameters.load(generate.PARAMS)
-    modeling.quiet()
-    chat = modeling.load_chat(params.models)
-    model = generate.load_model(params.models, modeling.runtime(params.models, params.seed), chat, Path("models/sft"))
+    quiet()
+    chat = load_chat(params.models)
+    model = generate.load_model(params.models, runtime(params.models, params.seed), chat, Path("models/sft"))
     rows = [{"id": str(place), "prompt_ids": chat.prompt((("user", prompt),))} for place, prompt in enumerate(prompts)]
     found = dict(generate.answer_all(model, rows, chat, params, "sft"))
     return [found[str(place)]["answer"] for place in range(len(prompts))]

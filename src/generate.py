@@ -12,16 +12,21 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from aligner import decoding, modeling, training
-from aligner import params as parameters
-from aligner.chat import Chat
-from aligner.errors import InputError
 from aligner.files import read_json, read_jsonl, write_jsonl
-from aligner.progress import bar
-from aligner.records import Run, run_stage
+from aligner.model import runtime
+from aligner.model.batches import batches
+from aligner.model.chat import Chat
+from aligner.model.generation import complete, end_ids, end_place
+from aligner.model.loading import base_fingerprint, check_chat, check_provenance, load_adapter, load_base, load_chat
+from aligner.model.runtime import Runtime
+from aligner.run import params as parameters
+from aligner.run.errors import InputError
+from aligner.run.params import Generate, ModelEntry, StageParams
+from aligner.run.record import Run
+from aligner.run.stage import run_stage
+from aligner.run.terminal import bar
 
 PARAMS = [
     "generate",
@@ -45,14 +50,13 @@ GENERATED = Path("data/generated")
 def main(run: Run, name: str) -> None:
     params = parameters.load(PARAMS)
     run.note(params=params, seed=params.seed)
-    modeling.quiet()
-    where = modeling.runtime(params.models, params.seed)
-    chat = modeling.load_chat(params.models)
-    modeling.check_chat(chat, read_json(CHAT))
-    model = load_model(params.models, where, chat, ADAPTERS[name])
+    started = runtime.start(params.model_entry, params.seed)
+    chat = load_chat(params.model_entry)
+    check_chat(chat, read_json(CHAT))
+    model = load_model(params.model_entry, started, chat, ADAPTERS[name])
     prompts = list(read_jsonl(PROMPTS))
     check_room(model, prompts, params.generate.max_new_tokens)
-    run.note(device=where.device, dtype=str(where.dtype), threads=where.threads)
+    run.note(device=started.device, dtype=str(started.dtype), threads=started.threads)
     run.phase("load")
 
     answers = dict(answer_all(model, prompts, chat, params, name))
@@ -62,16 +66,16 @@ def main(run: Run, name: str) -> None:
     run.note(answers=len(answers), tokens_per_second=round(tokens / seconds))
 
 
-def load_model(entry: SimpleNamespace, where: SimpleNamespace, chat: Chat, adapter: Path | None):
-    """The base, or the base with an adapter merged into it (one matrix product less a layer and token)."""
+def load_model(entry: ModelEntry, runtime: Runtime, chat: Chat, adapter: Path | None):
+    """The base, or the base with an adapter merged into it, which saves one matrix product per layer and token."""
     from transformers import GenerationConfig
 
-    base = modeling.load_base(entry, where)
+    base = load_base(entry, runtime)
     base.generation_config = GenerationConfig()  # transformers would take what params leave open from the model's own
     if adapter is None:
         return base.eval()
-    modeling.check_provenance(adapter, {"base": modeling.base_fingerprint(entry), "chat": chat.fingerprint})
-    return modeling.load_adapter(base, adapter).merge_and_unload().eval()
+    check_provenance(adapter, {"base": base_fingerprint(entry), "chat": chat.fingerprint})
+    return load_adapter(base, adapter).merge_and_unload().eval()
 
 
 def check_room(model, prompts: list[dict[str, Any]], max_new_tokens: int) -> None:
@@ -85,14 +89,14 @@ def check_room(model, prompts: list[dict[str, Any]], max_new_tokens: int) -> Non
         )
 
 
-def answer_all(model, prompts: list[dict], chat: Chat, params: SimpleNamespace, name: str) -> Iterator[tuple[str, dict]]:
+def answer_all(model, prompts: list[dict], chat: Chat, params: StageParams, name: str) -> Iterator[tuple[str, dict]]:
     """(id, answer row) of every prompt, batch by batch, prompts of similar length together."""
     settings = generation_settings(params.generate, chat)
     tokens, started = 0, time.monotonic()
     with bar(f"generate {name}", len(prompts), "answer") as progress:
-        for indices in training.batches(prompts, params.models.generate.batch_size, lambda row: len(row["prompt_ids"])):
+        for indices in batches(prompts, params.model_entry.generate.batch_size, lambda row: len(row["prompt_ids"])):
             batch = [prompts[index] for index in indices]
-            new_ids = decoding.complete(model, [row["prompt_ids"] for row in batch], chat.pad_id, settings)
+            new_ids = complete(model, [row["prompt_ids"] for row in batch], chat.pad_id, settings)
             rows = [answer_row(row, ids, chat, settings.eos_token_id) for row, ids in zip(batch, new_ids, strict=True)]
             yield from ((row["id"], row) for row in rows)
             tokens += sum(row["answer_tokens"] for row in rows)
@@ -100,7 +104,7 @@ def answer_all(model, prompts: list[dict], chat: Chat, params: SimpleNamespace, 
             progress.update(len(rows))
 
 
-def generation_settings(generate: SimpleNamespace, chat: Chat):
+def generation_settings(generate: Generate, chat: Chat):
     """transformers' settings from params alone: what a model's own generation_config.json says plays no part."""
     from transformers import GenerationConfig
 
@@ -108,7 +112,7 @@ def generation_settings(generate: SimpleNamespace, chat: Chat):
     return GenerationConfig(
         max_new_tokens=generate.max_new_tokens,
         do_sample=generate.do_sample,
-        eos_token_id=decoding.end_ids(chat),
+        eos_token_id=end_ids(chat),
         pad_token_id=chat.pad_id,
         **sampling,
     )
@@ -116,7 +120,7 @@ def generation_settings(generate: SimpleNamespace, chat: Chat):
 
 def answer_row(prompt: dict[str, Any], new_ids: list[int], chat: Chat, ends: list[int]) -> dict[str, Any]:
     """The answer up to its end token, and why it stopped: `end` (it said so) or `length` (it was cut)."""
-    stop = decoding.end_place(new_ids, ends)
+    stop = end_place(new_ids, ends)
     answer = new_ids if stop is None else new_ids[:stop]
     return {
         "id": prompt["id"],

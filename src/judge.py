@@ -35,10 +35,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TextIO
 
-from aligner import keywords, statistics
-from aligner import params as parameters
+from aligner import statistics
 from aligner.endpoint import Candidate, Endpoint, Failure, Reply, keep, kept, request_key
-from aligner.errors import InputError
 from aligner.evaluation import (
     Estimate,
     Outcome,
@@ -54,10 +52,13 @@ from aligner.evaluation import (
     win_rate,
 )
 from aligner.files import read_jsonl, write_json, write_text
+from aligner.keywords.groups import hits
+from aligner.keywords.scorer import Scorer
 from aligner.markdown import markdown, table
 from aligner.page import idea
-from aligner.progress import bar
-from aligner.rows import printable, write_line
+from aligner.run import params as parameters
+from aligner.run.errors import InputError
+from aligner.run.terminal import bar, printable, write_line
 from score import CONCEPTS, MODELS, PAIRS, interval, outcome_table, read_answers, read_references, three
 from votes import Vote, agreement, balances, cohen_kappa, read_run, read_votes
 
@@ -302,8 +303,8 @@ def right_answer(reference: dict[str, Any], concept: dict[str, Any] | None) -> s
     sentences = concept["text"].split("\n") if concept else []
     said = sentences[:1]
     for group in reference["keywords"]:
-        if not any(keywords.hits(sentence, group) for sentence in said):
-            said.append(next((sentence for sentence in sentences if keywords.hits(sentence, group)), f"{idea(group)}."))
+        if not any(hits(sentence, group) for sentence in said):
+            said.append(next((sentence for sentence in sentences if hits(sentence, group)), f"{idea(group)}."))
     return " ".join(said)
 
 
@@ -584,7 +585,7 @@ def gather(endpoint: Endpoint, bodies: dict[str, dict], arguments: argparse.Name
 
 def hit_rates(references: Sequence[dict], texts: Mapping[str, list[str]]) -> dict[str, list[float]]:
     """Each model's hit rate, prompt by prompt, as score computes it."""
-    scorers = [keywords.Scorer(row["keywords"], row.get("forbidden", ()), row["prompt"]) for row in references]
+    scorers = [Scorer(row["keywords"], row.get("forbidden", ()), row["prompt"]) for row in references]
     return {name: [scorer.score(text).rate for scorer, text in zip(scorers, given, strict=True)] for name, given in texts.items()}
 
 

@@ -21,16 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from aligner import data_report
-from aligner import params as parameters
-from aligner.chat import Chat
+from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, SftExample
+from aligner.data.reader import Ledger, Row, check, read_rows
+from aligner.data.tokenise import pair_row, sft_row, tokenised
 from aligner.data_report import Audit, Listed
-from aligner.errors import InputError
 from aligner.files import write_json, write_jsonl, write_text
-from aligner.hub import TOKENIZER_FILES, model_folder
 from aligner.leakage import EvalPrompts, require_clean
-from aligner.progress import bar
-from aligner.records import Run, run_stage
-from aligner.rows import ConceptEntry, EvalPrompt, Ledger, Messages, PreferencePair, Row, SftExample, check, read_rows
+from aligner.model.chat import Chat
+from aligner.model.hub import TOKENIZER_FILES, model_folder
+from aligner.run import params as parameters
+from aligner.run.errors import InputError
+from aligner.run.record import Run
+from aligner.run.stage import run_stage
+from aligner.run.terminal import bar
 from aligner.spool import Scratch
 
 PARAMS = [
@@ -47,10 +50,6 @@ REPORT = Path("reports/data.json")
 PAGE = Path("reports/data.md")
 
 SHOWN_PROBLEMS = 1000
-# Texts that are encoded together: more gains nothing.
-BATCH_CHARACTERS = 2**17
-# The longest tokens of usual vocabularies have as many characters, rows of dashes; prose has about four a token.
-CHARACTERS_PER_TOKEN = 128
 
 Tokenise = Callable[[str, Iterator[Any]], Iterator[tuple[Any, dict[str, Any]]]]  # a file's path and its rows -> rows and ids
 
@@ -68,14 +67,14 @@ class Part:
 def main(run: Run) -> None:
     params = parameters.load(PARAMS)
     run.note(params=params)
-    model = params.models
-    chat = Chat.load(model_folder(model.path, model.revision, TOKENIZER_FILES), model.chat_template)
+    entry = params.model_entry
+    chat = Chat.load(model_folder(entry.path, entry.revision, TOKENIZER_FILES), entry.chat_template)
     with Scratch() as scratch:
-        prompts, references, eval_ledger, eval_warnings = prepare_eval(params.prepare, chat, model.max_length)
+        prompts, references, eval_ledger, eval_warnings = prepare_eval(params.prepare, chat, entry.max_length)
         seen = EvalPrompts(references)
         sft, dpo = Part("sft", scratch, seen), Part("dpo", scratch, seen)
-        prepare_file(params.prepare.sft, "sft", params.prepare, partial(tokenised, sft_row, chat, model.max_length), sft)
-        prepare_file(params.prepare.pairs, "pairs", params.prepare, partial(tokenised, pair_row, chat, model.max_length), dpo)
+        prepare_file(params.prepare.sft, "sft", params.prepare, partial(tokenised, sft_row, chat, entry.max_length), sft)
+        prepare_file(params.prepare.pairs, "pairs", params.prepare, partial(tokenised, pair_row, chat, entry.max_length), dpo)
         require_rows("sft", sft)
         require_rows("dpo", dpo)
         concepts, concept_ledger = prepare_concepts(params.prepare)
@@ -116,46 +115,6 @@ def prepare_file(path: str, kind: str, prepare: Any, tokenise: Tokenise, part: P
             held_out = in_validation(prompt_of(value), prepare.validation_share)
             (part.validation if held_out else part.train).append(row)
             part.audit.add(value, row, held_out)
-
-
-def tokenised(
-    row_of: Callable[[Any, Chat, int], dict[str, Any]], chat: Chat, max_length: int, path: str, values: Iterator[Any]
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Each value with its row of ids; what the chat template has against it is said with file and id."""
-    for batch in batches(values):
-        chat.encode_ahead(talk for value in batch if not is_huge(value, max_length) for talk in conversations(value))
-        for value in batch:
-            try:
-                row = {"id": value.id, "too_long": True} if is_huge(value, max_length) else row_of(value, chat, max_length)
-            except InputError as error:
-                raise InputError(f"{path}: row {value.id}: {error}") from None
-            yield value, row
-
-
-def is_huge(value: SftExample | PreferencePair, max_length: int) -> bool:
-    """Whether a row is surely too long by its characters: to encode one of some megabytes would take a gigabyte."""
-    longest = max(sum(len(content) for _, content in talk) for talk in conversations(value))
-    return longest > CHARACTERS_PER_TOKEN * max_length
-
-
-def batches(values: Iterator[Any]) -> Iterator[list[Any]]:
-    """Values in turn, so many together as hold BATCH_CHARACTERS; a longer one by itself at most ends its batch."""
-    batch, size = [], 0
-    for value in values:
-        batch.append(value)
-        size += sum(map(len, value.texts()))
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def conversations(value: SftExample | PreferencePair) -> list[Messages]:
-    """What a row trains on: one conversation, or a prompt with each of its two answers."""
-    if isinstance(value, SftExample):
-        return [value.messages]
-    return [(*value.prompt, ("assistant", answer)) for answer in (value.chosen, value.rejected)]
 
 
 def accepted(path: str, kind: str, prepare: Any, ledger: Ledger, warnings: defaultdict[str, Listed]) -> Iterator[Any]:
@@ -208,21 +167,6 @@ def prompt_of(value: SftExample | PreferencePair) -> str:
 def user_turns(value: SftExample | PreferencePair) -> list[str]:
     messages = value.messages if isinstance(value, SftExample) else value.prompt
     return [content for role, content in messages if role == "user"]
-
-
-def sft_row(example: SftExample, chat: Chat, max_length: int) -> dict[str, Any]:
-    """Ids and labels of a conversation; labels are -100 where nothing is trained."""
-    tokens = chat.conversation(example.messages)
-    labels = [id if trained else -100 for id, trained in zip(tokens.ids, tokens.trained, strict=True)]
-    return {"id": example.id, "input_ids": tokens.ids, "labels": labels, "too_long": len(labels) > max_length}
-
-
-def pair_row(pair: PreferencePair, chat: Chat, max_length: int) -> dict[str, Any]:
-    """Ids of a prompt and of its two answers; a pair is kept whole or not at all."""
-    prompt = chat.prompt(pair.prompt)
-    chosen, rejected = chat.completion(pair.prompt, pair.chosen), chat.completion(pair.prompt, pair.rejected)
-    too_long = len(prompt) + max(len(chosen), len(rejected)) > max_length
-    return {"id": pair.id, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "too_long": too_long}
 
 
 def prepare_eval(prepare: Any, chat: Chat, max_length: int) -> tuple[list[dict], list[dict], Ledger, defaultdict[str, Listed]]:

@@ -21,14 +21,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from aligner import page
-from aligner import params as parameters
 from aligner.answers import Answer, Control, canaries, examine
 from aligner.concepts import Catalogue
-from aligner.errors import InputError
 from aligner.evaluation import evaluate, mean, name_of, rounded
 from aligner.files import read_json, read_jsonl, write_csv, write_json, write_text
 from aligner.markdown import markdown, table
-from aligner.records import Run, run_stage
+from aligner.run import params as parameters
+from aligner.run.errors import InputError
+from aligner.run.record import Run
+from aligner.run.stage import run_stage
 
 # What the page tells of the run; nothing that is compared depends on it.
 SHOWN = ["dpo", "generate", "lora", "model", "models.${model}", "prepare", "seed", "sft"]

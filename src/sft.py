@@ -9,16 +9,20 @@ command python src/sft.py
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from aligner import checkpoints, likelihood, modeling, training
-from aligner import params as parameters
-from aligner.chat import Chat
-from aligner.files import read_json, read_jsonl, write_csv, write_json
-from aligner.records import Run, run_stage
+from aligner.files import read_jsonl, write_csv, write_json
+from aligner.model.chat import Chat
+from aligner.model.loading import load_base, save_adapter
+from aligner.model.runtime import Runtime
+from aligner.run import params as parameters
+from aligner.run.params import StageParams
+from aligner.run.record import Run
+from aligner.run.stage import run_stage
+from aligner.training import likelihood, trl_internals
+from aligner.training.loop import curve, first_measures, train
+from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 
 PARAMS = [
     "lora",
@@ -27,8 +31,8 @@ PARAMS = [
     "models.${model}.chat_template",
     "models.${model}.device",
     "models.${model}.dtype",
-    "models.${model}.fast_path",
     "models.${model}.gradient_checkpointing",
+    "models.${model}.padding_free",
     "models.${model}.path",
     "models.${model}.revision",
     "models.${model}.sft",
@@ -39,7 +43,6 @@ PARAMS = [
 ]
 TRAIN = Path("data/prepared/sft_train.jsonl")
 VALIDATION = Path("data/prepared/sft_validation.jsonl")
-CHAT = Path("data/prepared/chat.json")
 ADAPTER = Path("models/sft")
 METRICS = Path("metrics/sft.json")
 CURVE = Path("plots/sft.csv")
@@ -48,76 +51,53 @@ SERIES = {"loss": "training", "validation_loss": "held out"}
 
 
 def main(run: Run) -> None:
-    from aligner import fast_path
+    from aligner.training import padding_free
 
     params = parameters.load(PARAMS)
-    run.note(params=params, seed=params.seed)
-    modeling.quiet()
-    training.compact_head()
-    where = modeling.runtime(params.models, params.seed)
-    if params.models.fast_path:
-        fast_path.keep_memory()
-    chat = modeling.load_chat(params.models)
-    modeling.check_chat(chat, read_json(CHAT))
-    provenance = {"base": modeling.base_fingerprint(params.models), "chat": chat.fingerprint}
-    train, validation = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))
-    run.note(device=where.device, dtype=str(where.dtype), threads=where.threads)
+    setup = begin(run, params)
+    chat = setup.chat
+    examples, validation = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))
     run.phase("load")
 
-    inputs = {"params": params, "where": where, "provenance": provenance}
-    with checkpoints.keep("sft", checkpoints.fingerprint("sft", [CHAT, TRAIN, VALIDATION], **inputs)) as kept:
-        trainer = build_trainer(params, where, chat, train)
-        fast = fast_path.fits(trainer.model, params.models)
-        tokens = int(params.sft.num_train_epochs * sum(len(row["input_ids"]) for row in train))
+    with setup.checkpoints("sft", [TRAIN, VALIDATION]) as checkpoints:
+        trainer = build_trainer(params, setup.runtime, chat, examples)
+        fast = padding_free.fits(trainer.model, params.model_entry)
+        tokens = int(params.sft.num_train_epochs * sum(len(row["input_ids"]) for row in examples))
         special = likelihood.special_ids(chat)
 
         def measure() -> dict[str, float]:
             return likelihood.evaluate(trainer.model, validation, chat.pad_id, special, fast=fast)
 
-        final = training.train(trainer, kept, run, "sft", tokens, params.sft.eval_steps, measure)
-        base = training.first_measures(trainer.state.log_history, final)  # an adapter begins as nothing
+        final = train(trainer, checkpoints, run, tokens, params.sft.eval_steps, measure)
+        # LoRA's B is zero at step 0, so the first evaluation is the base model's.
+        base = first_measures(trainer.state.log_history, final)
         metrics = {"sft": summary(base, final, validation, likelihood.text_bytes(validation, chat))}
-        modeling.save_adapter(trainer.model, ADAPTER, params.models.path, provenance)
-        write_csv(CURVE, ["step", "series", "value"], training.curve(trainer.state.log_history, SERIES))
+        save_adapter(trainer.model, ADAPTER, params.model_entry.path, setup.provenance)
+        write_csv(CURVE, ["step", "series", "value"], curve(trainer.state.log_history, SERIES))
         write_json(METRICS, metrics)
     run.note(metrics=metrics)
     run.phase("save")
 
 
-def build_trainer(params: SimpleNamespace, where: SimpleNamespace, chat: Chat, rows: list[dict[str, Any]]):
+def build_trainer(params: StageParams, runtime: Runtime, chat: Chat, rows: list[dict[str, Any]]):
     """TRL's SFTTrainer over ids that prepare made: no second tokenisation, no cache of its own."""
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
-    from aligner import fast_path
-
-    class SeededSFTTrainer(SFTTrainer):
-        def _get_train_sampler(self, *args, **kwargs):
-            sampler = super()._get_train_sampler(*args, **kwargs)
-            if self.args.train_sampling_strategy == "batch_rebalance":
-                sampler.seed = self.args.data_seed  # transformers leaves it at 42, whatever the seed
-            return sampler
+    from trl import SFTConfig
 
     config = SFTConfig(
-        output_dir=tempfile.gettempdir(),
         train_sampling_strategy=params.sft.train_sampling_strategy,
         dataset_kwargs={"skip_prepare_dataset": True},
-        **training.training_arguments(params.sft, params.models.sft, params.models, params.seed, where),
+        **training_arguments(params.sft, params.model_entry.sft, params.model_entry, params.seed, runtime),
     )
-    dataset = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
-    trainer = SeededSFTTrainer(
-        model=modeling.load_base(params.models, where),
+    trainer = trl_internals.sft_trainer_class()(
+        model=load_base(params.model_entry, runtime),
         args=config,
-        train_dataset=dataset,
-        processing_class=training.trainer_tokenizer(chat),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", bias="none", **vars(params.lora)),
+        train_dataset=Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]),
+        processing_class=trainer_tokenizer(chat),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", bias="none", **params.lora.model_dump()),
     )
-    if params.models.fast_path:
-        fast_path.merge_products(trainer.model)
-        fast_path.unpad(trainer, pairs=False)
-    if params.models.torch_compile:
-        training.compile_layers(trainer)
+    speed_up(trainer, params.model_entry, pairs=False)
     return trainer
 
 

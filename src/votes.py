@@ -33,10 +33,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from aligner import blind
-from aligner.errors import InputError
+from aligner.data.lines import BadRow, decode_line, parse_object, physical_lines
 from aligner.evaluation import Estimate, Outcome, share, undefined, win_rate
 from aligner.files import read_jsonl, write_jsonl
-from aligner.rows import BadRow, decode_line, parse_object, physical_lines, printable, shown, write_line
+from aligner.run.errors import InputError
+from aligner.run.terminal import printable, shown, write_line
 
 REFERENCES = Path("data/prepared/references.jsonl")
 GENERATED = Path("data/generated")

@@ -31,9 +31,9 @@ from test_score import FILES, FROM_OTHER_STAGES, TAIL, run, write_params
 
 import score
 from aligner import statistics
-from aligner.errors import InputError
 from aligner.evaluation import comparison
 from aligner.files import read_json, write_jsonl
+from aligner.run.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 WORDS = "mean variance event outcome".split()

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from support.tiny_models import POSITIONS
 from support.workspace import RAW, WEIGHTS, Workspace
 
-from aligner.chat import Chat
-from aligner.errors import InputError
+from aligner.model.chat import Chat
+from aligner.run.errors import InputError
 
 LAYERS = {
     "zephyr_llama": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},

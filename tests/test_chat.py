@@ -17,8 +17,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from support.tiny_models import BUILDERS
 from support.workspace import checkpoint
 
-from aligner.chat import PLAIN_TEMPLATE, Chat
-from aligner.errors import InputError
+from aligner.model.chat import Chat
+from aligner.model.template import PLAIN_TEMPLATE
+from aligner.run.errors import InputError
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 CONVERSATIONS = {

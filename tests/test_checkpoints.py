@@ -17,8 +17,9 @@ from ruamel.yaml import YAML
 from support import killed
 from support.workspace import REPOSITORY, Workspace
 
-from aligner import checkpoints, records
-from aligner.errors import InputError
+from aligner.run.errors import InputError
+from aligner.run.stage import RESTORE
+from aligner.training import checkpoints
 
 STAGES = ("sft", "dpo")
 FULL_DISK = OSError(28, "No space left on device")
@@ -143,7 +144,7 @@ def test_sigterm_and_ctrl_c_save_the_step_and_say_how_to_go_on(whole, again, sta
     *_, noticed, last = said(folder).splitlines()
     step, steps = steps_of(folder, stage)[-1], killed.steps_of_curve(whole, stage)
     assert noticed == f"{stage}: this step is finished and saved first; once more stops at once"
-    assert last == f"{stage}: interrupted; step {step} of {steps} is saved. Go on: dvc repro   (or back: {records.RESTORE})"
+    assert last == f"{stage}: interrupted; step {step} of {steps} is saved. Go on: dvc repro   (or back: {RESTORE})"
     (record,) = (json.loads(path.read_text()) for path in (folder / "experiments").iterdir())
     assert (record["state"], record["reason"]) == ("interrupted", f"step {step} of {steps} is saved")
     assert killed.finish(killed.start(stage, folder)) == 0

@@ -13,7 +13,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from aligner.concepts import Catalogue
-from aligner.keywords import hits, prepare
+from aligner.keywords.groups import hits
+from aligner.keywords.text import prepare
 
 DATA = Path(__file__).parent.parent / "data"
 BANK = [entry for path in sorted((DATA / "bank").glob("*.yaml")) for entry in YAML(typ="safe").load(path)]

@@ -12,8 +12,8 @@ import pytest
 from support.workspace import RAW, Workspace, eval_rows, pair_rows, sft_rows
 
 from aligner import data_report, spool
+from aligner.data.row_warnings import text_warnings
 from aligner.data_report import Listed
-from aligner.rows import text_warnings
 
 ROOT = Path(__file__).parent.parent
 LONG = "The mean of many values is their sum over their number, and it moves when a single value is far from all of the others"

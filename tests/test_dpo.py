@@ -17,9 +17,18 @@ from support.next_token import NextToken
 from support.workspace import Workspace, pair_rows
 
 import dpo
-from aligner import decoding, likelihood, modeling, statistics, training
-from aligner import params as parameters
-from aligner.errors import InputError
+from aligner import statistics
+from aligner.model.generation import end_ids
+from aligner.model.loading import base_fingerprint, load_adapter, load_base, load_chat, save_adapter
+from aligner.model.runtime import quiet, runtime
+from aligner.run import params as parameters
+from aligner.run.errors import InputError
+from aligner.training import divergence, likelihood
+from aligner.training.divergence import distance, divergence, divergences, sample
+from aligner.training.log_probs import log_probabilities
+from aligner.training.loop import observe
+from aligner.training.preferences import RANKING_COLUMNS, health, mcnemar, preference_metrics, ranking_rows, rankings, summary
+from aligner.training.setup import trainer_tokenizer, training_arguments
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "textbook.json").read_text(encoding="utf-8"))["dpo_reward_cases"]
 NAMES = {
@@ -56,9 +65,9 @@ def setting(workspace, **changes):
     """params as the stage sees them, and what main makes of them before it trains."""
     workspace.params.update(changes)
     params = parameters.load(dpo.PARAMS)
-    modeling.quiet()
+    quiet()
     return SimpleNamespace(
-        params=params, where=modeling.runtime(params.models, params.seed), chat=modeling.load_chat(params.models)
+        params=params, where=runtime(params.models, params.seed), chat=load_chat(params.models)
     )
 
 
@@ -69,17 +78,17 @@ def write_sft_adapter(given):
     config = LoraConfig(
         task_type="CAUSAL_LM", r=4, lora_alpha=2, lora_dropout=0.1, target_modules="all-linear", init_lora_weights=False
     )
-    model = get_peft_model(modeling.load_base(given.params.models, given.where), config)
-    modeling.save_adapter(model, dpo.SFT_ADAPTER, given.params.models.path, provenance_of(given))
+    model = get_peft_model(load_base(given.params.models, given.where), config)
+    save_adapter(model, dpo.SFT_ADAPTER, given.params.models.path, provenance_of(given))
 
 
 def provenance_of(given):
-    return {"base": modeling.base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
+    return {"base": base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
 
 
 def load_policy(given):
-    base = modeling.load_base(given.params.models, given.where)
-    return modeling.load_adapter(base, dpo.SFT_ADAPTER, trainable=True)
+    base = load_base(given.params.models, given.where)
+    return load_adapter(base, dpo.SFT_ADAPTER, trainable=True)
 
 
 def build(workspace, rows, reference=None, **changes):
@@ -87,13 +96,13 @@ def build(workspace, rows, reference=None, **changes):
     given = setting(workspace, **changes)
     policy = load_policy(given)
     if reference is None:
-        reference = dpo.log_probabilities(policy, rows, given.chat.pad_id)
+        reference = log_probabilities(policy, rows, given.chat.pad_id)
     return dpo.build_trainer(given.params, given.where, given.chat, policy, rows, reference)
 
 
 def train(workspace, rows, **changes):
     trainer = build(workspace, rows, **changes)
-    training.observe(trainer, "dpo", 1, 1000, dict)
+    observe(trainer, "dpo", 1, 1000, dict)
     trainer.train()
     return trainer
 
@@ -123,7 +132,7 @@ def adapter_of(trainer):
 def measured(cases, beta):
     policy = [(case["policy_chosen"], case["policy_rejected"]) for case in cases]
     reference = [(case["ref_chosen"], case["ref_rejected"]) for case in cases]
-    return dpo.preference_metrics(policy, reference, beta)
+    return preference_metrics(policy, reference, beta)
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"margin {case['margin']:g}")
@@ -146,7 +155,7 @@ def test_golden_pairs_together_are_the_mean_of_each():
 def test_a_margin_of_exactly_zero_counts_as_one_half():
     """Margins +0.1, 0, 0 and -0.1 at beta 0.1: (1 + 1/2 + 1/2 + 0) / 4 = 0.5."""
     policy = [(-9, -10), (-10, -10), (-12, -12), (-11, -10)]
-    assert dpo.preference_metrics(policy, [(-10, -10)] * 4, 0.1)["validation_accuracy"] == 0.5
+    assert preference_metrics(policy, [(-10, -10)] * 4, 0.1)["validation_accuracy"] == 0.5
 
 
 LOG_PROBABILITIES = st.lists(st.tuples(*[st.integers(-4000, 0).map(lambda n: n / 8)] * 4), min_size=1, max_size=12)
@@ -159,8 +168,8 @@ def test_swapping_chosen_and_rejected_mirrors_the_measures(pairs, beta):
     policy, reference = ([(p[i], p[i + 1]) for p in pairs] for i in (0, 2))
     mirrored_policy, mirrored_reference = ([pair[::-1] for pair in side] for side in (policy, reference))
     one, other = (
-        dpo.preference_metrics(policy, reference, beta),
-        dpo.preference_metrics(mirrored_policy, mirrored_reference, beta),
+        preference_metrics(policy, reference, beta),
+        preference_metrics(mirrored_policy, mirrored_reference, beta),
     )
     assert other["validation_margin"] == pytest.approx(-one["validation_margin"], abs=1e-9)
     assert other["validation_accuracy"] == pytest.approx(1 - one["validation_accuracy"])
@@ -172,7 +181,7 @@ def test_swapping_chosen_and_rejected_mirrors_the_measures(pairs, beta):
 def test_brier_and_log_loss_by_hand():
     """Margins ln 3, 0, -ln 3 forecast 3/4, 1/2, 1/4: brier (1/16 + 4/16 + 9/16) / 3 = 7/24, loss (ln 4/3 + ln 2 + ln 4) / 3."""
     policy = [(-5, -5 - math.log(3)), (-5, -5), (-5 - math.log(3), -5)]
-    found = dpo.preference_metrics(policy, [(-5, -5)] * 3, 1)
+    found = preference_metrics(policy, [(-5, -5)] * 3, 1)
     assert found["validation_brier"] == pytest.approx(7 / 24)
     assert found["validation_loss"] == pytest.approx((math.log(4 / 3) + math.log(2) + math.log(4)) / 3)
 
@@ -182,8 +191,8 @@ def test_brier_and_log_loss_by_hand():
 def test_a_forecast_and_its_mirror(pairs, beta):
     """With s = sigmoid(m): (1 - s)^2 - s^2 = 1 - 2 s, so that brier - mirrored brier = mean(1 - 2 s); each is in [0, 1]."""
     policy, reference = ([(p[i], p[i + 1]) for p in pairs] for i in (0, 2))
-    one = dpo.preference_metrics(policy, reference, beta)["validation_brier"]
-    other = dpo.preference_metrics([p[::-1] for p in policy], [r[::-1] for r in reference], beta)["validation_brier"]
+    one = preference_metrics(policy, reference, beta)["validation_brier"]
+    other = preference_metrics([p[::-1] for p in policy], [r[::-1] for r in reference], beta)["validation_brier"]
     margins = [beta * (p[0] - r[0] - p[1] + r[1]) for p, r in zip(policy, reference, strict=True)]
     assert one - other == pytest.approx(math.fsum(-math.tanh(m / 2) for m in margins) / len(margins), abs=1e-9)
     assert 0 <= one <= 1
@@ -191,7 +200,7 @@ def test_a_forecast_and_its_mirror(pairs, beta):
 
 def test_a_policy_that_is_its_reference_forecasts_nothing():
     pairs = [(-3.5, -7.25), (-11, -2), (-4, -4)]
-    found = dpo.preference_metrics(pairs, pairs, 0.1)
+    found = preference_metrics(pairs, pairs, 0.1)
     assert (found["validation_brier"], found["validation_loss"]) == (0.25, math.log(2))
 
 
@@ -206,7 +215,7 @@ def test_summary_counts_and_rounds():
     The chosen answers gain 3 nats on 3 + 2 + 1 tokens, 0.5 a token.
     """
     rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * 2} for chosen in (3, 2, 1)]
-    numbers = dpo.summary(dpo.preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), RANKS, KL, FIT, rows)
+    numbers = summary(preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), RANKS, KL, FIT, rows)
     loss, brier = round(math.log1p(math.exp(-0.1)), 4), round((1 - 1 / (1 + math.exp(-0.1))) ** 2, 4)
     assert numbers == {
         "validation_loss": loss,
@@ -236,8 +245,8 @@ def test_summary_counts_and_rounds():
 
 def test_what_is_undefined_is_null_in_the_summary():
     rows = [{"chosen_ids": [1], "rejected_ids": [1]}]
-    measured = dpo.preference_metrics([(-1, -2)], [(-1, -2)], 0.1)
-    numbers = dpo.summary(measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
+    measured = preference_metrics([(-1, -2)], [(-1, -2)], 0.1)
+    numbers = summary(measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
     assert [name for name, value in numbers.items() if value is None] == ["kl_per_token_sampled", "bits_per_byte"]
 
 
@@ -259,7 +268,7 @@ def test_ranks_by_hand():
 
     Per token: base -1 > -1.5, -2 < -1, -1 > -1.5, wrong; sft right, -1 = -1, right, tied; dpo right, -0.5 > -1, right, right.
     """
-    assert dpo.rankings(SAID, RANKED_ROWS) == {
+    assert rankings(SAID, RANKED_ROWS) == {
         "whole answer": {"base": [1, 0.5, 0, 0], "sft": [1, 1, 0, 0.5], "dpo": [1, 1, 1, 1]},
         "per token": {"base": [1, 0, 1, 0], "sft": [1, 0.5, 1, 0.5], "dpo": [1, 1, 1, 1]},
     }
@@ -267,7 +276,7 @@ def test_ranks_by_hand():
 
 def test_accuracies_have_an_interval_and_are_compared_with_the_model_before():
     """Whole answers, 1.5, 2.5 and 4 of 4: sft is better on the second and the fourth pair, dpo on the others, p = 2/4 each."""
-    rows = [dict(zip(dpo.RANKING_COLUMNS, row, strict=True)) for row in dpo.ranking_rows(dpo.rankings(SAID, RANKED_ROWS))]
+    rows = [dict(zip(RANKING_COLUMNS, row, strict=True)) for row in ranking_rows(rankings(SAID, RANKED_ROWS))]
     assert [(row["group"], row["model"]) for row in rows] == [
         (way, name) for way in ("whole answer", "per token") for name in ("base", "sft", "dpo")
     ]
@@ -275,7 +284,7 @@ def test_accuracies_have_an_interval_and_are_compared_with_the_model_before():
     assert (rows[1]["low"], rows[1]["high"]) == statistics.wilson_interval(2.5, 4) and rows[1]["prompts"] == 4
     compared = [(row["better"], row["worse"], row["p"]) for row in rows]
     assert compared[:3] == [(None, None, None), (2, 0, 0.5), (2, 0, 0.5)]
-    assert dpo.mcnemar([1.0, 0.0, 0.5], [0.0, 0.5, 0.0]) == (2, 1, 1.0)
+    assert mcnemar([1.0, 0.0, 0.5], [0.0, 0.5, 0.0]) == (2, 1, 1.0)
 
 
 @given(LOG_PROBABILITIES)
@@ -284,11 +293,11 @@ def test_ranks_of_swapped_pairs_and_of_equal_models(pairs):
     """Swapped labels give 1 - accuracy, by whole answers and per token; a policy that is its reference ranks as it does."""
     said = {"base": [pair[:2] for pair in pairs], "sft": [pair[2:] for pair in pairs], "dpo": [pair[2:] for pair in pairs]}
     rows = [{"chosen_ids": [1] * (1 + place % 3), "rejected_ids": [1] * (1 + place % 2)} for place in range(len(pairs))]
-    found = dpo.rankings(said, rows)
-    mirrored = dpo.rankings({name: [pair[::-1] for pair in given] for name, given in said.items()}, swapped(rows))
+    found = rankings(said, rows)
+    mirrored = rankings({name: [pair[::-1] for pair in given] for name, given in said.items()}, swapped(rows))
     for way, ranks in found.items():
         assert mirrored[way] == {name: [1 - rank for rank in each] for name, each in ranks.items()}
-        assert ranks["dpo"] == ranks["sft"] and dpo.mcnemar(ranks["dpo"], ranks["sft"]) == (0, 0, 1.0)
+        assert ranks["dpo"] == ranks["sft"] and mcnemar(ranks["dpo"], ranks["sft"]) == (0, 0, 1.0)
 
 
 # ---- Health ---------------------------------------------------------------------------------------------------------
@@ -309,7 +318,7 @@ HEALTH = [
 def test_health_in_words(measures, longer, word):
     """Accuracy must beat chance and both rules of length; a fall of the chosen answers with a growing margin is displacement."""
     names = ("validation_accuracy", "chosen_change", "validation_margin")
-    assert dpo.health(dict(zip(names, measures, strict=True)), longer) == word
+    assert health(dict(zip(names, measures, strict=True)), longer) == word
 
 
 # ---- Log-probabilities ----------------------------------------------------------------------------------------------
@@ -326,7 +335,7 @@ def test_log_probabilities_by_hand(batch_size):
         {"prompt_ids": [2], "chosen_ids": [2, 3], "rejected_ids": [0]},
     ]
     model = NextToken()
-    found = dpo.log_probabilities(model, rows, 0, batch_size)
+    found = log_probabilities(model, rows, 0, batch_size)
     expected = [(1 / 16, 1 / 8), (1 / 8, 1 / 8)]
     assert [tuple(map(math.exp, pair)) for pair in found] == [pytest.approx(pair, rel=1e-6) for pair in expected]
     assert model.training is True
@@ -344,8 +353,8 @@ def naive(model, prompt, answer):
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_log_probabilities_equal_rows_one_at_a_time(tmp_path, monkeypatch, model, batch_size):
     given = setting(Workspace(tmp_path, monkeypatch, model=model))
-    base, rows = modeling.load_base(given.params.models, given.where).eval(), random_rows(10)
-    found = dpo.log_probabilities(base, rows, given.chat.pad_id, batch_size)
+    base, rows = load_base(given.params.models, given.where).eval(), random_rows(10)
+    found = log_probabilities(base, rows, given.chat.pad_id, batch_size)
     for row, (chosen, rejected) in zip(rows, found, strict=True):
         assert chosen == pytest.approx(naive(base, row["prompt_ids"], row["chosen_ids"]), rel=1e-6)
         assert rejected == pytest.approx(naive(base, row["prompt_ids"], row["rejected_ids"]), rel=1e-6)
@@ -354,7 +363,7 @@ def test_log_probabilities_equal_rows_one_at_a_time(tmp_path, monkeypatch, model
 def test_swapped_rows_have_swapped_log_probabilities(workspace):
     given, rows = setting(workspace), random_rows(9)
     policy = load_policy(given)
-    plain, mirrored = (dpo.log_probabilities(policy, given_rows, given.chat.pad_id) for given_rows in (rows, swapped(rows)))
+    plain, mirrored = (log_probabilities(policy, given_rows, given.chat.pad_id) for given_rows in (rows, swapped(rows)))
     assert [pair[::-1] for pair in mirrored] == [pytest.approx(pair, rel=1e-6) for pair in plain]
 
 
@@ -369,7 +378,7 @@ def test_the_first_loss_is_ln_2_and_the_first_rewards_are_0(workspace):
     trainer = build(workspace, random_rows(8))
     start(trainer)
     assert not trainer._metrics["train"] and trainer._total_train_tokens == 0
-    training.observe(trainer, "dpo", 1, 1000, dict)
+    observe(trainer, "dpo", 1, 1000, dict)
     trainer.train()
     first = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert first["loss"] == LN_2
@@ -380,7 +389,7 @@ def test_the_check_itself_changes_nothing_that_follows(workspace):
     plain, checked = build(workspace, random_rows(12)), build(workspace, random_rows(12))
     start(checked)
     for trainer in (plain, checked):
-        training.observe(trainer, "dpo", 1, 1000, dict)
+        observe(trainer, "dpo", 1, 1000, dict)
         trainer.train()
     assert trajectories.points(checked.state.log_history) == trajectories.points(plain.state.log_history)
 
@@ -388,7 +397,7 @@ def test_the_check_itself_changes_nothing_that_follows(workspace):
 def of_the_base(workspace, rows):
     """The log-probabilities of the base without its adapter: what a wrong reference would most likely be."""
     given = setting(workspace)
-    return dpo.log_probabilities(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id)
+    return log_probabilities(load_base(given.params.models, given.where), rows, given.chat.pad_id)
 
 
 def moved_along(pairs):
@@ -409,7 +418,7 @@ WRONG = {
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
 def test_a_wrong_reference_is_found_before_training(workspace, wrong, loss_type):
     given, rows = setting(workspace), random_rows(4)
-    right = dpo.log_probabilities(load_policy(given), rows, given.chat.pad_id)
+    right = log_probabilities(load_policy(given), rows, given.chat.pad_id)
     reference = WRONG[wrong](right, of_the_base(workspace, rows))
     trainer = build(workspace, rows, reference, **{"dpo.loss_type": loss_type})
     with pytest.raises(AssertionError, match="must start at the reference|must be ln 2"):
@@ -458,11 +467,11 @@ def stock_trainer(given, rows):
     config = DPOConfig(
         output_dir="stock",
         beta=given.params.dpo.beta,
-        **training.training_arguments(
+        **training_arguments(
             given.params.dpo, given.params.models.dpo, given.params.models, given.params.seed, given.where
         ),
     )
-    tokenizer = training.trainer_tokenizer(given.chat)
+    tokenizer = trainer_tokenizer(given.chat)
     tokenizer.chat_template = given.chat.template
     texts = [
         {"prompt": [{"role": "user", "content": row["prompt"]}]}
@@ -481,7 +490,7 @@ def test_trl_itself_takes_the_same_steps(workspace):
     stock = stock_trainer(setting(workspace, **{"dpo.num_train_epochs": 1}), [texts[row["id"]] for row in rows])
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
         assert list(stock.train_dataset[column]) == [row[column] for row in rows]
-    training.observe(stock, "dpo", 1, 1000, dict)
+    observe(stock, "dpo", 1, 1000, dict)
     stock.train()
     ours = train(workspace, rows)
     expected, found = (trajectories.points(trainer.state.log_history) for trainer in (stock, ours))
@@ -494,11 +503,11 @@ def test_trl_itself_takes_the_same_steps(workspace):
 def test_training_prefers_the_chosen_answers(workspace):
     """On the rows it learns from, margins grow; learning from swapped rows, the very same pairs turn round."""
     given, rows = setting(workspace), random_rows(8)
-    reference = dpo.log_probabilities(load_policy(given), rows, given.chat.pad_id)
+    reference = log_probabilities(load_policy(given), rows, given.chat.pad_id)
     margins = []
     for learned in (rows, swapped(rows)):
-        policy = dpo.log_probabilities(train(workspace, learned).model, rows, given.chat.pad_id)
-        margins.append(dpo.preference_metrics(policy, reference, 0.1)["validation_margin"])
+        policy = log_probabilities(train(workspace, learned).model, rows, given.chat.pad_id)
+        margins.append(preference_metrics(policy, reference, 0.1)["validation_margin"])
     assert margins[0] > 0.1 and margins[1] < -0.1
 
 
@@ -527,7 +536,7 @@ def test_the_chosen_answers_own_loss_is_added_with_its_weight(workspace):
     batch = added._prepare_inputs(added.data_collator([added.train_dataset[place] for place in range(4)]))
     with torch.no_grad():
         losses = [trainer.compute_loss(trainer.model.train(), dict(batch)).item() for trainer in (plain, added)]
-    nats = -sum(chosen for chosen, _ in dpo.log_probabilities(added.model, rows, 0))
+    nats = -sum(chosen for chosen, _ in log_probabilities(added.model, rows, 0))
     assert losses[1] - losses[0] == pytest.approx(0.5 * nats / sum(len(row["chosen_ids"]) for row in rows), rel=1e-4)
 
 
@@ -568,19 +577,19 @@ def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_si
     """sum_v p(v) log(p(v) / q(v)), one row at a time in double precision, at the tokens of the chosen answers; then no trace."""
     given, rows = setting(workspace), random_rows(9)
     policy = train(workspace, rows).model
-    reference = modeling.load_adapter(modeling.load_base(given.params.models, given.where), dpo.SFT_ADAPTER).eval()
+    reference = load_adapter(load_base(given.params.models, given.where), dpo.SFT_ADAPTER).eval()
     expected = [naive_divergence(policy.eval(), reference, row) for row in rows]
     policy.train()
-    found = dpo.divergences(policy, answers_of(rows), given.chat.pad_id, batch_size)
+    found = divergences(policy, answers_of(rows), given.chat.pad_id, batch_size)
     assert found == pytest.approx(expected, rel=1e-4) and min(found) > 1e-3
     assert list(policy.peft_config) == ["default"] and policy.active_adapter == "default" and policy.training
 
 
 def test_the_mean_is_per_token_of_all_answers_and_per_answer(monkeypatch):
     """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 a token, 6 / 2 an answer, from 1 to 5. Of one answer there is no interval."""
-    monkeypatch.setattr(dpo, "divergences", lambda model, answers, pad_id: [1.0, 5.0][: len(answers)])
-    assert dpo.distance(None, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0) == [1.0, 3.0, 1.0, 5.0]
-    assert dpo.distance(None, [([9], [1, 1])], 0) == [0.5, 1.0, None, None]
+    monkeypatch.setattr(divergence, "divergences", lambda model, answers, pad_id: [1.0, 5.0][: len(answers)])
+    assert distance(None, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0) == [1.0, 3.0, 1.0, 5.0]
+    assert distance(None, [([9], [1, 1])], 0) == [0.5, 1.0, None, None]
 
 
 def naive_divergence(policy, reference, row):
@@ -593,13 +602,13 @@ def naive_divergence(policy, reference, row):
 
 def test_the_reference_does_not_diverge_from_itself(workspace):
     given = setting(workspace)
-    found = dpo.divergence(load_policy(given), random_rows(5), given.chat, 17)
+    found = divergence(load_policy(given), random_rows(5), given.chat, 17)
     assert [value for name, value in found.items() if name.startswith("kl")] == [pytest.approx(0, abs=1e-7)] * 5
 
 
 def answer(policy, given, rows, longest, seed):
-    ends = decoding.end_ids(given.chat)
-    return dpo.sample(policy, [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, longest, seed)
+    ends = end_ids(given.chat)
+    return sample(policy, [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, longest, seed)
 
 
 def test_samples_follow_the_seed_and_not_the_random_state_that_training_left(workspace):
@@ -618,7 +627,7 @@ def test_samples_end_with_their_end_token_or_at_the_longest(workspace):
     """A random model says every token about as often: with many ends some answers end, others are cut."""
     given, rows = setting(workspace), random_rows(40)
     ends = list(range(5, 60))
-    drawn = dpo.sample(load_policy(given), [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, 6, 17)
+    drawn = sample(load_policy(given), [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, 6, 17)
     ended = [ids for _, ids in drawn if ids[-1] in ends]
     assert 0 < len(ended) < len(drawn)
     assert all(1 <= len(ids) <= 6 and not set(ids[:-1]) & set(ends) for _, ids in drawn)
@@ -630,7 +639,7 @@ def test_samples_are_drawn_from_the_whole_distribution(workspace):
     given, prompt = setting(workspace), random_rows(1)[0]["prompt_ids"]
     policy = load_policy(given).eval()
     policy.get_base_model().generation_config.top_k = 3  # of the model's own; it plays no part
-    drawn = dpo.sample(policy, [prompt] * 2000, given.chat.pad_id, decoding.end_ids(given.chat), 1, 17)
+    drawn = sample(policy, [prompt] * 2000, given.chat.pad_id, end_ids(given.chat), 1, 17)
     with torch.no_grad():
         chances = torch.softmax(policy(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1)
     classes = torch.arange(len(chances)) % 8
@@ -642,25 +651,25 @@ def test_samples_are_drawn_from_the_whole_distribution(workspace):
 
 def test_sampled_answers_are_no_longer_than_held_out_ones_nor_than_there_is_room(workspace, monkeypatch):
     given, rows, asked = setting(workspace), random_rows(6), []
-    policy, draw = load_policy(given), dpo.sample
-    monkeypatch.setattr(dpo, "sample", lambda *arguments: asked.append(arguments[4]) or draw(*arguments))
-    found = dpo.divergence(policy, rows, given.chat, 17)
+    policy, draw = load_policy(given), sample
+    monkeypatch.setattr(divergence, "sample", lambda *arguments: asked.append(arguments[4]) or draw(*arguments))
+    found = divergence(policy, rows, given.chat, 17)
     prompts = max(len(row["prompt_ids"]) for row in rows)
     policy.config.max_position_embeddings = prompts + 2
-    dpo.divergence(policy, rows, given.chat, 17)
+    divergence(policy, rows, given.chat, 17)
     assert asked == [max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")), 2]
     assert 0 <= found["samples_cut"] <= 1
     policy.config.max_position_embeddings = prompts
-    none = dpo.divergence(policy, rows, given.chat, 17)
+    none = divergence(policy, rows, given.chat, 17)
     assert [name for name, value in none.items() if value is not None] == ["kl_per_token_teacher_forced"]
 
 
 def test_of_very_many_held_out_prompts_some_are_answered_from_all_over(workspace, monkeypatch):
     """Seven pairs and room for three: every third prompt."""
-    monkeypatch.setattr(dpo, "MOST_SAMPLED", 3)
+    monkeypatch.setattr(divergence, "MOST_SAMPLED", 3)
     given, rows, asked = setting(workspace), random_rows(7), []
-    monkeypatch.setattr(dpo, "sample", lambda model, prompts, *rest: asked.extend(prompts) or [])
-    dpo.divergence(load_policy(given), rows, given.chat, 17)
+    monkeypatch.setattr(divergence, "sample", lambda model, prompts, *rest: asked.extend(prompts) or [])
+    divergence(load_policy(given), rows, given.chat, 17)
     assert asked == [rows[place]["prompt_ids"] for place in (0, 3, 6)]
 
 
@@ -679,20 +688,20 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     """Of models that are loaded anew, the base without any adapter, and by the stock forward pass, up to the last bits."""
     given, rows = setting(finished), finished.rows("data/prepared/dpo_validation.jsonl")
     policies = [
-        modeling.load_adapter(modeling.load_base(given.params.models, given.where), Path(folder))
+        load_adapter(load_base(given.params.models, given.where), Path(folder))
         for folder in ("models/dpo", "models/sft")
     ]
-    base = modeling.load_base(given.params.models, given.where)
+    base = load_base(given.params.models, given.where)
     said = {
-        name: dpo.log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)
+        name: log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)
     }
-    kl = dpo.divergence(policies[0].eval(), rows, given.chat, given.params.seed)
+    kl = divergence(policies[0].eval(), rows, given.chat, given.params.seed)
     fit = dpo.sft_likelihood(policies[0], given.chat, fast=False)
-    measures = dpo.preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
-    expected = dpo.summary(measures, dpo.rankings(said, rows), kl, fit, rows)
+    measures = preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
+    expected = summary(measures, rankings(said, rows), kl, fit, rows)
     assert finished.json("metrics/dpo.json")["dpo"] == {name: close(value) for name, value in expected.items()}
     written = [row["ranking_accuracy"] for row in read(dpo.RANKING)]
-    assert list(map(float, written)) == [close(row[2]) for row in dpo.ranking_rows(dpo.rankings(said, rows))]
+    assert list(map(float, written)) == [close(row[2]) for row in ranking_rows(rankings(said, rows))]
 
 
 NAMED = ("dpo", "sft", "base")

@@ -22,8 +22,10 @@ from aligner import answers as single
 from aligner import evaluation, keywords, statistics
 from aligner.answers import Answer, Control, canaries, examine
 from aligner.concepts import Catalogue, Foreign, Ideas
-from aligner.errors import InputError
 from aligner.evaluation import comparison, evaluate, rounded
+from aligner.keywords import scorer
+from aligner.keywords.scorer import KeywordScore
+from aligner.run.errors import InputError
 
 PAIRS = [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
 RULES = SimpleNamespace(tie_threshold=0, alpha=0.05, equivalence_margin=0.05)
@@ -33,7 +35,7 @@ TAIL = "and then the talk goes on for a while, about the weather, the garden, a 
 
 def answer(hits, words=10, stop="end", shuffled=0.1, flags=(), text=None, cut=None, ideas=None):
     """An answer that gets `hits` of four groups."""
-    keyword = keywords.KeywordScore(
+    keyword = KeywordScore(
         hits, GROUPS, (True,) * hits + (False,) * (GROUPS - hits), hits, GROUPS, hits, GROUPS, (), 0.1, flags
     )
     text = " ".join(["word"] * words) if text is None else text
@@ -659,7 +661,7 @@ def test_a_control_that_counts_wrongly_is_found_by_the_constant_canary(monkeypat
 
 
 def test_stuffing_is_what_silences_the_canary_of_all_keywords(monkeypatch):
-    monkeypatch.setattr(keywords, "STUFFED_DENSITY", 1.0)
+    monkeypatch.setattr(scorer, "STUFFED_DENSITY", 1.0)
     asked = canary_references()
     with pytest.raises(InputError, match="canary 'all keywords'"):
         canaries(asked, Control(asked))

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny_models import BUILDERS
 
-from aligner import fast_path, fused_layer
+from aligner.model import runtime
+from aligner.training import llama_layer, padding_free
 
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
 PAD = 0
@@ -37,8 +38,8 @@ def policy(folder, fast: bool, pairs: bool = False, dropout: float = 0.0, attent
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(base, config)
     if fast:
-        fast_path.merge_products(model)
-        fast_path.unpad(SimpleNamespace(model=model, args=SimpleNamespace(gradient_checkpointing=checkpointing)), pairs)
+        padding_free.merge_products(model)
+        padding_free.unpad(SimpleNamespace(model=model, args=SimpleNamespace(gradient_checkpointing=checkpointing)), pairs)
     return model.eval()  # without the dropout that GPT-2 has of its own; gradients are there all the same
 
 
@@ -88,21 +89,21 @@ def assert_alike(one, other):
 @pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
 @pytest.mark.parametrize("head_rows", [3, 1000])
 def test_outputs_and_gradients_are_those_of_trl_and_peft(folder, pairs, head_rows, monkeypatch):
-    monkeypatch.setattr(fast_path, "HEAD_ROWS", head_rows)
+    monkeypatch.setattr(padding_free, "HEAD_ROWS", head_rows)
     inputs = PAIRS if pairs else SINGLE
     assert_alike(run(policy(folder, fast=True, pairs=pairs), inputs), run(policy(folder, fast=False), inputs))
 
 
 def test_llamas_run_as_fused_layers_and_others_as_modules(folder):
     model = policy(folder, fast=True).get_base_model()
-    assert fused_layer.can_fuse(model) == (type(model).__name__ == "LlamaForCausalLM")
+    assert llama_layer.can_fuse(model) == (type(model).__name__ == "LlamaForCausalLM")
 
 
 @pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
 def test_attention_weights_of_long_sequences_are_computed_again(folder, pairs, monkeypatch):
     inputs, expected = (PAIRS if pairs else SINGLE), []
     for kept in (0, 512):
-        monkeypatch.setattr(fused_layer, "KEPT", kept)
+        monkeypatch.setattr(llama_layer, "KEPT", kept)
         expected.append(run(policy(folder, fast=True, pairs=pairs), inputs))
     assert all(torch.equal(value, expected[1][1][name]) for name, value in expected[0][1].items())
 
@@ -110,7 +111,7 @@ def test_attention_weights_of_long_sequences_are_computed_again(folder, pairs, m
 @pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
 def test_measures_without_gradients_are_those_of_trl_and_peft(folder, pairs):
     inputs = PAIRS if pairs else SINGLE
-    found = fast_path.measure(policy(folder, fast=False), *inputs.values(), pairs=pairs)
+    found = padding_free.measure(policy(folder, fast=False), *inputs.values(), pairs=pairs)
     with torch.no_grad():
         expected = policy(folder, fast=False)(**inputs, use_cache=False, fused_lm_head=True)
     torch.testing.assert_close(found[0], expected.log_probs, rtol=1e-5, atol=1e-5)
@@ -179,18 +180,18 @@ def test_models_that_do_more_before_their_logits_do_not_fit():
     config = SimpleNamespace(_attn_implementation="sdpa", get_text_config=lambda: config)
     head = torch.nn.Linear(2, 3).requires_grad_(False)
     model = SimpleNamespace(config=config, _supports_attention_backend=True, get_output_embeddings=lambda: head)
-    assert fast_path.can_unpad(model, gradient_checkpointing=False)
+    assert padding_free.can_unpad(model, gradient_checkpointing=False)
     for key, value in {"final_logit_softcapping": 30.0, "logits_scaling": 8.0, "sliding_window": 64, "num_experts": 8}.items():
         setattr(config, key, value)
-        assert not fast_path.can_unpad(model, gradient_checkpointing=False), key
+        assert not padding_free.can_unpad(model, gradient_checkpointing=False), key
         delattr(config, key)
     head.requires_grad_(True)
-    assert not fast_path.can_unpad(model, gradient_checkpointing=False)
+    assert not padding_free.can_unpad(model, gradient_checkpointing=False)
 
 
 def test_low_precision_keeps_pefts_layers(folder):
     model = policy(folder, fast=False).to(torch.bfloat16)
-    assert fast_path.merge_products(model) == 0
+    assert padding_free.merge_products(model) == 0
 
 
 lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
@@ -203,7 +204,7 @@ def test_every_token_has_its_place(shape):
     prompts, chosen, rejected = zip(*[[some_ids(n, 7 * n + k) for k, n in enumerate(each)] for each in shape], strict=True)
     inputs = batch([*prompts, *prompts], [*chosen, *rejected])
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    layout = fast_path.arrange(ids, inputs["attention_mask"], inputs["labels"], pairs=True)
+    layout = padding_free.arrange(ids, inputs["attention_mask"], inputs["labels"], pairs=True)
     assert torch.equal(layout.ids[0][layout.slots][mask], ids[mask])
     places = torch.arange(ids.shape[1]).expand_as(ids)
     assert torch.equal(layout.positions[0][layout.slots][mask], places[mask])
@@ -241,7 +242,7 @@ def test_memory_that_tensors_gave_back_is_kept():
 
 def test_where_glibc_is_not_nothing_is_told(monkeypatch):
     monkeypatch.setattr(fast_path.ctypes, "CDLL", lambda name: SimpleNamespace())
-    fast_path.keep_memory()
+    runtime.keep_memory()
     monkeypatch.setattr(fast_path.sys, "platform", "darwin")
     monkeypatch.delattr(fast_path.ctypes, "CDLL")
-    fast_path.keep_memory()
+    runtime.keep_memory()

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from aligner.errors import InputError
 from aligner.files import read_json, read_jsonl, write_csv, write_json, write_jsonl, write_text
+from aligner.run.errors import InputError
 
 # Line ends of Unicode, of old systems, and one that JSON writes as it is.
 ODD_TEXT = "a\r\nb\rc\nd\u2028e\u0085f\u000cg\té 中 \U0001f600"

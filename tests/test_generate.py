@@ -9,9 +9,12 @@ import torch
 from support.workspace import Workspace
 
 import generate
-from aligner import decoding, modeling, training
-from aligner import params as parameters
-from aligner.errors import InputError
+from aligner.model.batches import batches
+from aligner.model.generation import complete, roomy_cache
+from aligner.model.loading import base_fingerprint, load_adapter, load_base, load_chat, save_adapter
+from aligner.model.runtime import quiet, runtime
+from aligner.run import params as parameters
+from aligner.run.errors import InputError
 
 MODELS = ["mini", "zephyr_llama", "qwen2", "gpt2"]
 NEW_TOKENS = 12
@@ -26,9 +29,9 @@ def setting(workspace, **changes):
     """params as the stage sees them, and what main makes of them before it loads a model."""
     workspace.params.update(changes)
     params = parameters.load(generate.PARAMS)
-    modeling.quiet()
+    quiet()
     return SimpleNamespace(
-        params=params, where=modeling.runtime(params.models, params.seed), chat=modeling.load_chat(params.models)
+        params=params, where=runtime(params.models, params.seed), chat=load_chat(params.models)
     )
 
 
@@ -97,7 +100,7 @@ def test_every_row_of_a_batch_ends_for_itself(tmp_path, monkeypatch, model):
     given = prepared(Workspace(tmp_path, monkeypatch, model=model, **{"generate.max_new_tokens": NEW_TOKENS}))
     settings = with_another_end(given)
     lengths = set()
-    found = decoding.complete(given.model, [row["prompt_ids"] for row in given.prompts], given.chat.pad_id, settings)
+    found = complete(given.model, [row["prompt_ids"] for row in given.prompts], given.chat.pad_id, settings)
     for row, new in zip(given.prompts, found, strict=True):
         expected = plain_loop(given.model, row["prompt_ids"], settings.eos_token_id, NEW_TOKENS)
         assert new[: len(expected)] == expected
@@ -126,9 +129,9 @@ def test_left_padding_changes_no_answer(tmp_path, monkeypatch, model):
     rows = sorted((row["prompt_ids"] for row in given.prompts), key=len)
     short, long = rows[0], rows[-1]
     assert len(long) > 2 * len(short)
-    alone = decoding.complete(given.model, [short], given.chat.pad_id, settings)[0]
+    alone = complete(given.model, [short], given.chat.pad_id, settings)[0]
     scores_alone = seen["scores"][:, 0]
-    beside = decoding.complete(given.model, [long, short], given.chat.pad_id, settings)[1]
+    beside = complete(given.model, [long, short], given.chat.pad_id, settings)[1]
     assert beside[: len(alone)] == alone
     torch.testing.assert_close(seen["scores"][: len(scores_alone), 1], scores_alone, rtol=1e-4, atol=1e-5)
 
@@ -146,7 +149,7 @@ def test_complete_pads_on_the_left_and_masks_the_padding(workspace):
             seen.update(ids=input_ids.tolist(), mask=attention_mask.tolist(), settings=generation_config)
             return torch.cat([input_ids, torch.tensor([[1, 2], [3, 0]])], dim=1)
 
-    assert decoding.complete(Echo(), [[7, 8, 9], [4]], 0, settings) == [[1, 2], [3, 0]]
+    assert complete(Echo(), [[7, 8, 9], [4]], 0, settings) == [[1, 2], [3, 0]]
     assert seen == {"ids": [[7, 8, 9], [0, 0, 4]], "mask": [[1, 1, 1], [0, 0, 1]], "settings": settings}
 
 
@@ -154,7 +157,7 @@ def test_a_cache_with_room_holds_what_transformers_own_holds():
     from transformers import DynamicCache, LlamaConfig
 
     config, states = LlamaConfig(num_hidden_layers=1), torch.randn(2, 3, 2, 7, 4)
-    roomy, plain = decoding.roomy_cache(config, 7), DynamicCache(config=config)
+    roomy, plain = roomy_cache(config, 7), DynamicCache(config=config)
     for start, end in ((0, 4), (4, 5), (5, 7)):
         found, expected = (cache.update(*states[:, :, :, start:end], 0) for cache in (roomy, plain))
         assert all(map(torch.equal, found, expected))
@@ -271,9 +274,9 @@ def write_adapter(given, folder):
 
     torch.manual_seed(1)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
-    model = get_peft_model(modeling.load_base(given.params.models, given.where), config)
-    provenance = {"base": modeling.base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
-    modeling.save_adapter(model, folder, given.params.models.path, provenance)
+    model = get_peft_model(load_base(given.params.models, given.where), config)
+    provenance = {"base": base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
+    save_adapter(model, folder, given.params.models.path, provenance)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -284,7 +287,7 @@ def test_the_merged_adapter_answers_as_the_unmerged_one(tmp_path, monkeypatch, m
     given.model = generate.load_model(given.params.models, given.where, given.chat, Path("models/sft"))
     merged = answers_of(given)
     assert not [name for name, _ in given.model.named_parameters() if "lora" in name]
-    given.model = modeling.load_adapter(modeling.load_base(given.params.models, given.where), Path("models/sft")).eval()
+    given.model = load_adapter(load_base(given.params.models, given.where), Path("models/sft")).eval()
     assert [name for name, _ in given.model.named_parameters() if "lora" in name]
     assert answers_of(given) == merged != plain
 
@@ -326,5 +329,5 @@ def test_a_missing_adapter_is_named_with_the_way_to_it(workspace):
 
 def test_batches_hold_every_prompt_once_and_like_lengths_together():
     rows = [{"prompt_ids": [0] * length} for length in (5, 1, 9, 5, 2, 9, 1)]
-    found = training.batches(rows, 3, lambda row: len(row["prompt_ids"]))
+    found = batches(rows, 3, lambda row: len(row["prompt_ids"]))
     assert found == [[1, 6, 4], [0, 3, 2], [5]]

@@ -10,8 +10,8 @@ import time
 import pytest
 from support.workspace import REPOSITORY
 
-from aligner.errors import InputError
-from aligner.hub import TOKENIZER_FILES, WEIGHT_FILES, model_folder
+from aligner.model.hub import TOKENIZER_FILES, WEIGHT_FILES, model_folder
+from aligner.run.errors import InputError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 DOWNLOAD = f"hf download somebody/model --revision {REVISION}"

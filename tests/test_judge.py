@@ -26,9 +26,9 @@ import score
 import votes
 from aligner import blind, endpoint, statistics
 from aligner.endpoint import Candidate, Endpoint, Failure, Reply
-from aligner.errors import InputError
 from aligner.evaluation import name_of
 from aligner.files import read_json, write_jsonl
+from aligner.run.errors import InputError
 from judge import Duel, Judge, Judgement, Verdict
 
 KEY = "sk-secret-0123456789"

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligner.keywords import base_forms, hits, normalise, prepare, score, validate_group
+from aligner.keywords.groups import hits, validate_group
+from aligner.keywords.scorer import score
+from aligner.keywords.text import base_forms, normalise, prepare
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "keyword_cases.json").read_text(encoding="utf-8"))["cases"]
 

@@ -15,11 +15,12 @@ import pytest
 from ruamel.yaml import YAML
 from support.workspace import RAW, REPOSITORY, Params, Workspace, checkpoint, sft_rows
 
-from aligner import modeling
-from aligner import params as parameters
-from aligner.errors import InputError
 from aligner.files import write_jsonl
-from aligner.records import Run
+from aligner.model import loading
+from aligner.model.loading import load_base
+from aligner.run import params as parameters
+from aligner.run.errors import InputError
+from aligner.run.record import Run
 
 VALUES = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
 STAGES = {"prepare": (), "sft": (), "dpo": (), "generate": ("base",), "score": ()}
@@ -190,7 +191,7 @@ def spy(patch):
     import torch
 
     met = {"bases": [], "attention": [], "shapes": [], "compiled": []}
-    load_base = modeling.load_base
+    load_base = load_base
 
     def noting(*arguments):
         base = load_base(*arguments)
@@ -199,7 +200,7 @@ def spy(patch):
         base.get_input_embeddings().register_forward_pre_hook(lambda layer, inputs: met["shapes"].append(tuple(inputs[0].shape)))
         return base
 
-    patch.setattr(modeling, "load_base", noting)
+    patch.setattr(loading, "load_base", noting)
     patch.setattr(torch.nn.Module, "compile", lambda layer, **how: met["compiled"].append((type(layer).__name__, how)))
     patch.setattr(torch.compiler, "set_stance", lambda stance: contextlib.nullcontext())
     return met

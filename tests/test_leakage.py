@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligner import leakage
-from aligner.errors import InputError
 from aligner.leakage import Answers, EvalPrompts, held_out_answers, require_clean, words
+from aligner.run.errors import InputError
 
 TWENTY = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
 SEQUENCES = st.lists(st.sampled_from("abc"), max_size=25)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from support.next_token import NextToken
 from support.workspace import Workspace
 
-from aligner import fast_path, likelihood, modeling
-from aligner import params as parameters
+from aligner.model.loading import load_base, load_chat
+from aligner.run import params as parameters
+from aligner.training import likelihood, padding_free
 
 MODELS = ["mini", "zephyr_llama", "qwen2", "gpt2"]
 ANSWERS = ["The mean is 3.5.", " Zwölf Äpfel, naïve:\n- 2 × 3 = 6 ≠ 7", "概率 🎲 is a chance", "</s> typed by hand <|end|>"]
@@ -29,7 +30,7 @@ def entry_of(tmp_path, monkeypatch, model):
 
 
 def load_chat(tmp_path, monkeypatch, model):
-    return modeling.load_chat(entry_of(tmp_path, monkeypatch, model))
+    return load_chat(entry_of(tmp_path, monkeypatch, model))
 
 
 def row_of(chat, *turns):
@@ -117,9 +118,9 @@ def test_end_tokens_are_special_and_words_are_not(tmp_path, monkeypatch, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_the_fast_path_measures_the_same(tmp_path, monkeypatch, model):
     entry, special = entry_of(tmp_path, monkeypatch, model), {5, 9, 11}
-    chat = modeling.load_chat(entry)
-    base = modeling.load_base(entry, SimpleNamespace(device="cpu", dtype=torch.float32)).requires_grad_(False)
+    chat = load_chat(entry)
+    base = load_base(entry, SimpleNamespace(device="cpu", dtype=torch.float32)).requires_grad_(False)
     rows = [row_of(chat, f"What is the {word}?", f"The {word} is it." * repeat) for word, repeat in (("mean", 1), ("sum", 4))]
-    assert fast_path.can_unpad(base, gradient_checkpointing=False)
+    assert padding_free.can_unpad(base, gradient_checkpointing=False)
     slow, fast = (likelihood.evaluate(base, rows, chat.pad_id, special, fast=wanted) for wanted in (False, True))
     assert fast == pytest.approx(slow, rel=1e-4)

@@ -16,8 +16,9 @@ from test_score import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, write
 
 import score
 import votes
-from aligner import charts, keywords, page
-from aligner import params as parameters
+from aligner import charts, page
+from aligner.report.highlight import marks
+from aligner.run import params as parameters
 
 ROOT = Path(__file__).parent.parent
 MODELS = list(score.MODELS)
@@ -334,19 +335,19 @@ def test_hostile_parameters_and_metrics_are_escaped(folder):
     ],
 )
 def test_marks_stand_in_the_text_as_it_was_written(text, groups, marked):
-    assert [(text[start:end], number) for start, end, number in keywords.marks(text, groups)] == marked
+    assert [(text[start:end], number) for start, end, number in marks(text, groups)] == marked
 
 
 def test_an_echo_of_the_prompt_is_not_marked():
     prompt = "Please explain how a state of the chain is left"
     text = f"{prompt}? A state is naïve."
-    assert [text[start:end] for start, end, _ in keywords.marks(text, ["state"], prompt)] == ["state"]
-    assert keywords.marks(text, ["state"], prompt)[0][0] > len(prompt)
+    assert [text[start:end] for start, end, _ in marks(text, ["state"], prompt)] == ["state"]
+    assert marks(text, ["state"], prompt)[0][0] > len(prompt)
 
 
 def test_marks_of_a_long_loop_come_soon():
     """Words without end, as a degenerate model writes them, in a text whose plain form differs."""
-    assert len(keywords.marks("the mean é *is* " * 450, ["mean"])) == 450
+    assert len(marks("the mean é *is* " * 450, ["mean"])) == 450
 
 
 def test_parts_join_to_the_text():

@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from aligner import params as parameters
-from aligner.errors import InputError
-from aligner.params import ModelEntry, Params, Section, load, read
+from aligner.run import params as parameters
+from aligner.run.errors import InputError
+from aligner.run.params import ModelEntry, Params, Section, load, read
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "params.yaml"

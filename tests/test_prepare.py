@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from support.workspace import RAW, Workspace, pair_rows, sft_rows
 
 import prepare
-from aligner import modeling, spool
-from aligner.chat import Chat
-from aligner.errors import InputError
+from aligner import spool
+from aligner.data import tokenise
+from aligner.data.tokenise import batches, pair_row, sft_row, tokenised
 from aligner.leakage import EvalPrompts
+from aligner.model.chat import Chat
+from aligner.model.loading import check_chat
+from aligner.run.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 PREPARED = [
@@ -313,7 +316,7 @@ def test_a_row_of_just_the_largest_length_is_kept(workspace, chat):
     messages = (("user", "Why?"), ("assistant", "Because of the mean."))
     example = SimpleNamespace(id="a", messages=messages)
     length = len(chat.conversation(messages).ids)
-    assert [prepare.sft_row(example, chat, limit)["too_long"] for limit in (length, length - 1)] == [False, True]
+    assert [sft_row(example, chat, limit)["too_long"] for limit in (length, length - 1)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +325,7 @@ def test_a_row_of_just_the_largest_length_is_kept(workspace, chat):
 def test_a_pair_is_as_long_as_its_longer_answer(chat, chosen, rejected):
     pair = SimpleNamespace(id="a", prompt=(("user", "Why?"),), chosen=chosen, rejected=rejected)
     longest = len(chat.prompt(pair.prompt)) + max(len(chat.completion(pair.prompt, text)) for text in (chosen, rejected))
-    assert [prepare.pair_row(pair, chat, limit)["too_long"] for limit in (longest, longest - 1)] == [False, True]
+    assert [pair_row(pair, chat, limit)["too_long"] for limit in (longest, longest - 1)] == [False, True]
 
 
 def test_a_row_of_very_many_characters_is_too_long_and_never_encoded(workspace, chat):
@@ -336,16 +339,16 @@ def test_a_row_of_very_many_characters_is_too_long_and_never_encoded(workspace, 
         [prepare.SftExample(id, (("user", "x"), ("assistant", "y" * size))) for id, size in [("fits", 511), ("huge", 512)]],
         [prepare.PreferencePair(id, (("user", "x"),), "z", "y" * size) for id, size in [("fits", 511), ("huge", 512)]],
     ):
-        found = [row for _, row in prepare.tokenised(row_of, chat, 4, "rows.jsonl", iter(values))]
+        found = [row for _, row in tokenised(row_of, chat, 4, "rows.jsonl", iter(values))]
         assert found == [{"id": "fits", "too_long": False}, {"id": "huge", "too_long": True}]
 
 
 @given(st.lists(st.integers(1, 40), max_size=30))
 def test_batches_hold_all_rows_in_order_and_only_their_last_row_exceeds_the_limit(sizes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "BATCH_CHARACTERS", 50)
+        patch.setattr(tokenise, "BATCH_CHARACTERS", 50)
         values = [prepare.SftExample(str(number), (("user", "x" * size),)) for number, size in enumerate(sizes)]
-        found = list(prepare.batches(iter(values)))
+        found = list(batches(iter(values)))
     assert [value for batch in found for value in batch] == values
     assert all(sum(len(value.texts()[0]) for value in batch[:-1]) < 50 for batch in found)
 
@@ -360,7 +363,7 @@ def test_a_row_that_the_template_refuses_is_named(workspace, chat):
 
     values = [prepare.SftExample(id, (("user", "x"), ("assistant", "y"))) for id in "abc"]
     with pytest.raises(InputError, match="rows.jsonl: row b: no system role"):
-        list(prepare.tokenised(row_of, chat, 9, "rows.jsonl", iter(values)))
+        list(tokenised(row_of, chat, 9, "rows.jsonl", iter(values)))
 
 
 def test_pairs_are_kept_whole_or_dropped(workspace, chat):
@@ -595,10 +598,10 @@ def test_chat_json_is_what_the_next_stage_checks(tmp_path, monkeypatch, model):
     workspace.run("prepare")
     prepared, chat = workspace.json("data/prepared/chat.json"), Chat.load(tmp_path / "models/base/weights")
     assert prepared == {"fingerprint": chat.fingerprint, "end_id": chat.end_id, "pad_id": chat.pad_id}
-    modeling.check_chat(chat, prepared)
+    check_chat(chat, prepared)
     changed = Chat(chat.tokenizer_json, chat.template + " ", chat.eos_token, chat.bos_token, chat.pad_token)
     with pytest.raises(InputError, match="another tokenizer or chat template"):
-        modeling.check_chat(changed, prepared)
+        check_chat(changed, prepared)
 
 
 # ---- The process ------------------------------------------------------------------------------------------------------------

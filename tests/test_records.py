@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 from support.workspace import REPOSITORY
 
-from aligner import records
-from aligner.errors import InputError
-from aligner.records import Run, run_stage
+from aligner.run.errors import InputError
+from aligner.run.record import LIBRARIES, Run, git_state, installed
+from aligner.run.stage import RESTORE, run_stage
 
 FIELDS = {"stage", "state", "started", "command", "git", "host", "python", "versions", "seconds"}
 SECRETS = {
@@ -75,7 +75,7 @@ def test_a_completed_run_tells_what_a_person_would_ask(capsys):
     assert set(told["seconds"]) == {"load", "total"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", told["started"])
     assert set(told["host"]) == {"name", "system", "cpus"} and told["python"].count(".") == 2
-    assert set(told["versions"]) == set(records.LIBRARIES)
+    assert set(told["versions"]) == set(LIBRARIES)
     assert capsys.readouterr() == ("", "")
 
 
@@ -107,25 +107,25 @@ def test_the_command_is_told_without_the_folder_of_the_checkout(monkeypatch):
 
 
 def test_versions_are_read_without_importing():
-    versions = records.installed(["numpy", "no-such-library"])
+    versions = installed(["numpy", "no-such-library"])
     assert re.match(r"\d+\.\d+", versions["numpy"]) and versions["no-such-library"] is None
 
 
 def test_git_is_told_where_there_is_one(folder):
-    assert records.git_state() == {"revision": None, "dirty": None}
+    assert git_state() == {"revision": None, "dirty": None}
     for command in (["init", "--quiet"], ["add", "file"], ["commit", "--quiet", "--message", "first"]):
         (folder / "file").write_text("one", encoding="utf-8")
         subprocess.run(["git", *AUTHOR, *command], check=True, cwd=folder)
-    clean = records.git_state()
+    clean = git_state()
     (folder / "untracked").write_text("", encoding="utf-8")
-    assert re.fullmatch(r"[0-9a-f]{40}", clean["revision"]) and clean["dirty"] is False and records.git_state() == clean
+    assert re.fullmatch(r"[0-9a-f]{40}", clean["revision"]) and clean["dirty"] is False and git_state() == clean
     (folder / "file").write_text("two", encoding="utf-8")
-    assert records.git_state() == {**clean, "dirty": True}
+    assert git_state() == {**clean, "dirty": True}
 
 
 def test_a_machine_without_git_is_no_obstacle(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert records.git_state() == {"revision": None, "dirty": None}
+    assert git_state() == {"revision": None, "dirty": None}
 
 
 def test_records_go_to_the_main_checkout(folder, monkeypatch):
@@ -171,7 +171,7 @@ def test_what_the_system_refuses_is_one_message(capsys, error, shown):
 def test_an_interruption_is_no_failure(capsys):
     code, shown = ended(raising(KeyboardInterrupt()), capsys)
     assert code == 130 and "Traceback" not in shown
-    assert shown.startswith("sft: interrupted;") and "dvc repro" in shown and records.RESTORE in shown
+    assert shown.startswith("sft: interrupted;") and "dvc repro" in shown and RESTORE in shown
     assert record()["state"] == "interrupted" and "reason" not in record()
 
 
@@ -273,7 +273,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_still_an_interrupt(t
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(SystemExit) as ended:
-            records.run_stage("sft", main)
+            run_stage("sft", main)
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -313,7 +313,7 @@ def test_with_patience_the_stage_answers_a_signal_itself(folder):
         process.send_signal(signal.SIGTERM)
         _, shown = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert shown == f"\nsft: one moment\nsft: interrupted; step 7 is saved. Go on: dvc repro   (or back: {records.RESTORE})\n"
+    assert shown == f"\nsft: one moment\nsft: interrupted; step 7 is saved. Go on: dvc repro   (or back: {RESTORE})\n"
     assert (record(folder)["state"], record(folder)["reason"]) == ("interrupted", "step 7 is saved")
 
 

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.loader_rules import require_sound
 
-from aligner import rows as reader
-from aligner.errors import InputError
-from aligner.rows import ConceptEntry, EvalPrompt, Ledger, PreferencePair, SftExample, check, read_rows
+from aligner.data import lines
+from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, SftExample
+from aligner.data.reader import KINDS, Ledger, check, read_rows
+from aligner.run.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures" / "rows"
 EXPECTED = json.loads((FIXTURES / "bad_rows.expected.json").read_text(encoding="utf-8"))
@@ -558,7 +559,7 @@ def test_a_line_of_five_megabytes_is_an_ordinary_line(rows_of):
 
 
 def test_an_oversized_line_is_rejected_without_being_held(rows_of, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_LINE_BYTES", 2**16)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**16)
     limit_row = as_bytes(GOOD) + b" " * (2**16 - len(as_bytes(GOOD)) - 1)
     rows = rows_of(GOOD, limit_row, limit_row + b" ", b"x" * 2**24, GOOD)
     assert [row.status for row in rows] == ["accepted", "accepted", "rejected", "rejected", "accepted"]
@@ -567,7 +568,7 @@ def test_an_oversized_line_is_rejected_without_being_held(rows_of, monkeypatch):
 
 def test_memory_does_not_grow_with_an_endless_line(tmp_path, monkeypatch):
     """64 MiB in one line, a limit of 1 MiB: a few MiB at the peak (readline's buffer of 1 MiB and its copy)."""
-    monkeypatch.setattr(reader, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**20)
     path = tmp_path / "endless.jsonl"
     path.write_bytes(b'{"prompt":"' + b"x" * 2**26)
     tracemalloc.start()
@@ -625,7 +626,7 @@ def test_read_rows_raises_one_readable_error_for_a_missing_file(tmp_path):
 def test_a_file_that_fails_while_it_is_read_is_named_with_the_system_s_reason(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(as_bytes(GOOD))
-    monkeypatch.setattr(reader, "next_line", Mock(side_effect=[as_bytes(GOOD), OSError(5, "Input/output error")]))
+    monkeypatch.setattr(lines, "next_line", Mock(side_effect=[as_bytes(GOOD), OSError(5, "Input/output error")]))
     assert checked(path) == (
         1,
         [f"{path}: unreadable_file: it cannot be read: Input/output error", "accepted=1 warned=0 rejected=0 skipped=0"],
@@ -757,6 +758,6 @@ def scratch(tmp_path_factory):
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=FILES | st.binary(max_size=200), kind=st.sampled_from([None, *reader.KINDS]))
+@given(data=FILES | st.binary(max_size=200), kind=st.sampled_from([None, *KINDS]))
 def test_any_bytes_make_rows_and_a_ledger_that_adds_up(scratch, data, kind):
     require_sound(scratch, data, kind)

@@ -23,12 +23,13 @@ from types import SimpleNamespace
 import pytest
 from support.workspace import WEIGHTS, Workspace, checkpoint, eval_rows, pair_rows, refuse, sft_rows
 
-from aligner import modeling
-from aligner.chat import Chat
-from aligner.errors import InputError
-from aligner.hub import TOKENIZER_FILES, model_folder
-from aligner.params import read
-from aligner.records import run_stage
+from aligner.model.chat import Chat
+from aligner.model.hub import TOKENIZER_FILES, model_folder
+from aligner.model.loading import load_adapter, load_base, save_adapter
+from aligner.model.runtime import quiet
+from aligner.run.errors import InputError
+from aligner.run.params import read
+from aligner.run.stage import run_stage
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [path for folder in ("src", "models/base", "data", "docs") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -122,9 +123,9 @@ def folder(tmp_path):
 def load(folder):
     import torch
 
-    modeling.quiet()
+    quiet()
     entry = SimpleNamespace(path=str(folder), revision=None, attn_implementation="eager", chat_template=None)
-    return modeling.load_base(entry, SimpleNamespace(device="cpu", dtype=torch.float32))
+    return load_base(entry, SimpleNamespace(device="cpu", dtype=torch.float32))
 
 
 def file(name, content):
@@ -239,12 +240,12 @@ def adapter(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("adapter")
     model = get_peft_model(load(checkpoint("mini")), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    modeling.save_adapter(model, folder, "base", {})
+    save_adapter(model, folder, "base", {})
     return folder
 
 
 def test_an_adapter_is_loaded_whole(adapter, folder):
-    assert modeling.load_adapter(load(folder), adapter).peft_config["default"].r == 2
+    assert load_adapter(load(folder), adapter).peft_config["default"].r == 2
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_a_spoilt_adapter_is_one_error_and_runs_nothing(adapter, folder, tmp_pat
     (spoilt / "adapter_model.safetensors").unlink()
     (spoilt / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
-        modeling.load_adapter(load(folder), spoilt)
+        load_adapter(load(folder), spoilt)
 
 
 # ---- Tokenizers and chat templates ----------------------------------------------------------------------------------
@@ -507,7 +508,7 @@ def test_reports_of_a_run_show_hostile_text_as_text(whole):
 
 
 def test_a_run_uploads_and_reports_nothing_by_default(whole):
-    from aligner.training import training_arguments
+    from aligner.training.setup import training_arguments
 
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     stage = SimpleNamespace(**whole.workspace.params["sft"])

@@ -19,9 +19,13 @@ from support.next_token import NextToken
 from support.workspace import Workspace
 
 import sft
-from aligner import fused_layer, likelihood, modeling, training
-from aligner import params as parameters
-from aligner.errors import InputError
+from aligner.model.loading import base_fingerprint, check_provenance, load_adapter, load_base, load_chat, save_adapter
+from aligner.model.runtime import compact_head, quiet, runtime
+from aligner.run import params as parameters
+from aligner.run.errors import InputError
+from aligner.training import likelihood, llama_layer
+from aligner.training.loop import first_measures, observe
+from aligner.training.setup import compile_layers
 
 ROOT = Path(__file__).parent.parent
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "provenance.json"}
@@ -42,16 +46,16 @@ def setting(workspace, **changes):
     """params as the stage sees them, and what main makes of them before it trains."""
     workspace.params.update(changes)
     params = parameters.load(sft.PARAMS)
-    modeling.quiet()
+    quiet()
     return SimpleNamespace(
-        params=params, where=modeling.runtime(params.models, params.seed), chat=modeling.load_chat(params.models)
+        params=params, where=runtime(params.models, params.seed), chat=load_chat(params.models)
     )
 
 
 def build(workspace, rows, **changes):
     given = setting(workspace, **changes)
     trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
-    training.observe(trainer, "sft", 1, given.params.sft.eval_steps, dict)
+    observe(trainer, "sft", 1, given.params.sft.eval_steps, dict)
     return trainer
 
 
@@ -135,7 +139,7 @@ def one_row_at_a_time(model, rows, special):
 def test_evaluate_equals_rows_one_at_a_time_whatever_the_batches(tmp_path, monkeypatch, model, batch_size):
     workspace = Workspace(tmp_path, monkeypatch, model=model)
     given, rows = setting(workspace), random_rows(14)
-    base = modeling.load_base(given.params.models, given.where)
+    base = load_base(given.params.models, given.where)
     for row in rows[::2]:
         with torch.no_grad():
             row["labels"][-1] = base(input_ids=torch.tensor([row["input_ids"]])).logits[0, -2].argmax().item()
@@ -195,7 +199,7 @@ def test_only_the_adapter_is_trained(workspace):
 
 def test_the_adapter_begins_as_nothing(workspace):
     given, rows = setting(workspace), random_rows(6)
-    base = likelihood.evaluate(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id, {1})
+    base = likelihood.evaluate(load_base(given.params.models, given.where), rows, given.chat.pad_id, {1})
     assert likelihood.evaluate(build(workspace, rows).model, rows, given.chat.pad_id, {1}) == base
 
 
@@ -213,7 +217,7 @@ def test_the_first_logged_loss_is_that_of_the_trained_tokens_alone(workspace):
     rows = random_rows(8)
     trainer = train(workspace, rows, **{"models.mini.sft.per_device_train_batch_size": 8, "sft.num_train_epochs": 1})
     given = setting(workspace)
-    measured = likelihood.evaluate(modeling.load_base(given.params.models, given.where), rows, given.chat.pad_id, {1})
+    measured = likelihood.evaluate(load_base(given.params.models, given.where), rows, given.chat.pad_id, {1})
     assert trajectories.points(trainer.state.log_history)["loss"] == [pytest.approx(measured["validation_loss"], rel=1e-5)]
 
 
@@ -229,7 +233,7 @@ def test_the_compact_head_leaves_every_loss_as_it_is(workspace, monkeypatch):
 
     monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
     whole = losses_of(train(workspace, random_rows(8)))
-    training.compact_head()
+    compact_head()
     assert trl.trainer.utils._use_triton("cpu")
     assert losses_of(train(workspace, random_rows(8))) == pytest.approx(whole, rel=1e-5)
 
@@ -290,7 +294,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
 @pytest.mark.parametrize("fast", [False, True])
 def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
     """Rows of many lengths and a measurement on the way; the layers are compiled once, whatever the lengths."""
-    monkeypatch.setattr(fused_layer, "can_fuse", lambda model: False)
+    monkeypatch.setattr(llama_layer, "can_fuse", lambda model: False)
     counters = torch._dynamo.utils.counters
     counters.clear()
     given, rows = setting(workspace, **{"models.mini.fast_path": fast}), random_rows(12)
@@ -300,7 +304,7 @@ def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
             given.params.models.torch_compile = wanted
             trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
             measure = lambda model=trainer.model: likelihood.evaluate(model, rows, given.chat.pad_id, {1})  # noqa: E731
-            training.observe(trainer, "sft", 1, 2, measure)
+            observe(trainer, "sft", 1, 2, measure)
             trainer.train()
             logs.append(trajectories.points(trainer.state.log_history))
     finally:
@@ -318,7 +322,7 @@ def test_what_cannot_be_compiled_is_said(workspace, monkeypatch):
     model = torch.nn.Linear(2, 2)
     model._no_split_modules = None
     with pytest.raises(InputError, match=r"Linear does not say .* set models\.<name>\.torch_compile to false"):
-        training.compile_layers(SimpleNamespace(model=SimpleNamespace(get_base_model=lambda: model)))
+        compile_layers(SimpleNamespace(model=SimpleNamespace(get_base_model=lambda: model)))
 
 
 def test_measuring_more_often_does_not_change_the_training(workspace):
@@ -328,7 +332,7 @@ def test_measuring_more_often_does_not_change_the_training(workspace):
         given = setting(workspace, **{"lora.lora_dropout": 0.3})
         trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
         measure = lambda model=trainer.model, pad_id=given.chat.pad_id: likelihood.evaluate(model, rows, pad_id, {1})  # noqa: E731
-        training.observe(trainer, "sft", 1, steps, measure)
+        observe(trainer, "sft", 1, steps, measure)
         trainer.train()
         losses.append(trajectories.points(trainer.state.log_history))
     assert losses[0] == losses[1]
@@ -357,20 +361,20 @@ def test_the_adapter_folder_holds_exactly_three_files(finished):
 
 def test_the_provenance_names_base_and_chat(finished):
     given = setting(finished)
-    expected = {"base": modeling.base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
+    expected = {"base": base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
     assert finished.json("models/sft/provenance.json") == expected
-    modeling.check_provenance(Path("models/sft"), expected)
+    check_provenance(Path("models/sft"), expected)
 
 
 def test_a_stored_adapter_loads_back_to_the_same_logits(workspace):
     trainer = train(workspace, random_rows(12))
-    modeling.save_adapter(trainer.model, Path("models/sft"), "models/base/weights", {})
+    save_adapter(trainer.model, Path("models/sft"), "models/base/weights", {})
     given = setting(workspace)
-    base = modeling.load_base(given.params.models, given.where)
+    base = load_base(given.params.models, given.where)
     ids = torch.tensor([random_rows(1)[0]["input_ids"]])
     with torch.no_grad():
         trained, plain = trainer.model.eval()(input_ids=ids).logits, base.eval()(input_ids=ids).logits.clone()
-        loaded = modeling.load_adapter(base, Path("models/sft")).eval()(input_ids=ids).logits
+        loaded = load_adapter(base, Path("models/sft")).eval()(input_ids=ids).logits
     assert torch.equal(loaded, trained)
     assert (loaded - plain).abs().max() > 0.01
 
@@ -378,9 +382,9 @@ def test_a_stored_adapter_loads_back_to_the_same_logits(workspace):
 def test_metrics_are_the_measures_of_the_base_and_of_the_stored_adapter(finished):
     """By the stock forward pass too, up to the last bits; the base is measured where there is no adapter at all."""
     given, rows = setting(finished), finished.rows("data/prepared/sft_validation.jsonl")
-    base = modeling.load_base(given.params.models, given.where)
+    base = load_base(given.params.models, given.where)
     measured = [likelihood.evaluate(base, rows, given.chat.pad_id, likelihood.special_ids(given.chat))]
-    model = modeling.load_adapter(base, Path("models/sft"))
+    model = load_adapter(base, Path("models/sft"))
     measured.append(likelihood.evaluate(model, rows, given.chat.pad_id, likelihood.special_ids(given.chat)))
     expected = sft.summary(*measured, rows, likelihood.text_bytes(rows, given.chat))
     found = finished.json("metrics/sft.json")["sft"]
@@ -391,7 +395,7 @@ def test_metrics_are_the_measures_of_the_base_and_of_the_stored_adapter(finished
 def test_the_base_is_measured_once_and_a_resumed_run_has_it_in_its_log():
     """The newest log line with all the measures is not it, nor is one of the trainer's own."""
     log = [{"step": 1, "loss": 9.0}, {"step": 0, "a": 1.0, "b": 2.0}, {"step": 4, "a": 3.0, "b": 4.0}]
-    assert training.first_measures(json.loads(json.dumps(log)), {"a": 3.0, "b": 4.0}) == {"a": 1.0, "b": 2.0}
+    assert first_measures(json.loads(json.dumps(log)), {"a": 3.0, "b": 4.0}) == {"a": 1.0, "b": 2.0}
 
 
 def test_the_curve_has_both_series_from_the_first_to_the_last_step(finished):

@@ -9,10 +9,10 @@ from support.workspace import Workspace
 
 import votes
 from aligner import blind
-from aligner.errors import InputError
+from aligner.data.reader import check
 from aligner.evaluation import Outcome
 from aligner.files import write_jsonl
-from aligner.rows import check
+from aligner.run.errors import InputError
 
 PROMPTS = {"p1": "What is a mean?", "p2": "What is a median?", "p3": "What is a mode?", "p4": "What is a range?"}
 ANSWERS = {name: {id: f"{name} says: {prompt}" for id, prompt in PROMPTS.items()} for name in ("base", "sft", "dpo")}

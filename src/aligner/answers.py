@@ -13,9 +13,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from aligner import keywords, text_health
+from aligner import text_health
 from aligner.concepts import Catalogue, Ideas
-from aligner.errors import InputError
+from aligner.keywords.groups import Group
+from aligner.keywords.scorer import STUFFED_DENSITY, Index, KeywordScore, Scorer, is_stuffed
+from aligner.keywords.text import Text, prepare
+from aligner.report.highlight import Mark
+from aligner.run.errors import InputError
 
 REPETITION_ORDER = 4
 COMMON_GROUPS = 3
@@ -39,14 +43,14 @@ class Answer(NamedTuple):
     stop: str
     words: int
     tokens: int
-    keyword: keywords.KeywordScore
+    keyword: KeywordScore
     loop: bool
     compression: float | None
     repetition: float
     shuffled: float | None
     cut: dict[str, float]
     ideas: Ideas | None = None
-    marks: Sequence[keywords.Mark] = ()
+    marks: Sequence[Mark] = ()
     refusal: bool = False
 
     @property
@@ -68,9 +72,9 @@ class Control:
     def __init__(self, references: Sequence[dict[str, Any]]):
         numbers: dict[str, int] = {}
         names = [[json.dumps(group, sort_keys=True) for group in reference["keywords"]] for reference in references]
-        self.scorers = [keywords.Scorer(row["keywords"], row.get("forbidden", ()), row["prompt"]) for row in references]
+        self.scorers = [Scorer(row["keywords"], row.get("forbidden", ()), row["prompt"]) for row in references]
         self.prompts = [[numbers.setdefault(name, len(numbers)) for name in named] for named in names]
-        self.index = keywords.Index([json.loads(name) for name in numbers])
+        self.index = Index([json.loads(name) for name in numbers])
         self.common = math.lcm(*map(len, self.prompts)) if self.prompts else 1
         self.asking: list[Counter[int]] = [Counter() for _ in numbers]
         for prompt, groups in enumerate(self.prompts):
@@ -83,7 +87,7 @@ class Control:
         """What one hit is worth there, in parts of the common denominator."""
         return self.common // len(self.prompts[prompt])
 
-    def rate(self, own: int, text: keywords.Text, degenerate: bool) -> float | None:
+    def rate(self, own: int, text: Text, degenerate: bool) -> float | None:
         """The mean rate of the answer to prompt `own` over all other prompts; None when there are none."""
         others = len(self.prompts) - 1
         if others < 1:
@@ -94,11 +98,11 @@ class Control:
             total -= self._prompt_total(prompt, found)
         return total / (self.common * others)
 
-    def own(self, place: int, text: keywords.Text) -> list[frozenset[int] | None]:
+    def own(self, place: int, text: Text) -> list[frozenset[int] | None]:
         """What the answer to prompt `place` hits of its own groups: the tokens of each, None where it is not hit."""
         return list(map(self._found(text).get, self.prompts[place]))
 
-    def _found(self, text: keywords.Text) -> dict[int, frozenset[int]]:
+    def _found(self, text: Text) -> dict[int, frozenset[int]]:
         """The groups that a text hits; the last result is kept, since the same text often comes again."""
         if text.plain != self.last[0]:
             self.last = text.plain, self.index.found(text)
@@ -112,27 +116,27 @@ class Control:
 
         The empty set stands for a group that a prompt asks for twice, which counts twice there.
         """
-        if not keywords.is_stuffed([*found.values(), frozenset()], tokens):
+        if not is_stuffed([*found.values(), frozenset()], tokens):
             return set()
         most: Counter[int] = Counter()  # of the tokens that a prompt's groups have together, no more than the sum of each
         for number, where in found.items():
             for prompt in self.asking[number]:
                 most[prompt] += len(where)
-        asked = [prompt for prompt, count in most.items() if count > keywords.STUFFED_DENSITY * tokens]
-        return {prompt for prompt in asked if keywords.is_stuffed(map(found.get, self.prompts[prompt]), tokens)}
+        asked = [prompt for prompt, count in most.items() if count > STUFFED_DENSITY * tokens]
+        return {prompt for prompt in asked if is_stuffed(map(found.get, self.prompts[prompt]), tokens)}
 
 
 def examine(
     place: int, reference: dict[str, Any], rows: dict[str, dict[str, Any]], control: Control, catalogue: Catalogue
 ) -> dict[str, Answer]:
     """The answers of all models to prompt number `place`, from the rows of their files, each by what it gets."""
-    texts = {name: keywords.prepare(row["answer"], reference["prompt"]) for name, row in rows.items()}
+    texts = {name: prepare(row["answer"], reference["prompt"]) for name, row in rows.items()}
     concept = reference.get("concept")
     ideas = {name: catalogue.ideas(concept, text) if concept in catalogue else None for name, text in texts.items()}
     return {name: _examined(name, row, place, texts, control)._replace(ideas=ideas[name]) for name, row in rows.items()}
 
 
-def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, keywords.Text], control: Control) -> Answer:
+def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, Text], control: Control) -> Answer:
     text = row["answer"]
     scorer = control.scorers[place]
     keyword = scorer.score(text, control.own(place, texts[name]))
@@ -152,7 +156,7 @@ def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, keywo
     )
 
 
-def _cut_rate(full: keywords.KeywordScore, scorer: keywords.Scorer, text: keywords.Text, other: keywords.Text) -> float:
+def _cut_rate(full: KeywordScore, scorer: Scorer, text: Text, other: Text) -> float:
     """The rate of as many words from the beginning as the other answer has; a degenerate answer still gets nothing."""
     words = len(other.word_ends)
     if words >= len(text.word_ends) or "degenerate" in full.flags:
@@ -183,7 +187,7 @@ def canaries(references: Sequence[dict[str, Any]], control: Control) -> dict[str
             found = control.scorers[place].score(text)
             _check_canary(name, found, reference)
             totals[name] += found.rate
-        prepared = keywords.prepare(constant, reference["prompt"])
+        prepared = prepare(constant, reference["prompt"])
         shuffled.append(control.rate(place, prepared, text_health.degenerate(constant)))
     rates = {name: total / len(references) for name, total in totals.items()}
     if None not in shuffled:
@@ -204,14 +208,14 @@ def _constant(control: Control) -> str:
     return CARRIER.format(keywords=", ".join([keyword for keyword in literals if keyword][:COMMON_GROUPS]) or "much")
 
 
-def _first_literal(group: keywords.Group) -> str | None:
+def _first_literal(group: Group) -> str | None:
     """In one line, since a line of its own could be a line of the prompt, and so be taken for its echo."""
     if isinstance(group, str):
         return " ".join(group.split())
     return None if group.get("match") == "regex" else " ".join(str(group["any"][0]).split())
 
 
-def _check_canary(name: str, found: keywords.KeywordScore, reference: dict[str, Any]) -> None:
+def _check_canary(name: str, found: KeywordScore, reference: dict[str, Any]) -> None:
     allowed = {"empty": 0, "prompt echo": 0, "all keywords": 1}.get(name, found.groups)
     if found.hits > allowed:
         raise InputError(

@@ -10,14 +10,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aligner import keywords
+from aligner.keywords.groups import Group
+from aligner.keywords.scorer import Index
+from aligner.keywords.text import Text, prepare
 
 
 class Foreign(NamedTuple):
     """A key idea of another concept; where several concepts share the words, one of them."""
 
     concept: str
-    group: keywords.Group
+    group: Group
 
 
 class Ideas(NamedTuple):
@@ -34,13 +36,13 @@ class Catalogue:
         self._concepts = {row["concept"]: row for row in concepts}
         self._groups = [Foreign(row["concept"], group) for row in concepts for group in row["keywords"]]
         self._names = [json.dumps(each, sort_keys=True) for each in self._groups]
-        self._index = keywords.Index([group for _, group in self._groups])
+        self._index = Index([group for _, group in self._groups])
         self._native: dict[str, frozenset[int]] = {}
 
     def __contains__(self, concept: str | None) -> bool:
         return concept in self._concepts
 
-    def ideas(self, concept: str, text: keywords.Text) -> Ideas:
+    def ideas(self, concept: str, text: Text) -> Ideas:
         """What a text names, which was asked for `concept`. A group counts once, however often and however ill it is said.
 
         An idea of another concept is foreign unless the concept's own text or keywords name it too. Ideas named by the same words
@@ -57,7 +59,7 @@ class Catalogue:
         if concept not in self._native:
             row = self._concepts[concept]
             literals = (literal for group in row["keywords"] for literal in _literals(group))
-            named = (self._index.found(keywords.prepare(text)) for text in (row["text"], *literals))
+            named = (self._index.found(prepare(text)) for text in (row["text"], *literals))
             own = (number for number, group in enumerate(self._groups) if group.concept == concept)
             self._native[concept] = frozenset(own).union(*named)
         return self._native[concept]
@@ -77,7 +79,7 @@ def joined(found: Mapping[int, frozenset[int]]) -> list[list[int]]:
     return [numbers for _, numbers in sorted(parts, key=lambda part: min(part[0], default=-1))]
 
 
-def _literals(group: keywords.Group) -> Sequence[str]:
+def _literals(group: Group) -> Sequence[str]:
     """The keywords of a group that are words and not patterns."""
     if isinstance(group, str):
         return (group,)

@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from aligner import leakage
+from aligner.data.examples import PreferencePair, SftExample
 from aligner.duplicates import (
     BANDS,
     MOST_COMPARED,
@@ -34,7 +35,6 @@ from aligner.duplicates import (
 )
 from aligner.leakage import Answers, EvalPrompts, digest, words
 from aligner.markdown import markdown, table
-from aligner.rows import PreferencePair, SftExample
 from aligner.spool import Scratch
 from aligner.statistics import tango_interval
 

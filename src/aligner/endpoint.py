@@ -31,8 +31,8 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from aligner.errors import InputError
-from aligner.rows import printable
+from aligner.run.errors import InputError
+from aligner.run.terminal import printable
 
 TRIES = 5
 FIRST_PAUSE = 1.0  # seconds before the second try; twice as long before each further one, …

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aligner.errors import InputError
+from aligner.run.errors import InputError
 
 
 def write_json(path: Path, value: Any) -> None:

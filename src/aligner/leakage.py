@@ -20,8 +20,8 @@ from hashlib import blake2b
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
-from aligner.errors import InputError
-from aligner.rows import printable
+from aligner.run.errors import InputError
+from aligner.run.terminal import printable
 
 SHORTEST_RUN = 5
 RUNS = {"ngram_13": 13, "ngram_8": 8}

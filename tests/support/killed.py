@@ -20,9 +20,9 @@ import pytest
 import trl.trainer.dpo_trainer  # noqa: F401  (what a stage imports late is loaded before the server forks)
 import trl.trainer.sft_trainer  # noqa: F401
 
-import dpo  # noqa: F401
 import sft  # noqa: F401
-from aligner import checkpoints, records
+from aligner.run.stage import run_stage
+from aligner.training import checkpoints  # noqa: F401
 from support.workspace import Workspace
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -84,7 +84,7 @@ def _run(stage: str, folder: str, seconds: float, slowly: float, largest: int | 
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    records.run_stage(stage, importlib.import_module(stage).main)
+    run_stage(stage, importlib.import_module(stage).main)
 
 
 def finish(process, seconds: float = 900) -> int:

@@ -7,8 +7,9 @@ import json
 import re
 from pathlib import Path
 
-from aligner.keywords import Scorer
-from aligner.rows import ConceptEntry, EvalPrompt, Ledger, PreferencePair, Record, Row, SftExample, check, read_rows
+from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, Record, SftExample
+from aligner.data.reader import Ledger, Row, check, read_rows
+from aligner.keywords.scorer import Scorer
 
 REPORT_LINE = re.compile(r"(?P<file>.*?)(?P<line>:\d+)?: (warning: )?[a-z][a-z0-9_]*: \S.*")
 

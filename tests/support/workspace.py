@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from aligner.records import Run
+from aligner.run.record import Run
 from support.tiny_models import BUILDERS
 
 REPOSITORY = Path(__file__).parents[2]

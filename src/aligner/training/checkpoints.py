@@ -29,9 +29,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from aligner import modeling, records
-from aligner.errors import InputError
+from aligner.model.loading import save_adapter
+from aligner.run.errors import InputError
 from aligner.run.imports import SOURCE, code_of
+from aligner.run.record import LIBRARIES, installed, plain
+from aligner.run.stage import deferred_interrupt, interrupted
+from aligner.training.trl_internals import restore_unlogged_sums, save_training_state, take_over_saving, unlogged_sums
 
 SECONDS = 30.0  # from one checkpoint to the next, or longer:
 SHARE = 0.01  # of the time at most goes into writing them
@@ -51,10 +54,10 @@ def fingerprint(stage: str, files: list[Path], **values: Any) -> str:
     stage's script and all of src/ that it imports (aligner/run/imports.py), the same files as its deps in dvc.yaml.
     """
     parts = {
-        "values": {name: records.plain(value) for name, value in values.items()},
+        "values": {name: plain(value) for name, value in values.items()},
         "files": {path.as_posix(): _sha256(path) for path in _files(files)},
         "code": {path.relative_to(SOURCE).as_posix(): _sha256(path) for path in code_of(SOURCE / f"{stage}.py", SOURCE)},
-        "versions": {"python": platform.python_version(), **records.installed(records.LIBRARIES)},
+        "versions": {"python": platform.python_version(), **installed(LIBRARIES)},
         "machine": _machine(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
@@ -92,16 +95,16 @@ class Checkpoints:
         class Saver(TrainerCallback):
             def on_train_begin(_, args, state, control, **kwargs):
                 if newest is not None:
-                    _restore(trainer, json.loads((newest / PROGRESS).read_text(encoding="utf-8")))
+                    restore_unlogged_sums(trainer, json.loads((newest / PROGRESS).read_text(encoding="utf-8")))
                 self._next = time.monotonic() + SECONDS
 
             def on_step_end(_, args, state, control, **kwargs):
-                due = records.interrupted() or time.monotonic() >= self._next
+                due = interrupted() or time.monotonic() >= self._next
                 control.should_save = due and state.global_step < state.max_steps  # there is nothing to go on to after the last
 
         trainer.add_callback(Saver())
-        trainer._save_checkpoint = lambda model, trial: self._save(trainer)  # what transformers calls when should_save is set
-        with records.patience(f"{self.stage}: this step is finished and saved first; once more stops at once"):
+        take_over_saving(trainer, lambda: self._save(trainer))
+        with deferred_interrupt(f"{self.stage}: this step is finished and saved first; once more stops at once"):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         return _step(newest) if newest else 0
 
@@ -122,12 +125,12 @@ class Checkpoints:
         try:
             write(trainer, path)
         except _write_errors() as error:
-            if records.interrupted():
+            if interrupted():
                 raise KeyboardInterrupt(self._unwritten(path, error)) from None
             raise InputError(f"{self._unwritten(path, error)}. Make room there, then: dvc repro") from None
         for old in _steps(self.folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
-        if records.interrupted():
+        if interrupted():
             raise KeyboardInterrupt(f"step {state.global_step} of {state.max_steps} is saved")
         now = time.monotonic()
         self._next = now + max(SECONDS, (now - started) / SHARE)
@@ -147,11 +150,10 @@ def write(trainer, path: Path) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.mkdir(parents=True)
     try:
-        modeling.save_adapter(trainer.model, unfinished, "", {})
-        trainer._save_optimizer_and_scheduler(str(unfinished))
-        trainer._save_rng_state(str(unfinished))
+        save_adapter(trainer.model, unfinished, "", {})
+        save_training_state(trainer, unfinished)
         trainer.state.save_to_json(str(unfinished / STATE))
-        (unfinished / PROGRESS).write_text(json.dumps(_progress(trainer)), encoding="utf-8")
+        (unfinished / PROGRESS).write_text(json.dumps(unlogged_sums(trainer)), encoding="utf-8")
         sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in _files([unfinished]))
         (unfinished / SUMS).write_text(sums, encoding="utf-8", newline="\n")
         for file in _files([unfinished]):
@@ -178,25 +180,6 @@ def damage(path: Path) -> str | None:
         if _sha256(path / name) != sums.get(name):
             return f"{name} has other bytes than were written"
     return None
-
-
-def _progress(trainer) -> dict[str, Any]:
-    """What transformers and trl have summed since the last line of the log, and keep in memory alone."""
-    return {
-        "loss": trainer._tr_loss.item(),
-        "total_loss": trainer._total_loss_scalar,
-        "last_logged": trainer._globalstep_last_logged,
-        "tokens": trainer._total_train_tokens,
-        "metrics": trainer._metrics["train"],
-    }
-
-
-def _restore(trainer, progress: dict[str, Any]) -> None:
-    trainer._tr_loss += progress["loss"]
-    trainer._total_loss_scalar = progress["total_loss"]
-    trainer._globalstep_last_logged = progress["last_logged"]
-    trainer._total_train_tokens = progress["tokens"]
-    trainer._metrics["train"].update(progress["metrics"])
 
 
 def _write_errors() -> tuple[type[Exception], ...]:

@@ -1,7 +1,7 @@
 """The schema of params.yaml: names, types and ranges, and no values. A stage gets exactly the parameters it declares.
 
-Values live in params.yaml alone; whatever is unknown, missing, of the wrong type or out of range is refused with all its
-fellows in one message, before a model loads. DVC does not do this: `-S dpo.beta=abc` is fine with it.
+Values live in params.yaml alone. All unknown, missing, mistyped or out-of-range values are reported in one error before a model
+loads; DVC itself accepts `-S dpo.beta=abc`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import difflib
 import io
 import reprlib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from aligner.errors import InputError
+from aligner.run.errors import InputError
 
 PARAMS_FILE = Path("params.yaml")
 # What pydantic puts into the place of a problem beside the keys of the file: the branches of a union, and "this is a key".
@@ -92,7 +91,7 @@ class ModelEntry(Section):
     dtype: Literal["auto", "float32", "bfloat16"]
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
     threads: NonNegativeInt
-    fast_path: Flag
+    padding_free: Flag
     gradient_checkpointing: Flag
     torch_compile: Flag
     sft: Optimisation
@@ -176,20 +175,41 @@ class Params(Section):
     score: Score
 
 
-def load(names: list[str], path: Path = PARAMS_FILE) -> SimpleNamespace:
-    """The values of `names` alone, spelled as in dvc.yaml ("seed", "dpo", "models.${model}.path"), as nested attributes.
+class StageParams(Section):
+    """The parameters that one stage declares: a part of Params, with the one entry of `models` that `model` names.
 
-    The entry that `model` chooses stands under `models`: `params.models.path`. A parameter that a stage reads without
-    declaring it is an AttributeError, so that dvc.yaml, which holds the same names, cannot know less than the code.
+    A parameter that a stage reads without declaring it is an AttributeError, so dvc.yaml, which holds the same names, cannot know
+    less than the code.
+    """
+
+    model: Name
+    seed: int
+    model_entry: ModelEntry
+    prepare: Prepare
+    lora: Lora
+    sft: Sft
+    dpo: Dpo
+    generate: Generate
+    score: Score
+
+
+ENTRY = "models.${model}"
+
+
+def load(names: list[str], path: Path = PARAMS_FILE) -> StageParams:
+    """The values of `names` alone, spelled as in dvc.yaml ("seed", "dpo", "models.${model}.path").
+
     Raises InputError with every problem of the file at once.
     """
     params = read(path)
-    selected = SimpleNamespace()
-    for name in names:
-        _select(params.model_dump(), name.replace("models.${model}", f"models.{params.model}").split("."), selected)
-    if "models" in vars(selected):
-        selected.models = getattr(selected.models, params.model)
-    return selected
+    entry = params.models[params.model]
+    values = {name: getattr(params, name) for name in names if not name.startswith(ENTRY)}
+    keys = [name.removeprefix(f"{ENTRY}.") for name in names if name.startswith(f"{ENTRY}.")]
+    if ENTRY in names:
+        values["model_entry"] = entry
+    elif keys:
+        values["model_entry"] = ModelEntry.model_construct(**{key: getattr(entry, key) for key in keys})
+    return StageParams.model_construct(**values)
 
 
 def read(path: Path = PARAMS_FILE) -> Params:
@@ -226,23 +246,6 @@ def _parse(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of sections. Restore it: git checkout -- {path}")
     return values
-
-
-def _select(values: dict[str, Any], keys: list[str], target: SimpleNamespace) -> None:
-    """Copies the value at `keys` into nested namespaces below `target`."""
-    head, *rest = keys
-    if not rest:
-        setattr(target, head, _namespace(values[head]))
-        return
-    if head not in vars(target):
-        setattr(target, head, SimpleNamespace())
-    _select(values[head], rest, getattr(target, head))
-
-
-def _namespace(value: Any) -> Any:
-    if isinstance(value, dict):
-        return SimpleNamespace(**{key: _namespace(item) for key, item in value.items()})
-    return value
 
 
 def _explain(path: Path, problem: ErrorDetails) -> str:

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from aligner.errors import InputError
+from aligner.run.errors import InputError
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*", re.A)
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"]

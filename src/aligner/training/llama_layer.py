@@ -3,7 +3,7 @@
 Autograd over transformers' and peft's modules makes some 2,000 small calls for a batch of a small model, each with a tensor of
 its own. Here a layer is written out: products that read the same input are one product, sums are taken in place, each sequence
 attends within itself without padding, and the last layer ends where nobody asks any more. Values are those of the modules up to
-the last bits of float32 (tests/test_fast_path.py). A model of another kind keeps its modules.
+the last bits of float32 (tests/training/test_padding_free.py). A model of another kind keeps its modules.
 
 Shapes: T tokens in one row, no padding; D the model's width; a head is `size` wide. LoRA's A (r, inputs) is `down`, its B
 (outputs, r) is `up`, and a weight under its adapter is W + s B A (Hu et al. 2021, arXiv 2106.09685, eq. 3).

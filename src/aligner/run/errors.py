@@ -1,4 +1,6 @@
-"""The one exception that is meant for people."""
+"""Errors that a person can mend: a stage ends with their message and no traceback."""
+
+from __future__ import annotations
 
 
 class InputError(ValueError):

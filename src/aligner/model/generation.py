@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from aligner import training
-from aligner.chat import Chat
+from aligner.model.batches import padded
+from aligner.model.chat import Chat
 
 
 def end_ids(chat: Chat) -> list[int]:
@@ -22,7 +22,7 @@ def complete(model, prompts: list[list[int]], pad_id: int, settings) -> list[lis
     """New ids behind each prompt (left-padded to one length), not cut at the end token."""
     import torch
 
-    reversed_ids, reversed_mask = training.padded([ids[::-1] for ids in prompts], pad_id, model.device)
+    reversed_ids, reversed_mask = padded([ids[::-1] for ids in prompts], pad_id, model.device)
     ids, mask = reversed_ids.flip(1), reversed_mask.flip(1)
     with torch.inference_mode():
         cache = roomy_cache(model.config, ids.shape[1] + settings.max_new_tokens)

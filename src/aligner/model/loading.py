@@ -1,23 +1,21 @@
-"""One loaded base, seen three ways: plain, with the SFT adapter, with the DPO adapter.
+"""Loads a base model and adapters, saves adapters, and checks that they belong together.
 
-Every choice of device, precision and threads is made here, once, and printed. Weights are read as safetensors only, and no
-code of a model repository is run.
+Weights are read as safetensors only, and no code of a model repository is run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from aligner.chat import Chat
-from aligner.errors import InputError
 from aligner.files import read_json, write_json
-from aligner.hub import TOKENIZER_FILES, WEIGHT_FILES, model_folder
+from aligner.model.chat import Chat
+from aligner.model.hub import TOKENIZER_FILES, WEIGHT_FILES, model_folder
+from aligner.model.runtime import Runtime
+from aligner.run.errors import InputError
+from aligner.run.params import ModelEntry
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -25,68 +23,9 @@ PROVENANCE = "provenance.json"
 SHARD_INDEX = "model.safetensors.index.json"
 
 
-def quiet() -> None:
-    """Silences what the libraries would say on their own: progress bars, advice, deprecations, telemetry, hub pings.
-
-    Also sets what Intel's library and torch read from the environment once, before their first tensor.
-    """
-    import logging
-    import warnings
-
-    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    os.environ.setdefault("CI", "1")  # trl asks the hub on every trainer it builds, unless it believes itself in CI
-    os.environ.setdefault("MKL_CBWR", "AUTO")  # sums in Intel's library in one order, wherever in memory their terms lie
-    warnings.filterwarnings("ignore")
-    logging.captureWarnings(True)
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
-def runtime(model: SimpleNamespace, seed: int) -> SimpleNamespace:
-    """Sets threads and seeds, chooses device and precision, and says so once: `device` and `dtype` as torch knows them."""
-    import torch
-    from transformers import set_seed
-
-    if model.threads:
-        torch.set_num_threads(model.threads)
-    set_seed(seed)
-    device = _device(model.device)
-    dtype = _dtype(model.dtype, device)
-    print(
-        f"device {device}, {str(dtype).removeprefix('torch.')}, {model.attn_implementation} attention, "
-        f"{torch.get_num_threads()} threads, seed {seed}",
-        file=sys.stderr,
-    )
-    return SimpleNamespace(device=device, dtype=dtype, threads=torch.get_num_threads())
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(device for device, there in present.items() if there)
-    if not present[wanted]:
-        raise InputError(f"params.yaml: models.<name>.device is {wanted}, but torch sees none here; set it to auto or cpu")
-    return wanted
-
-
-def _dtype(wanted: str, device: str):
-    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere: bfloat16 on most CPUs is far slower."""
-    import torch
-
-    if wanted == "auto":
-        wanted = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return getattr(torch, wanted)
-
-
-def load_chat(model: SimpleNamespace) -> Chat:
+def load_chat(entry: ModelEntry) -> Chat:
     """The renderer of a model entry."""
-    return Chat.load(model_folder(model.path, model.revision, TOKENIZER_FILES), model.chat_template)
+    return Chat.load(model_folder(entry.path, entry.revision, TOKENIZER_FILES), entry.chat_template)
 
 
 def check_chat(chat: Chat, prepared: dict[str, Any]) -> None:
@@ -97,8 +36,8 @@ def check_chat(chat: Chat, prepared: dict[str, Any]) -> None:
         )
 
 
-def load_base(model: SimpleNamespace, where: SimpleNamespace):
-    """The base model of an entry, in the precision and on the device of `where`.
+def load_base(entry: ModelEntry, runtime: Runtime):
+    """The base model of an entry, in the precision and on the device of `runtime`.
 
     Raises InputError unless its folder holds all weights of the architecture that its config.json names, as safetensors.
     """
@@ -106,27 +45,27 @@ def load_base(model: SimpleNamespace, where: SimpleNamespace):
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    folder = model_folder(model.path, model.revision, TOKENIZER_FILES + WEIGHT_FILES)
+    folder = model_folder(entry.path, entry.revision, TOKENIZER_FILES + WEIGHT_FILES)
     check_shards(folder)
     of_the_files = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError)
     try:
         base, found = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=where.dtype,
-            attn_implementation=model.attn_implementation,
+            dtype=runtime.dtype,
+            attn_implementation=entry.attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
         )
     except (*of_the_files, SafetensorError, StrictDataclassError) as error:
-        raise InputError(f"{model.path} cannot be loaded as a causal language model: {_reason(error)}") from None
+        raise InputError(f"{entry.path} cannot be loaded as a causal language model: {_reason(error)}") from None
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
         raise InputError(
-            f"{model.path} lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}; "
+            f"{entry.path} lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}; "
             "copy or download the model's files again"
         )
-    return base.to(where.device)
+    return base.to(runtime.device)
 
 
 def check_shards(folder: Path) -> None:
@@ -144,9 +83,9 @@ def check_shards(folder: Path) -> None:
         raise InputError(f"{index} names {strange[0]!r}, which is no safetensors file of the same folder; it is not loaded")
 
 
-def base_fingerprint(model: SimpleNamespace) -> str:
+def base_fingerprint(entry: ModelEntry) -> str:
     """SHA-256 over the weights and configuration of a base: an adapter belongs to exactly one."""
-    folder = model_folder(model.path, model.revision, TOKENIZER_FILES + WEIGHT_FILES)
+    folder = model_folder(entry.path, entry.revision, TOKENIZER_FILES + WEIGHT_FILES)
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
         digest.update(path.name.encode())

@@ -1,16 +1,15 @@
 """The same training steps in less time: no padding, the prompt of a pair once, a LoRA layer as one product.
 
-trl stacks a batch into a rectangle, puts the prompt of a pair before both answers, and on a CPU sends every position through the
+trl pads a batch to a rectangle, puts the prompt of a pair before both answers, and on a CPU sends every position through the
 head. `unpad` lays all different tokens of a batch in one row: layers see each token once, and only attention, which must know
-who may look at whom, puts the tokens back into sequences. `merge_products` adds each adapter's small matrix to the frozen one
-before the tokens pass. Where aligner/fused_layer.py knows the architecture, whole layers run there. Log-probabilities are trl's
-and peft's own up to the last bits of float32 (tests/test_fast_path.py), and the trainers cannot tell the difference. A model that
-one of these does not fit keeps the stock way.
+which tokens belong together, puts them back into sequences. `merge_lora_forward` adds each adapter's small matrix to the
+frozen one before the tokens pass. Where aligner/training/llama_layer.py knows the architecture, whole layers run there. Log-
+probabilities are trl's and peft's own up to the last bits of float32 (tests/training/test_padding_free.py), and the trainers
+cannot tell the difference. A model that one of these does not fit keeps the stock forward pass.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import sys
 import types
@@ -19,25 +18,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from aligner import fused_layer
+from aligner.training import llama_layer
 
 NAME = "unpadded"
 # Keys of a configuration by which a model does something between its last layer and its logits.
 BEFORE_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-
-
-# glibc's names for what mallopt sets (malloc.h), and the values: as high as it takes.
-MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 2**30)}
-
-
-def keep_memory() -> None:
-    """Has the process keep memory that tensors gave back, where it is glibc that manages it.
-
-    By default it goes back to Linux, which clears each page when the next layer asks for it: on a CPU, thousands of pages a step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    for name, value in MALLOPT.values() if mallopt else ():
-        mallopt(name, value)
 
 
 # ---- No padding ------------------------------------------------------------------------------------------------------
@@ -67,7 +52,7 @@ def unpad(trainer, pairs: bool) -> bool:
     """
     model = trainer.model.get_base_model()
     if not can_unpad(model, trainer.args.gradient_checkpointing):
-        print("fast_path: batches are padded, as in trl (not a plain causal model with sdpa attention)", file=sys.stderr)
+        print("padding_free: batches are padded, as in trl (not a plain causal model with sdpa attention)", file=sys.stderr)
         return False
     stock = model.forward
 
@@ -95,7 +80,7 @@ def measure(model, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, 
 
 def fits(model, settings) -> bool:
     """Whether a PEFT model takes `measure`, and whether the entry of params.yaml wants the fast path at all."""
-    return settings.fast_path and can_unpad(model.get_base_model(), settings.gradient_checkpointing)
+    return settings.padding_free and can_unpad(model.get_base_model(), settings.gradient_checkpointing)
 
 
 def can_unpad(model, gradient_checkpointing: bool) -> bool:
@@ -155,7 +140,7 @@ def score(model, layout: Layout, labels: torch.Tensor):
     from trl.trainer.utils import FusedCausalLMOutput
 
     wanted = labels[:, 1:] != -100
-    body = fused_layer.hidden_states if fused_layer.can_fuse(model) else hidden_states
+    body = llama_layer.hidden_states if llama_layer.can_fuse(model) else hidden_states
     hidden = body(model, layout, layout.slots[:, :-1][wanted])
     head = model.get_output_embeddings()
     scored = _FrozenHead.apply(hidden, head.weight, head.bias, labels[:, 1:][wanted])
@@ -220,15 +205,15 @@ class _MergedLinear(torch.autograd.Function):
         return of_x, None, None, of_down, of_up, None
 
 
-def merge_products(model) -> int:
+def merge_lora_forward(model) -> int:
     """Gives every LoRA layer of a PEFT model that allows it the merged forward; returns how many.
 
     PEFT's own forward stays where no gradients are taken, while dropout is at work, and while adapters are off, merged, or not
-    exactly one. Fused layers (aligner/fused_layer.py) do not come by here.
+    exactly one. Fused layers (aligner/training/llama_layer.py) do not come by here.
     """
     from peft.tuners.lora.layer import Linear
 
-    layers = [module for module in model.modules() if isinstance(module, Linear) and fused_layer.can_merge(module)]
+    layers = [module for module in model.modules() if isinstance(module, Linear) and llama_layer.can_merge(module)]
     for layer in layers:
         layer.forward = types.MethodType(_merged_forward(layer.forward), layer)
     return len(layers)
@@ -237,7 +222,7 @@ def merge_products(model) -> int:
 def _merged_forward(stock):
     @functools.wraps(stock)
     def forward(self, x, *args, **kwargs):
-        if not torch.is_grad_enabled() or not fused_layer.merges_now(self) or args or kwargs:
+        if not torch.is_grad_enabled() or not llama_layer.merges_now(self) or args or kwargs:
             return stock(x, *args, **kwargs)
         (name,), base = (name for name in self.active_adapters if name in self.lora_A), self.get_base_layer()
         down, up = self.lora_A[name].weight, self.lora_B[name].weight

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Set
 from typing import Any
 
-from aligner import training
-from aligner.chat import Chat
+from aligner.model.batches import batches, padded, token_log_probabilities
+from aligner.model.chat import Chat
 
 
 def special_ids(chat: Chat) -> frozenset[int]:
@@ -54,27 +54,27 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss (nats) and accuracy over all supervised tokens of `rows`: weighted by tokens, whatever the batches.
 
-    text_nats: the sum of losses over the tokens that are not `special`. fast: by the fast path's forward pass, which the model
-    must fit.
+    text_nats: the sum of losses over the tokens that are not `special`. fast: by the padding-free forward pass, which the
+    model must fit.
     """
     import torch
 
-    from aligner import fast_path
+    from aligner.training import padding_free
 
     loss = correct = text = 0.0
     was_training = model.training
     model.eval()
-    for indices in training.batches(rows, batch_size, lambda row: len(row["input_ids"])):
+    for indices in batches(rows, batch_size, lambda row: len(row["input_ids"])):
         batch = [rows[index] for index in indices]
-        ids, mask = training.padded([row["input_ids"] for row in batch], pad_id, model.device)
-        labels, _ = training.padded([row["labels"] for row in batch], -100, model.device)
+        ids, mask = padded([row["input_ids"] for row in batch], pad_id, model.device)
+        labels, _ = padded([row["labels"] for row in batch], -100, model.device)
         supervised_positions = labels[:, 1:] != -100
         of_text = supervised_positions & ~torch.isin(labels[:, 1:], torch.tensor(sorted(special), device=labels.device))
         if fast:
-            log_probabilities, right = fast_path.measure(model, ids, mask, labels, pairs=False)
+            log_probabilities, right = padding_free.measure(model, ids, mask, labels, pairs=False)
         else:
             with torch.no_grad():
-                log_probabilities, logits = training.token_log_probabilities(model, ids, mask)
+                log_probabilities, logits = token_log_probabilities(model, ids, mask)
             right = logits.argmax(-1) == ids[:, 1:]
         loss -= log_probabilities[supervised_positions].sum().item()
         text -= log_probabilities[of_text].sum().item()
@@ -82,6 +82,11 @@ def evaluate(
     model.train(was_training)
     total = supervised(rows)
     return {"validation_loss": loss / total, "token_accuracy": correct / total, "text_nats": text}
+
+
+def of_answers(model, rows: list[dict[str, Any]], chat: Chat, fast: bool) -> dict[str, float | None]:
+    """Perplexity and bits per byte of a model on `rows` of prepared answers."""
+    return summary(evaluate(model, rows, chat.pad_id, special_ids(chat), fast=fast), text_bytes(rows, chat))
 
 
 def summary(measured: dict[str, float], size: int) -> dict[str, float | None]:

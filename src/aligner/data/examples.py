@@ -1,0 +1,62 @@
+"""The records that data files hold: SFT examples, preference pairs, eval prompts and concepts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Messages = tuple[tuple[str, str], ...]  # (role, content) pairs; role is system, user or assistant
+
+
+@dataclass(frozen=True, slots=True)
+class SftExample:
+    """A conversation to learn from: an optional system message, then user and assistant in turn, assistant last."""
+
+    id: str
+    messages: Messages
+
+    def texts(self) -> list[str]:
+        return [content for _, content in self.messages]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two answers to one prompt: `prompt` ends with a user message, `chosen` and `rejected` are assistant texts."""
+
+    id: str
+    prompt: Messages
+    chosen: str
+    rejected: str
+
+    def texts(self) -> list[str]:
+        return [*(content for _, content in self.prompt), self.chosen, self.rejected]
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPrompt:
+    """A prompt to be answered and scored; `keywords` and `forbidden` hold groups as written: a string or an object."""
+
+    id: str
+    prompt: str
+    topic: str
+    keywords: tuple[str | dict, ...]
+    concept: str | None = None
+    kind: str | None = None
+    forbidden: tuple[str | dict, ...] = ()
+
+    def texts(self) -> list[str]:
+        return [self.prompt, self.topic]
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptEntry:
+    """A concept of the catalogue, called by its name: its key ideas, as groups, and all that may rightly be said of it."""
+
+    id: str
+    keywords: tuple[str | dict, ...]
+    text: str
+
+    def texts(self) -> list[str]:
+        return [self.id, self.text]
+
+
+Record = SftExample | PreferencePair | EvalPrompt | ConceptEntry

@@ -1,0 +1,287 @@
+"""The formats of data files: how each recognises an object and builds a record from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from unicodedata import normalize
+
+from aligner.data.examples import ConceptEntry, EvalPrompt, Messages, PreferencePair, Record, SftExample
+from aligner.data.fields import (
+    CHAT,
+    MAX_KEYS_LOOKED_AT,
+    SHAREGPT,
+    check_order,
+    keys_shown,
+    nearest_key,
+    optional_text,
+    required,
+    required_text,
+    row_id,
+    text_of,
+    turns,
+    wrong_type,
+)
+from aligner.data.lines import BadRow, json_type
+from aligner.run.terminal import SHOWN_CHARACTERS, printable, shown
+
+MAX_REASON_CHARACTERS = 240  # of what the keyword rules say
+
+
+# ---- From an object to a record -------------------------------------------------------------------------------------
+
+
+def messages_example(row: dict, id: str) -> SftExample:
+    messages = turns(required(row, "messages"), "messages", CHAT)
+    check_order(messages, "messages", last="assistant")
+    return SftExample(id, messages)
+
+
+def sharegpt_example(row: dict, id: str) -> SftExample:
+    messages = turns(required(row, "conversations"), "conversations", SHAREGPT)
+    check_order(messages, "conversations", last="assistant")
+    return SftExample(id, messages)
+
+
+def prompt_example(row: dict, id: str) -> SftExample:
+    prompt = required_text(row, "prompt")
+    answers = [key for key in ("completion", "response") if key in row]
+    if len(answers) == 2:
+        raise BadRow("two_answers", "both `completion` and `response`; keep one of them")
+    answer = required_text(row, answers[0] if answers else "response")
+    return SftExample(id, (("user", prompt), ("assistant", answer)))
+
+
+def alpaca_example(row: dict, id: str) -> SftExample:
+    prompt = required_text(row, "instruction")
+    if context := optional_text(row, "input"):
+        prompt = f"{prompt}\n\n{context}"
+    return SftExample(id, (("user", prompt), ("assistant", required_text(row, "output"))))
+
+
+def string_pair(row: dict, id: str) -> PreferencePair:
+    prompt = (("user", required_text(row, "prompt")),)
+    return preference(id, prompt, required_text(row, "chosen"), required_text(row, "rejected"))
+
+
+def message_pair(row: dict, id: str) -> PreferencePair:
+    chosen = turns(required(row, "chosen"), "chosen", CHAT)
+    rejected = turns(required(row, "rejected"), "rejected", CHAT)
+    for name, messages in (("chosen", chosen), ("rejected", rejected)):
+        if messages[-1][0] != "assistant":
+            raise BadRow("no_answer", f"`{name}` must end with an assistant message, not {messages[-1][0]}")
+    prompt = shared_prompt(row, chosen[:-1], rejected[:-1])
+    check_order(prompt, "prompt", last="user")
+    return preference(id, prompt, chosen[-1][1], rejected[-1][1])
+
+
+def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages) -> Messages:
+    """The one prompt of both answers: the key `prompt`, or what stands before the answers in both lists.
+
+    Where both stand they must agree; a `prompt` string need only be one of the user messages (as in UltraFeedback).
+    """
+    if before_chosen != before_rejected:
+        raise BadRow(
+            "prompts_differ",
+            "`chosen` and `rejected` differ before their last message; they must answer the same prompt",
+        )
+    if "prompt" not in row and before_chosen:
+        return before_chosen
+    prompt = required(row, "prompt")
+    if type(prompt) is str and before_chosen:
+        agrees = ("user", text_of(prompt, "prompt")) in before_chosen
+    elif type(prompt) is str:
+        raise mixed_pair()
+    else:
+        prompt = turns(prompt, "prompt", CHAT)
+        agrees = before_chosen in ((), prompt)
+    if not agrees:
+        raise BadRow("prompts_differ", "`prompt` is not what stands before the answers in `chosen` and `rejected`")
+    return before_chosen or prompt
+
+
+def preference(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
+    if chosen == rejected:
+        raise BadRow("chosen_equals_rejected", "both answers are the same, so the pair teaches nothing; drop it")
+    if seen(chosen) == seen(rejected):
+        raise BadRow(
+            "chosen_equals_rejected",
+            "both answers look the same (invisible characters, line ends and the coding of accents aside), so the pair teaches "
+            "nothing; drop it",
+        )
+    return PreferencePair(id, prompt, chosen, rejected)
+
+
+def seen(text: str) -> str:
+    """A text as a reader sees it: accents composed (NFC), one kind of line end and of space, nothing invisible."""
+    if not text.isascii():
+        text = HARD_SPACE.sub(" ", normalize("NFC", UNSEEN.sub("", text)))
+    return text.replace("\r\n", "\n") if "\r" in text else text
+
+
+def eval_prompt(row: dict, id: str) -> EvalPrompt:
+    keywords = keyword_groups(required(row, "keywords"), "keywords")
+    all_allowed = row.get("forbidden") in (None, [])
+    return EvalPrompt(
+        id,
+        required_text(row, "prompt"),
+        required_text(row, "topic"),
+        keywords,
+        optional_text(row, "concept"),
+        optional_text(row, "kind"),
+        () if all_allowed else keyword_groups(row["forbidden"], "forbidden"),
+    )
+
+
+def concept_entry(row: dict, id: str) -> ConceptEntry:
+    return ConceptEntry(id, keyword_groups(required(row, "keywords"), "keywords"), required_text(row, "text"))
+
+
+def keyword_groups(groups: object, name: str) -> tuple[str | dict, ...]:
+    """The groups as written, once the keyword rules have found no fault in any of them."""
+    if type(groups) is not list or not groups:
+        raise BadRow("bad_keywords", f"`{name}` must be a list of one or more groups, not {json_type(groups)}")
+    for index, group in enumerate(groups):
+        if type(group) not in (str, dict):
+            raise wrong_type(group, f"{name}[{index}]", "a string or an object")
+        if faults := group_faults(group):
+            reason = printable("; ".join(faults)[:MAX_REASON_CHARACTERS])
+            raise BadRow("bad_keywords", f"`{name}[{index}]`: {reason}")
+    return tuple(groups)
+
+
+def group_faults(group: str | dict) -> list[str]:
+    """What the keyword rules say against a group; a regex may be too much even for Python's compiler."""
+    from aligner.keywords.groups import validate_group
+
+    try:
+        return validate_group(group)
+    except (RecursionError, OverflowError) as fault:
+        return [f"a regex that Python cannot compile ({fault}); simplify it"]
+
+
+# ---- Fields: ids, texts, turns --------------------------------------------------------------------------------------
+
+# What one does not see in a text; joiners and variation selectors stay, since letters and emoji change with them.
+UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+HARD_SPACE = re.compile("[\u00a0\u202f]")
+
+
+# ---- Formats --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One way to write a row: `keys` are those it reads, `suits` tells whether an object is written this way."""
+
+    name: str
+    kind: str
+    keys: frozenset[str]
+    suits: Callable[[dict], bool]
+    build: Callable[[dict, str], Record]
+
+    def name_of(self, row: dict, line: int) -> str:
+        """What the row is called: a concept by its own name, any other row by its id."""
+        if self.kind == "concepts":
+            return required_text(row, "concept")
+        return row_id(row, line, required=self.kind == "eval")
+
+
+def is_pair(row: dict, shape: type) -> bool:
+    """Whether a row is a pair whose answers are of `shape` (str or list); raises BadRow where they are of both."""
+    if "chosen" not in row and "rejected" not in row:
+        return False
+    shapes = {type(row.get("chosen")), type(row.get("rejected"))}
+    if type(row.get("prompt")) is list:
+        shapes.add(list)
+    if str in shapes and list in shapes:
+        raise mixed_pair()
+    return (list in shapes) == (shape is list)
+
+
+def is_concept(row: dict) -> bool:
+    """Whether a row with keywords is a concept and no eval prompt: it has no prompt, but a text, or a concept and no id."""
+    return "keywords" in row and "prompt" not in row and ("text" in row or "concept" in row and "id" not in row)
+
+
+FORMATS = (
+    Format(
+        "`prompt/chosen/rejected` as strings",
+        "pairs",
+        frozenset(("id", "prompt", "chosen", "rejected")),
+        lambda row: is_pair(row, str),
+        string_pair,
+    ),
+    Format(
+        "`prompt/chosen/rejected` as message lists",
+        "pairs",
+        frozenset(("id", "prompt", "chosen", "rejected")),
+        lambda row: is_pair(row, list),
+        message_pair,
+    ),
+    Format("`messages`", "sft", frozenset(("id", "messages")), lambda row: "messages" in row, messages_example),
+    Format(
+        "ShareGPT `conversations`",
+        "sft",
+        frozenset(("id", "conversations")),
+        lambda row: "conversations" in row,
+        sharegpt_example,
+    ),
+    Format(
+        "Alpaca `instruction/input/output`",
+        "sft",
+        frozenset(("id", "instruction", "input", "output")),
+        lambda row: "instruction" in row,
+        alpaca_example,
+    ),
+    Format(
+        "`prompt` + `completion` (or `response`)",
+        "sft",
+        frozenset(("id", "prompt", "completion", "response")),
+        lambda row: "prompt" in row and ("response" in row or "completion" in row),
+        prompt_example,
+    ),
+    Format(
+        "concept `concept/keywords/text`",
+        "concepts",
+        frozenset(("concept", "keywords", "text")),
+        is_concept,
+        concept_entry,
+    ),
+    Format(
+        "eval `id/prompt/topic/keywords`",
+        "eval",
+        frozenset(("id", "prompt", "topic", "keywords", "concept", "kind", "forbidden")),
+        lambda row: "keywords" in row,
+        eval_prompt,
+    ),
+)
+
+
+def recognise(row: dict, kind: str | None) -> Format | None:
+    """The first format of this kind (None: of any) that the row is written in."""
+    return next((form for form in FORMATS if kind in (None, form.kind) and form.suits(row)), None)
+
+
+# ---- Diagnosis: only once something is wrong ------------------------------------------------------------------------
+
+
+def unrecognised(row: dict, kind: str | None) -> BadRow:
+    """Why a row is of no format of its file's kind: it is of another kind, or its keys are misspelt."""
+    if other := recognise(row, None):
+        return BadRow("wrong_kind", f"a row of {other.name} ({other.kind}) in a file that is read as {kind}")
+    known = [form for form in FORMATS if kind in (None, form.kind)]
+    keys = frozenset().union(*(form.keys for form in known))
+    guesses = [
+        f"{near!r} for {shown(key)}"
+        for key in islice(row, MAX_KEYS_LOOKED_AT)
+        if key not in keys and (near := nearest_key(key[:SHOWN_CHARACTERS], keys))
+    ]
+    hint = f"did you mean {', '.join(guesses[:4])}?" if guesses else f"the row has {keys_shown(row)}."
+    return BadRow("unknown_format", f"of no known format; {hint} Known: {', '.join(form.name for form in known)}")
+
+
+def mixed_pair() -> BadRow:
+    return BadRow("mixed_str_and_list", "strings beside message lists; write prompt, chosen and rejected all one way")

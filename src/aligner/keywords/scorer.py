@@ -1,0 +1,242 @@
+"""The score of a response on its prompt's keyword groups, and an index that searches a text for very many groups."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from aligner.keywords.groups import (
+    _UNSPACED_LETTER,
+    NUMBER_TOLERANCE,
+    Group,
+    _inflected_runs,
+    _inflected_spans,
+    _keywords,
+    _nowhere,
+    _number_spans,
+    _option,
+    _Read,
+    _read,
+    _word_spans,
+)
+from aligner.keywords.text import _RUN, Text, normalise, prepare
+from aligner.report.highlight import Mark, _marks
+from aligner.text_health import degenerate
+
+STUFFED_DENSITY = 0.30
+STUFFED_GROUPS = 2
+
+
+# ---- The score of a response -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeywordScore:
+    """What one response gets on the keyword groups of its prompt.
+
+    `hits` of `groups` count; a stuffed response has hits 0, while `matched` keeps what was found, group by group. The
+    novel groups are those that the prompt does not hit itself; both novel fields are None when no prompt was given.
+    `density` is the share of tokens that belong to a matched keyword, None for a response without tokens. `flags` names
+    what applies: empty (no text at all), echo (something repeated from the prompt was taken away), degenerate (see
+    text_health), stuffed (degenerate, or density above 0.30 with at least two groups hit), forbidden (a forbidden group
+    hit).
+    """
+
+    hits: int
+    groups: int
+    matched: tuple[bool, ...]
+    weighted_hits: float
+    total_weight: float
+    novel_hits: int | None
+    novel_groups: int | None
+    forbidden: tuple[bool, ...]
+    density: float | None
+    flags: tuple[str, ...]
+
+    @property
+    def rate(self) -> float:
+        """hits / groups, in [0, 1]: the per-prompt score s_i."""
+        return self.hits / self.groups
+
+    @property
+    def weighted_rate(self) -> float:
+        """The same with each group counted by its weight."""
+        return self.weighted_hits / self.total_weight
+
+    @property
+    def novel_rate(self) -> float | None:
+        """Hits among the groups that the prompt does not hit; None when it hits all of them or is not known."""
+        return self.novel_hits / self.novel_groups if self.novel_groups else None
+
+    @property
+    def all_hit(self) -> bool:
+        return self.hits == self.groups
+
+    @property
+    def stuffed(self) -> bool:
+        return "stuffed" in self.flags
+
+
+def score(
+    text: str,
+    groups: Sequence[Group],
+    forbidden: Sequence[Group] = (),
+    prompt: str | None = None,
+) -> KeywordScore:
+    """The KeywordScore of a response. ValueError without a group: a prompt that asks for nothing scores nothing."""
+    return Scorer(groups, forbidden, prompt).score(text)
+
+
+class Scorer:
+    """The groups of one prompt, read once to score any number of responses."""
+
+    def __init__(self, groups: Sequence[Group], forbidden: Sequence[Group] = (), prompt: str | None = None):
+        _check_groups(groups, forbidden)
+        self._groups, self._forbidden, self._prompt = [*map(_read, groups)], [*map(_read, forbidden)], prompt
+        self._weights = [float(_option(group, "weight", 1)) for group in groups]
+        self._novel = None if prompt is None else [not group.is_in(prepare(prompt)) for group in self._groups]
+
+    def score(self, text: str, found: Sequence[frozenset[int] | None] | None = None) -> KeywordScore:
+        """The KeywordScore of a response; `found` spares the search when an Index has done it: the tokens of each group."""
+        answer = prepare(text, self._prompt)
+        if found is None:
+            found = [group.tokens(answer) for group in self._groups]
+        matched = tuple(tokens is not None for tokens in found)
+        denied = tuple(group.is_in(answer) for group in self._forbidden)
+        loops = degenerate(text)
+        stuffed = loops or is_stuffed(found, len(answer.tokens))
+        counted = [hit and not stuffed for hit in matched]
+        raised = {"empty": not text.strip(), "echo": answer.echoes, "degenerate": loops, "stuffed": stuffed}
+        return KeywordScore(
+            hits=sum(counted),
+            groups=len(found),
+            matched=matched,
+            weighted_hits=math.fsum(itertools.compress(self._weights, counted)),
+            total_weight=math.fsum(self._weights),
+            novel_hits=None if self._novel is None else sum(itertools.compress(counted, self._novel)),
+            novel_groups=None if self._novel is None else sum(self._novel),
+            forbidden=denied,
+            density=_density(found, len(answer.tokens)),
+            flags=tuple(name for name, is_raised in (raised | {"forbidden": any(denied)}).items() if is_raised),
+        )
+
+    def marks(self, text: str, matched: Sequence[bool]) -> list[Mark]:
+        """What `marks` gives, when it is known already which groups the text names."""
+        answer = prepare(text, self._prompt)
+        return _marks(text, answer, itertools.compress(enumerate(self._groups), matched))
+
+    def hits_within(self, text: Text, words: int, matched: Sequence[bool]) -> int:
+        """How many groups the first `words` words of a prepared text name; none when they are stuffed with keywords.
+
+        `matched` tells which groups the whole text names; no other can be in its beginning.
+        """
+        end = text.word_ends[min(words, len(text.word_ends)) - 1] if words and text.word_ends else 0
+        found = [group.tokens(text, end) if hit else None for group, hit in zip(self._groups, matched, strict=True)]
+        stuffed = is_stuffed(found, bisect.bisect_left(text.starts, end))
+        return 0 if stuffed else sum(tokens is not None for tokens in found)
+
+
+def _check_groups(groups: Sequence[Group], forbidden: Sequence[Group]) -> None:
+    for name, value in (("groups", groups), ("forbidden", forbidden)):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} must be a list of keyword groups, got {value!r}")
+    if not groups:
+        raise ValueError(f"groups must hold at least one keyword group, got {groups!r}")
+
+
+def is_stuffed(found: Iterable[frozenset[int] | None], tokens: int) -> bool:
+    """Is a text of so many tokens a heap of keywords: two groups or more hit, and above 30 % of its tokens theirs?
+
+    `found` holds for each group the tokens that belong to its matches, None where it is not hit.
+    """
+    hit = [each for each in found if each is not None]
+    return len(hit) >= STUFFED_GROUPS and (_density(hit, tokens) or 0) > STUFFED_DENSITY
+
+
+def _density(found: Iterable[frozenset[int] | None], tokens: int) -> float | None:
+    """Tokens within a match of one of the groups / all tokens."""
+    return len(frozenset().union(*filter(None, found))) / tokens if tokens else None
+
+
+# ---- Many groups at once ---------------------------------------------------------------------------------------------
+
+
+class Index:
+    """Which of very many groups a text hits, without trying all: a keyword is tried when the words that it needs are there."""
+
+    def __init__(self, groups: Sequence[Group]):
+        self.groups = list(groups)
+        self._entries: list[tuple[int, _Read]] = []
+        self._always: set[int] = set()
+        self._by_run: dict[str, list[tuple[int, frozenset[str]]]] = {}
+        self._by_base: dict[str, list[tuple[int, list[frozenset[str]]]]] = {}
+        self._inflected: dict[int, list[frozenset[str]]] = {}
+        self._targets: list[tuple[float, int]] = []
+        literals: list[tuple[str, partial]] = []
+        for number, group in enumerate(self.groups):
+            read = _read(group)
+            for keyword, finder in zip(_keywords(group), read.finders, strict=True):
+                if finder is not _nowhere:
+                    literals.append((keyword, finder))
+                    self._entries.append((number, read._replace(finders=[finder])))
+                    if finder.func is _inflected_spans and not read.rejects:
+                        self._inflected[len(self._entries) - 1] = finder.args[0]
+        inflected = [finder.args[0] for _, finder in literals if finder.func is _inflected_spans]
+        self._uses = Counter(base for words in inflected for bases in words for base in bases)
+        for entry, (keyword, finder) in enumerate(literals):
+            self._enter(entry, keyword, finder)
+        self._targets.sort()
+
+    def _enter(self, entry: int, keyword: str, finder: partial) -> None:
+        """Under one word that a text must hold for this keyword: one that few others have, or its longest, mostly its rarest."""
+        runs = _RUN.findall(normalise(keyword))
+        if finder.func is _number_spans:
+            self._targets.append((finder.args[0], entry))
+        elif finder.func is _inflected_spans:
+            rarest, *others = sorted(finder.args[0], key=lambda bases: sum(map(self._uses.get, bases)))
+            for base in rarest:
+                self._by_base.setdefault(base, []).append((entry, others))
+        elif finder.func is _word_spans and runs and not _UNSPACED_LETTER.search(normalise(keyword)):
+            self._by_run.setdefault(max(runs, key=len), []).append((entry, frozenset(runs)))
+        else:
+            self._always.add(entry)
+
+    def found(self, text: Text) -> dict[int, frozenset[int]]:
+        """Number of each group that the text hits -> the tokens that belong to its matches."""
+        found: dict[int, frozenset[int]] = {}
+        for entry in sorted(self._candidates(text)):
+            number, keyword = self._entries[entry]
+            words = self._inflected.get(entry)
+            tokens = keyword.tokens(text) if words is None else _tokens_of_runs(words, text)
+            if tokens is not None:
+                found[number] = found[number] | tokens if number in found else tokens
+        return found
+
+    def _candidates(self, text: Text) -> set[int]:
+        found = set(self._always)
+        for run in self._by_run.keys() & text.words if self._by_run else ():
+            found.update(entry for entry, runs in self._by_run[run] if runs <= text.words)
+        there = frozenset(text.places) if self._by_base else frozenset()  # a set, which is quicker than the keys of a dict
+        for base in self._by_base.keys() & there:
+            for entry, others in self._by_base[base]:
+                if not others or not any(map(there.isdisjoint, others)):
+                    found.add(entry)
+        for value, _, _ in text.numbers if self._targets else ():
+            slack = 2 * NUMBER_TOLERANCE * max(1.0, abs(value))
+            first = bisect.bisect_left(self._targets, (value - slack, -1))
+            last = bisect.bisect_right(self._targets, (value + slack, len(self._entries)))
+            found.update(entry for _, entry in self._targets[first:last])
+        return found
+
+
+def _tokens_of_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int] | None:
+    """What `_Read.tokens` gives for a keyword of inflected words, without the way through characters."""
+    if len(words) == 1:
+        return text.sharing(words[0]) or None
+    runs = _inflected_runs(words, text)
+    return frozenset(first + offset for first in runs for offset in range(len(words))) if runs else None

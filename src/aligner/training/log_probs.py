@@ -1,0 +1,45 @@
+"""Log-probabilities of the answers of preference pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aligner.model.batches import batches, padded, token_log_probabilities
+
+
+def log_probabilities(
+    model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16, fast: bool = False
+) -> list[tuple[float, float]]:
+    """(log p(chosen | prompt), log p(rejected | prompt)) for each row, in nats, summed over the answer and its end token.
+
+    fast: by the padding-free forward pass, which the model must fit.
+    """
+    import torch
+
+    from aligner.training import padding_free
+
+    results: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
+    was_training = model.training
+    model.eval()
+    for indices in batches(rows, batch_size, pair_tokens):
+        batch = [rows[index] for index in indices]
+        sequences = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids") for row in batch]
+        prompts = [len(row["prompt_ids"]) for row in batch] * 2
+        ids, mask = padded(sequences, pad_id, model.device)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        answer = (positions >= torch.tensor(prompts, device=ids.device)[:, None]) & mask.bool()
+        if fast:
+            tokens, _ = padding_free.measure(model, ids, mask, ids.masked_fill(~answer, -100), pairs=True)
+        else:
+            with torch.no_grad():
+                tokens, _ = token_log_probabilities(model, ids, mask)
+        sums = (tokens * answer[:, 1:]).sum(-1).tolist()
+        for place, index in enumerate(indices):
+            results[index] = (sums[place], sums[place + len(batch)])
+    model.train(was_training)
+    return results
+
+
+def pair_tokens(row: dict[str, Any]) -> int:
+    """Tokens of a pair as trained: the prompt stands before both answers."""
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])

@@ -1,0 +1,151 @@
+"""What every training stage starts with: a prepared process, provenance, TRL's arguments, the faster forward pass."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aligner.files import read_json
+from aligner.model import runtime
+from aligner.model.chat import Chat
+from aligner.model.loading import base_fingerprint, check_chat, load_chat
+from aligner.model.runtime import Runtime
+from aligner.run.errors import InputError
+from aligner.run.params import ModelEntry, Optimisation, StageParams, Training
+from aligner.run.record import Run
+from aligner.training import checkpoints
+from aligner.training.checkpoints import Checkpoints
+
+CHAT = Path("data/prepared/chat.json")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training stage has at hand once `begin` has run."""
+
+    params: StageParams
+    runtime: Runtime
+    chat: Chat
+    provenance: dict[str, str]
+
+    def checkpoints(self, stage: str, files: list[Path]) -> AbstractContextManager[Checkpoints]:
+        """The checkpoints of the one run that these parameters, this machine and the bytes of `files` determine."""
+        determined_by = {"params": self.params, "runtime": self.runtime, "provenance": self.provenance}
+        return checkpoints.keep(stage, checkpoints.fingerprint(stage, [CHAT, *files], **determined_by))
+
+
+def begin(run: Run, params: StageParams) -> Setup:
+    """The preamble of every training stage: a prepared process, and a chat template that is the one data was prepared with."""
+    run.note(params=params, seed=params.seed)
+    started = runtime.start(params.model_entry, params.seed, training=True)
+    chat = load_chat(params.model_entry)
+    check_chat(chat, read_json(CHAT))
+    run.note(device=started.device, dtype=str(started.dtype), threads=started.threads)
+    return Setup(params, started, chat, {"base": base_fingerprint(params.model_entry), "chat": chat.fingerprint})
+
+
+def training_arguments(
+    stage: Training, optimisation: Optimisation, entry: ModelEntry, seed: int, runtime: Runtime
+) -> dict[str, Any]:
+    """Keyword arguments that SFTConfig and DPOConfig share; every default that would surprise is set on purpose.
+
+    `stage` is a section of params.yaml (sft or dpo), `optimisation` the section of the same name in the model's entry.
+    """
+    import torch
+
+    return {
+        "output_dir": tempfile.gettempdir(),
+        "num_train_epochs": stage.num_train_epochs,
+        "learning_rate": optimisation.learning_rate,
+        "lr_scheduler_type": stage.lr_scheduler_type,
+        "warmup_steps": stage.warmup_steps,
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_grad_norm,
+        "per_device_train_batch_size": optimisation.per_device_train_batch_size,
+        "gradient_accumulation_steps": optimisation.gradient_accumulation_steps,
+        "logging_steps": stage.logging_steps,
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": runtime.dtype is torch.bfloat16,
+        "fp16": False,
+        "gradient_checkpointing": entry.gradient_checkpointing,
+        "use_cpu": runtime.device == "cpu",
+        "dataloader_pin_memory": runtime.device == "cuda",
+        "max_length": None,  # prepare leaves out what is too long
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+    }
+
+
+def trainer_tokenizer(chat: Chat):
+    """The tokenizer in the form that trl's trainers ask for; they use it for padding alone."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=chat.tokenizer, eos_token=chat.eos_token, pad_token=chat.pad_token)
+
+
+def speed_up(trainer, entry: ModelEntry, pairs: bool) -> None:
+    """Gives a trainer what the model's entry asks for: the padding-free forward pass, and compiled layers.
+
+    pairs: the second half of each batch's rows are the rejected answers to the prompts of the first half.
+    """
+    from aligner.training import padding_free
+
+    if entry.padding_free:
+        padding_free.merge_lora_forward(trainer.model)
+        padding_free.unpad(trainer, pairs)
+    if entry.torch_compile:
+        compile_layers(trainer)
+
+
+def compile_layers(trainer) -> None:
+    """Has torch compile the decoder layers for training steps, once for all layers and for any number of tokens.
+
+    Measures and answers use the layers as they are, since each would ask for a compilation of its own: outside of a training
+    step torch's stance is `force_eager`, for the whole process. Raises InputError where there is nothing to compile, or no
+    compiler.
+    """
+    import torch
+
+    model = trainer.model.get_base_model()
+    layers = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
+    off = "set models.<name>.torch_compile to false in params.yaml"
+    if not layers:
+        raise InputError(f"{type(model).__name__} does not say what its layers are, so they cannot be compiled; {off}")
+    if model.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise InputError(f"torch.compile needs a C++ compiler on a CPU, and there is none; install g++, or {off}")
+    for layer in layers:
+        layer.compile(dynamic=True)
+    stock = trainer.training_step
+
+    def training_step(*args, **kwargs):
+        with torch.compiler.set_stance("default"):
+            return stock(*args, **kwargs)
+
+    trainer.training_step = training_step
+    torch.compiler.set_stance("force_eager")
+
+
+def keep_input_dtype(trainer) -> None:
+    """In bfloat16, adapters take a training step's input as it is: autocast casts it anyway, and peft's cast doubles the traffic.
+
+    Measures run outside of autocast and need the cast.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    stock = trainer.training_step
+
+    def training_step(*args, **kwargs):
+        with disable_input_dtype_casting(trainer.model):
+            return stock(*args, **kwargs)
+
+    if trainer.args.bf16:
+        trainer.training_step = training_step
