@@ -54,12 +54,12 @@ from aligner.evaluation import (
 from aligner.files import read_jsonl, write_json, write_text
 from aligner.keywords.groups import hits
 from aligner.keywords.scorer import Scorer
-from aligner.markdown import markdown, table
+from aligner.markdown import figure, interval, markdown, table, with_interval
 from aligner.page import idea
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.terminal import bar, printable, write_line
-from score import CONCEPTS, MODELS, PAIRS, interval, outcome_table, read_answers, read_references, three
+from score import CONCEPTS, MODELS, PAIRS, outcome_table, read_answers, read_references
 from votes import Vote, agreement, balances, cohen_kappa, read_run, read_votes
 
 CACHE = Path(".cache/judge")
@@ -644,7 +644,7 @@ def evidence(canaries: Mapping[str, dict]) -> dict[str, Any]:
 
 def summary(report: dict[str, Any]) -> Iterator[str]:
     for name, found in report["pairs"].items():
-        rate = f"win rate {three(found['win_rate'])} ({interval(found['win_rate'])})"
+        rate = f"win rate {figure(found['win_rate']['estimate'])} ({interval(found['win_rate']) or 'undefined'})"
         yield f"{name.replace('_vs_', ' over ')}: {rate}, n = {found['n']}, {found['decision']['verdict']}"
     if report["replies"]["reasons"]:
         yield "without a verdict: " + reasons(report["replies"]["reasons"])
@@ -725,9 +725,7 @@ def canary_cell(found: dict[str, Any]) -> str:
 
 
 def cell(found: Estimate) -> str:
-    if found["estimate"] is None:
-        return f"undefined ({found['reason']})"
-    return f"{three(found)}{'' if found.get('low') is None else f' ({interval(found)})'}; n = {found['n']}"
+    return with_interval(found) + ("" if found["estimate"] is None else f"; n = {found['n']}")
 
 
 def within(kind: type, most: float) -> Any:

@@ -25,7 +25,7 @@ from aligner.answers import Answer, Control, canaries, examine
 from aligner.concepts import Catalogue
 from aligner.evaluation import evaluate, mean, name_of, rounded
 from aligner.files import read_json, read_jsonl, write_csv, write_json, write_text
-from aligner.markdown import markdown, table
+from aligner.markdown import figure, interval, markdown, table
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.record import Run
@@ -220,9 +220,8 @@ def model_table(models: dict[str, Any]) -> str:
     rows = []
     for name, found in models.items():
         rate, ended = found["hit_rate"], 1 - found["health"]["truncated"]["estimate"]
-        precise = [three(found["precision"]), interval(found["precision"])]
-        others = [three(found["lift"]), *precise, three(found["all_hit_rate"]), f"{ended:.3f}"]
-        rows.append([name, three(rate), interval(rate), *others])
+        others = [figure(found["lift"]["estimate"]), *two_cells(found["precision"]), figure(found["all_hit_rate"]["estimate"])]
+        rows.append([name, *two_cells(rate), *others, figure(ended)])
     columns = ["model", "hit rate", "95% interval", "lift", "precision", "95% interval", "all ideas named", "ended by itself"]
     return table(columns, rows)
 
@@ -233,8 +232,13 @@ def outcome_table(pairs: dict[str, Any]) -> str:
         counts, rate = (str(found[outcome]) for outcome in ("wins", "ties", "losses")), found["win_rate"]
         words = filter(None, [found["decision"]["verdict"], found.get("cannot_be_significant")])
         decided = [f"{found['p_holm']:.2g}", "; ".join(words)]
-        rows.append([name.replace("_vs_", " over "), *counts, three(rate), interval(rate), *decided])
+        rows.append([name.replace("_vs_", " over "), *counts, *two_cells(rate), *decided])
     return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval", "adjusted p", "verdict"], rows)
+
+
+def two_cells(estimate: dict[str, Any]) -> list[str]:
+    """The estimate and its interval, one cell each."""
+    return [figure(estimate["estimate"]), interval(estimate) or "undefined"]
 
 
 def prompt_section(reference: dict[str, Any], given: dict[str, Answer]) -> list[str]:
@@ -256,14 +260,6 @@ def foreign_ideas(answer: Answer) -> str:
     """The ideas of other concepts in an answer, each with a concept that it belongs to."""
     ideas = (f"{page.idea(group)} ({concept})" for concept, group in answer.ideas.foreign)
     return f"foreign: {', '.join(ideas) or 'none'}"
-
-
-def three(found: dict[str, Any]) -> str:
-    return "undefined" if found["estimate"] is None else f"{found['estimate']:.3f}"
-
-
-def interval(found: dict[str, Any]) -> str:
-    return "undefined" if found.get("low") is None else f"{found['low']:.3f} to {found['high']:.3f}"
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from aligner import blind
 from aligner.data.lines import BadRow, decode_line, parse_object, physical_lines
 from aligner.evaluation import Estimate, Outcome, share, undefined, win_rate
 from aligner.files import read_jsonl, write_jsonl
+from aligner.markdown import with_interval
 from aligner.run.errors import InputError
 from aligner.run.terminal import printable, shown, write_line
 
@@ -304,10 +305,7 @@ def fleiss_kappa(ratings: Sequence[tuple[str, ...]]) -> Estimate:
 
 
 def estimate(found: Estimate) -> str:
-    if found["estimate"] is None:
-        return f"undefined ({found['reason']})"
-    interval = "" if found.get("low") is None else f" ({found['low']:.3f} to {found['high']:.3f})"
-    return f"{found['estimate']:.3f}{interval}, n = {found['n']}"
+    return with_interval(found) + ("" if found["estimate"] is None else f", n = {found['n']}")
 
 
 def wins_shown(outcome: Outcome) -> str:

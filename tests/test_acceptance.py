@@ -128,12 +128,7 @@ def test_2_models_in_another_order_change_nothing_but_their_order(folder, monkey
     monkeypatch.setattr(score, "MODELS", dict(reversed(score.MODELS.items())))
     run()
     after = read_json(score.REPORT)
-    assert {part: after[part] for part in before if part != "bradley_terry"} == {
-        part: before[part] for part in before if part != "bradley_terry"
-    }
-    gaps = [found["bradley_terry"]["models"] for found in (before, after)]
-    ranks = [{name: each["estimate"] - found["base"]["estimate"] for name, each in found.items()} for found in gaps]
-    assert ranks[0] == pytest.approx(ranks[1], abs=1e-5)
+    assert after == before
 
 
 def test_2_swapping_two_models_mirrors_the_comparison(folder):
@@ -183,10 +178,9 @@ def test_4_identical_models_are_never_better(folder, n, word):
     rows = random_rows(references)
     report = scored(references, {name: rows["base"] for name in NAMES})
     for pair in report["pairs"].values():
-        assert pair["win_rate"]["estimate"] == 0.5 and pair["p"] == pair["p_holm"] == pair["p_shaffer"] == 1
+        assert pair["win_rate"]["estimate"] == 0.5 and pair["p"] == pair["p_holm"] == 1
         assert pair["decision"]["verdict"].startswith(word)
         assert pair["cannot_be_significant"].startswith("cannot be significant: 0 prompts differ")
-    assert all(each["estimate"] == 0 for each in report["bradley_terry"]["models"].values())
 
 
 # ---- 5: canaries ------------------------------------------------------------------------------------------------------
@@ -247,13 +241,6 @@ def test_7_little_and_even_data_give_numbers_or_reasons(folder, hits):
     assert list(nulls(report)) == []
     verdicts = {name: pair["decision"]["verdict"] for name, pair in report["pairs"].items()}
     assert set(verdicts.values()) <= {"better"} if hits is EDGES["all wins"] else "better" not in verdicts.values()
-
-
-def test_7_all_wins_are_told_as_separation(folder):
-    report = scored(prompts(12), rows_of(EDGES["all wins"]))
-    assert report["bradley_terry"]["separated"] is True
-    strengths = [report["bradley_terry"]["models"][name]["estimate"] for name in NAMES]
-    assert strengths == sorted(strengths) and math.isfinite(strengths[-1])
 
 
 def test_7_no_prompt_and_a_missing_answer_are_named(folder):

@@ -1,6 +1,5 @@
 """Leakage: every kind of overlap is found where it is, nothing else is, and the gate says what to do."""
 
-import random
 import re
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligner import leakage
-from aligner.leakage import Answers, EvalPrompts, held_out_answers, require_clean, words
+from aligner.leakage import EvalPrompts, require_clean, words
 from aligner.run.errors import InputError
 
 TWENTY = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
@@ -190,36 +189,3 @@ def test_the_error_obeys_no_text_of_the_data():
     with pytest.raises(InputError) as caught:
         require_clean(prompts, 0, "eval.jsonl")
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", str(caught.value))
-
-
-# ---- Held-out answers ---------------------------------------------------------------------------------------------------
-
-
-def answers(held_out, *texts):
-    return [Answers(held_out, f"{'v' if held_out else 't'}{number}", [words(text)]) for number, text in enumerate(texts)]
-
-
-def test_held_out_answers_are_counted_at_each_level():
-    """Equal; 13 words; 8 words; nothing; too short for either run."""
-    run = TWENTY.split()
-    held_out = answers(True, TWENTY, "a " + " ".join(run[:13]), "b " + " ".join(run[:8]), "c d e f g h i j k l m n o p", "x y")
-    found = held_out_answers([*held_out, *answers(False, TWENTY, "other words")])
-    assert (found["answers"], found["measured"]) == (5, 5)
-    assert found["exact"] == {"count": 1, "n": 5, "share": 0.2}
-    assert found["ngram_13"] == {"count": 2, "n": 3, "share": 0.6667}
-    assert found["ngram_8"] == {"count": 3, "n": 4, "share": 0.75}
-
-
-def test_of_very_many_held_out_answers_a_sample_is_measured_whatever_their_order(monkeypatch):
-    monkeypatch.setattr(leakage, "HELD_OUT_SAMPLE", 10)
-    held_out, trained = [f"{n} b c d e f g h {n}" for n in range(100)], [f"{n} b c d e f g h x" for n in range(50)]
-    rows = [*answers(True, *held_out), *answers(False, *trained)]
-    found = held_out_answers(rows)
-    assert (found["answers"], found["measured"], found["ngram_8"]["n"]) == (100, 10, 10)
-    assert 0 < found["ngram_8"]["count"] < 10
-    random.Random(3).shuffle(rows)
-    assert held_out_answers(rows) == found
-
-
-def test_no_held_out_answer_is_no_share():
-    assert held_out_answers(answers(False, TWENTY))["exact"] == {"count": 0, "n": 0, "share": None}

@@ -187,7 +187,8 @@ def test_a_measure_that_the_report_gains_gets_a_row(folder):
     rows = page.measures({name: {"precision": found, "hit_rate": found, "health": {}} for name in MODELS}, MODELS)
     assert [row["name"] for row in rows] == ["hit_rate", "precision"]
     assert page.label("some_new_thing") == "Some new thing"
-    assert page.interval(found) == "0.100 to 0.400"
+    assert page.ends(found) == "0.100 to 0.400"
+    assert page.ends(found | {"low": -0.1}) == "\u22120.100 to 0.400" and page.three(-0.25) == "\u22120.250"
 
 
 def test_results_are_those_of_the_report(folder):

@@ -352,7 +352,7 @@ def test_the_report_is_sorted_and_every_null_has_its_reason(folder):
     report = json.loads(text)
     assert text == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     assert list(nulls(report)) == []
-    assert set(report) == {"bradley_terry", "canaries", "clean", "exploratory", "models", "pairs", "prompts", "settings"}
+    assert set(report) == {"canaries", "clean", "exploratory", "models", "pairs", "prompts", "settings"}
 
 
 # ---- Clean prompts ------------------------------------------------------------------------------------------------------

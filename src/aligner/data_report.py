@@ -33,7 +33,7 @@ from aligner.duplicates import (
     near_duplicates,
     shingles,
 )
-from aligner.leakage import Answers, EvalPrompts, digest, words
+from aligner.leakage import EvalPrompts, digest, words
 from aligner.markdown import markdown, table
 from aligner.spool import Scratch
 from aligner.statistics import tango_interval
@@ -116,10 +116,10 @@ class Audit:
         self._digests.append(digest([value.id, *chain(*joined.values())]))
         self._signatures += self._signer.sign(shingles(chain(*parts.values())))
         if isinstance(value, PreferencePair):
-            self._texts.append([value.id, held_out, joined, shortened(value.chosen)])
+            self._texts.append([value.id, joined, shortened(value.chosen)])
             self._add_pair(value.id, joined, row)
         else:
-            self._texts.append([value.id, held_out, joined])
+            self._texts.append([value.id, joined])
             self.lengths.append(len(row["input_ids"]))
             self.trained_tokens += len(row["labels"]) - row["labels"].count(-100)
 
@@ -142,7 +142,6 @@ class Audit:
             "damaged_rows": self.damaged,
             "exact_duplicates": self._exact_duplicates(),
             "near_duplicates": self._near_duplicates(),
-            "held_out_answers": leakage.held_out_answers(_Rows(self._texts)),
         }
         if self.name == "dpo":
             found |= {
@@ -198,7 +197,7 @@ class Audit:
         }
 
     def _shingles(self, number: int) -> set[str]:
-        return shingles(text.split() for texts in self._texts[number][2].values() for text in texts)
+        return shingles(text.split() for texts in self._texts[number][1].values() for text in texts)
 
     def _contradictions(self) -> dict[str, Any]:
         """Pairs of one prompt that teach against each other: what one chooses another rejects."""
@@ -214,7 +213,7 @@ class Audit:
         listed = []
         for key in both[:LISTED]:
             choosing, rejecting = (sorted(map(self._id, numbers[keys == key].tolist())) for keys in (chosen, rejected))
-            answer = self._texts[int(numbers[chosen == key][0])][3]
+            answer = self._texts[int(numbers[chosen == key][0])][2]
             listed.append({"chosen_by": choosing[:SHOWN], "rejected_by": rejecting[:SHOWN], "answer": answer})
         return {
             "pairs": int(involved.sum()),
@@ -236,17 +235,6 @@ class Audit:
             "same_length": tied,
             "median_gap": median(sorted(self.gaps)),
         }
-
-
-class _Rows:
-    """The spooled rows' answers as words; may be walked through any number of times."""
-
-    def __init__(self, texts: Iterable[Any]) -> None:
-        self._texts = texts
-
-    def __iter__(self) -> Iterator[Answers]:
-        for id, held_out, parts, *_ in self._texts:
-            yield Answers(held_out, id, [text.split() for place, texts in parts.items() if place != "prompt" for text in texts])
 
 
 def median(ordered: list[int]) -> int:
@@ -353,9 +341,6 @@ def _count_table(found: dict[str, Any], counts: dict[str, Any]) -> str:
     near = found["near_duplicates"]
     if not near["complete"]:
         rows.append(["near duplicates are more, perhaps", f"the search ended after {near['compared']} comparisons"])
-    for name, how in (("exact", "equal to"), *((name, f"with {n} words in a row of") for name, n in leakage.RUNS.items())):
-        part = found["held_out_answers"][name]
-        rows.append([f"validation answers {how} a training answer", f"{part['count']} of {part['n']}"])
     if bias := found.get("length_bias"):
         rows.append(["longer chosen, 95% interval", f"{bias['low']} to {bias['high']}"])
         rows.append(["mirrored pairs", str(found["contradictions"]["mirrored_pairs"])])

@@ -6,6 +6,7 @@ the method; what is undefined is None, with the reason beside it. Intervals hold
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from aligner import statistics, text_health
 from aligner.answers import Answer
+from aligner.statistics import deviation, mean
 
 # 4/5 - 3/5 is a little more than 0.2 in binary; hit rates that differ at all differ by far more than this.
 ROUNDING = 1e-9
@@ -75,19 +77,6 @@ def differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
 
 def rates(given: Sequence[Answer]) -> list[float]:
     return [answer.rate for answer in given]
-
-
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return math.fsum(values) / len(values)
-
-
-def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation with n-1; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    middle = mean(values)
-    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
 
 
 # ---- One number with what belongs to it ------------------------------------------------------------------------------
@@ -264,7 +253,6 @@ def health(given: Sequence[Answer]) -> dict[str, Estimate]:
         "duplicate": share([True] * duplicates + [False] * (len(texts) - duplicates)),
         "repetition_4": mean_estimate([answer.repetition for answer in given], statistics.paired_t_interval, STUDENT),
         "compression": mean_estimate(compression, statistics.paired_t_interval, STUDENT),
-        "self_bleu": of_all(text_health.self_bleu(texts), texts, "there are fewer than two answers"),
     }
 
 
@@ -345,9 +333,8 @@ def contest(answers: Answers, pair: Pair, concepts: Sequence[Hashable | None], r
     return found | {
         "p_method": "sign-flip permutation of the differences",
         **reach(gaps, rules.alpha),
-        "sign_test": signs_of(found["wins"], found["losses"], rules.alpha),
+        "sign_test": {"p": statistics.sign_test(found["wins"], found["losses"])},
         "detectable": detectable(gaps, rules.alpha),
-        "correlation": correlation(rates(first), rates(second)),
         "length": length_contest(first, second, rules.tie_threshold),
         "length_matched": {
             "similar": of_similar_length(first, second, rules.tie_threshold),
@@ -362,24 +349,9 @@ def reach(gaps: Sequence[float], alpha: float) -> dict[str, Any]:
     smallest = min(1.0, 2.0 ** (1 - decided))
     if smallest < alpha:
         return {"p_smallest_possible": smallest}
-    needed = statistics.fewest_wins(0, alpha)
+    needed = next(wins for wins in itertools.count(1) if 2.0 ** (1 - wins) < alpha)
     note = f"cannot be significant: {decided} prompts differ, and it takes {needed} even if one model wins them all"
     return {"p_smallest_possible": smallest, "cannot_be_significant": note}
-
-
-def signs_of(wins: int, losses: int, alpha: float) -> dict[str, Any]:
-    """The sign test of the outcomes, and how many prompts the winner must win after so many losses for a p below alpha.
-
-    Alone, and as the first of Holm's family of three, where p must fall below alpha / 3.
-    """
-    lost = min(wins, losses)
-    return {
-        "p": statistics.sign_test(wins, losses),
-        "p_mid": statistics.sign_test_midp(wins, losses),
-        "losses": lost,
-        "fewest_wins": statistics.fewest_wins(lost, alpha),
-        "fewest_wins_of_three": statistics.fewest_wins(lost, alpha / 3),
-    }
 
 
 def detectable(gaps: Sequence[float], alpha: float) -> Estimate:
@@ -389,16 +361,6 @@ def detectable(gaps: Sequence[float], alpha: float) -> Estimate:
         return undefined("all differences are equal" if gaps[1:] else TOO_FEW, n=len(gaps))
     effect = statistics.minimum_detectable_effect(spread, len(gaps), alpha, POWER)
     return {"estimate": effect, "n": len(gaps), "alpha": alpha, "power": POWER}
-
-
-def correlation(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Pearson's r of the two models' hit rates: the more they agree, the more the pairing gains."""
-    spreads = deviation(first), deviation(second)
-    if not all(spreads):
-        return undefined("a model has the same rate on all prompts" if first[1:] else TOO_FEW, n=len(first))
-    centres = mean(first), mean(second)
-    products = ((a - centres[0]) * (b - centres[1]) for a, b in zip(first, second, strict=True))
-    return {"estimate": math.fsum(products) / (len(first) - 1) / (spreads[0] * spreads[1]), "n": len(first)}
 
 
 def length_contest(first: Sequence[Answer], second: Sequence[Answer], tie_threshold: float) -> dict[str, Any]:
@@ -525,14 +487,13 @@ def evaluate(
         "pairs": contested,
         "clean": clean(answers, references, pairs, rules),
         "exploratory": exploratory(answers, references, pairs, rules, contested),
-        "bradley_terry": abilities(answers, rules.tie_threshold),
     }
 
 
 def settings(rules: SimpleNamespace) -> dict[str, Any]:
     return {
         "primary_metric": "hit_rate: the mean over prompts of hits / groups",
-        "family": "three pairwise comparisons on the primary metric; p_holm decides, p_shaffer is valid beside it",
+        "family": "three pairwise comparisons on the primary metric; p_holm decides",
         "confidence": 0.95,
         "bootstrap_seed": statistics.RESAMPLING_SEED,
         **vars(rules),
@@ -547,12 +508,11 @@ def contests(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair]
     """The family of three: each pair's comparison with p-values adjusted over all of them, and its verdict."""
     concepts = [reference.get("concept") for reference in references]
     found = [contest(answers, pair, concepts, rules) for pair in pairs]
-    p_values = [each["p"] for each in found]
-    adjusted = zip(statistics.holm(p_values), statistics.shaffer_three(p_values), strict=True)
-    for pair, each, (p_holm, p_shaffer) in zip(pairs, found, adjusted, strict=True):
+    adjusted = statistics.holm([each["p"] for each in found])
+    for pair, each, p_holm in zip(pairs, found, adjusted, strict=True):
         gaps = differences(*(rates(answers[name]) for name in pair))
         outcome = Outcome(each["wins"], each["ties"], each["losses"])
-        each |= {"p_holm": p_holm, "p_shaffer": p_shaffer, "decision": verdict(gaps, outcome, p_holm, rules)}
+        each |= {"p_holm": p_holm, "decision": verdict(gaps, outcome, p_holm, rules)}
     return {name_of(pair): each for pair, each in zip(pairs, found, strict=True)}
 
 
@@ -634,29 +594,6 @@ def health_contest(first: dict[str, list[bool]], second: dict[str, list[bool]]) 
         found[name] = with_interval(estimate, len(table), interval, "Newcombe paired")
         found[name]["p"] = statistics.sign_test(counts[1], counts[2])
     return found
-
-
-def abilities(answers: Answers, tie_threshold: float) -> dict[str, Any]:
-    """Bradley-Terry log-abilities of all models, the first at 0; each prompt is one battle of every two, a tie half a win.
-
-    Intervals by drawing prompts again, since the battles of one prompt depend on each other.
-    """
-    names = list(answers)
-    given = [[answers[name][place].rate for name in names] for place in range(len(answers[names[0]]))]
-    battles = [[[_won(i, j, row, tie_threshold) for j in range(len(names))] for i in range(len(names))] for row in given]
-    matrix = [[math.fsum(battle[i][j] for battle in battles) for j in range(len(names))] for i in range(len(names))]
-    fitted = statistics.bradley_terry(matrix)
-    intervals = statistics.bradley_terry_bootstrap(battles) or [None] * len(names)
-    method = f"Bradley-Terry, percentile bootstrap over prompts, {statistics.BATTLE_RESAMPLES} resamples"
-    models = {
-        name: with_interval(ability, len(given), interval, method, elo=400 / math.log(10) * ability)
-        for name, ability, interval in zip(names, fitted, intervals, strict=True)
-    }
-    return {"models": models, "reference": names[0], "separated": statistics.separated(matrix)}
-
-
-def _won(i: int, j: int, row: Sequence[float], tie_threshold: float) -> float:
-    return 0.0 if i == j else compare([row[i]], [row[j]], tie_threshold).win_rate
 
 
 # ---- What goes into files --------------------------------------------------------------------------------------------

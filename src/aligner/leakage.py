@@ -1,4 +1,4 @@
-"""Was it trained on? Eval prompts against every trained text, and held-out answers against trained ones.
+"""Was it trained on? Eval prompts against every trained text.
 
 Texts are compared as words: letter case, spacing, punctuation and the width of characters play no part. An eval prompt can
 be *equal* to a trained text, or *share a run* of words with it. Levels, each of which includes the ones before:
@@ -12,7 +12,6 @@ Runs below 5 words are not looked for: "what is the law of" is no leak, and a pr
 
 from __future__ import annotations
 
-import heapq
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -32,8 +31,6 @@ RULE = (
     "the prompt, or all of a shorter one, stand in a trained text; each includes those before; runs below 5 words do not count"
 )
 SHOWN_LEAKS = 20
-# Held-out answers whose overlap is measured, those with the smallest digests: so many more would not change the share.
-HELD_OUT_SAMPLE = 2000
 
 # Scripts that are written without spaces: every character counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -168,56 +165,3 @@ def require_clean(prompts: EvalPrompts, largest_share: float, path: str) -> None
 def _told(overlap: dict[str, Any]) -> str:
     how = "equal to" if overlap["level"] == "exact" else f"{overlap['words']} of its {overlap['prompt_words']} words in"
     return f'{how} the {overlap["where"]} of row {overlap["row"]}: "{printable(overlap["shared"])}"'
-
-
-# ---- Training against validation --------------------------------------------------------------------------------------
-
-
-class Answers(NamedTuple):
-    """The answers of one row, as words."""
-
-    held_out: bool
-    id: str
-    answers: list[list[str]]
-
-
-def held_out_answers(rows: Iterable[Answers]) -> dict[str, Any]:
-    """How many held-out answers stand in training answers, as a whole or with 13 or 8 words in a row.
-
-    `rows` is walked through twice. Of very many held-out answers those with the smallest digests are measured.
-    """
-    numbered = ((digest([row.id, *answer]), answer) for row in rows if row.held_out for answer in row.answers)
-    total, sample = 0, []
-    for entry in numbered:
-        total += 1
-        sample.append(entry)
-        if len(sample) >= 2 * HELD_OUT_SAMPLE:
-            sample = heapq.nsmallest(HELD_OUT_SAMPLE, sample)
-    measured = [answer for _, answer in heapq.nsmallest(HELD_OUT_SAMPLE, sample)]
-    sought = {"exact": {" ".join(answer) for answer in measured}}
-    sought |= {name: {gram for answer in measured for gram in grams(answer, n)} for name, n in RUNS.items()}
-    met: dict[str, set[str]] = {name: set() for name in sought}
-    for answer in (answer for row in rows if not row.held_out for answer in row.answers):
-        _meet("exact", [" ".join(answer)], sought, met)
-        for name, n in RUNS.items():
-            _meet(name, grams(answer, n), sought, met)
-    equal = {"exact": _share([" ".join(answer) in met["exact"] for answer in measured])}
-    runs = {name: _share(_met_runs(measured, n, met[name])) for name, n in RUNS.items()}
-    return {"answers": total, "measured": len(measured), **equal, **runs}
-
-
-def _meet(name: str, found: list[str], sought: dict[str, set[str]], met: dict[str, set[str]]) -> None:
-    """Moves what is found from what is sought to what was met, so that it is not looked for again."""
-    if new := sought[name].intersection(found):
-        sought[name] -= new
-        met[name] |= new
-
-
-def _met_runs(answers: list[list[str]], n: int, met: set[str]) -> list[bool]:
-    """For every answer of n words or more, whether one of its runs was met."""
-    return [not met.isdisjoint(grams(answer, n)) for answer in answers if len(answer) >= n]
-
-
-def _share(events: list[bool]) -> dict[str, Any]:
-    share = round(sum(events) / len(events), 4) if events else None
-    return {"count": sum(events), "n": len(events), "share": share}

@@ -1,8 +1,13 @@
-"""Markdown for the reports: tables, and text of models and data that shows as it is and does nothing else."""
+"""What the reports write down: tables, figures with their intervals, and text of others that shows as it is and does nothing."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+# Characters that are shown as U+FFFD and not obeyed: controls other than tab and line feed, and marks of text direction.
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -10,8 +15,38 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
 
 
+def visible(text: str) -> str:
+    """The text with every hidden character as U+FFFD; page.js does the same."""
+    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def markdown(text: str) -> str:
     """Text as Markdown that shows it and does nothing else: no markup, no link, no end of a table cell, no terminal command."""
-    visible = re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
-    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$&]|(?<=www)\.)", r"\\\1", visible)
+    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$&]|(?<=www)\.)", r"\\\1", visible(" ".join(text.split())))
     return escaped.replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/")
+
+
+# ---- Figures -----------------------------------------------------------------------------------------------------------
+
+
+def figure(value: float | None) -> str:
+    """A number with three decimals, a whole number as it is; "undefined" for None."""
+    if value is None:
+        return "undefined"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def interval(estimate: Mapping[str, Any]) -> str:
+    """The two ends of an estimate's interval, "0.380 to 0.440"; empty when it has none."""
+    return "" if estimate.get("low") is None else f"{estimate['low']:.3f} to {estimate['high']:.3f}"
+
+
+def with_interval(estimate: Mapping[str, Any]) -> str:
+    """ "0.412 (0.380 to 0.440)", "0.412" without an interval, or "undefined (why)"."""
+    inside = estimate["reason"] if estimate["estimate"] is None else interval(estimate)
+    return figure(estimate["estimate"]) + (f" ({inside})" if inside else "")
+
+
+def p_value(p: float) -> str:
+    """Four decimals, or "below 0.0001"."""
+    return "below 0.0001" if p < 0.0001 else f"{p:.4f}"

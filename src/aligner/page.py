@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from aligner import blind, charts
 from aligner.answers import Answer
 from aligner.evaluation import compare, name_of
+from aligner.markdown import HIDDEN, figure, interval, p_value, visible
 
 HERE = Path(__file__)
 # What each curve's file shows: a title, the unit of its values, and what to look for.
@@ -48,7 +49,6 @@ LABELS = {
     "distinct_1": "Distinct words",
     "distinct_2": "Distinct pairs of words",
     "distinct_3": "Distinct triples of words",
-    "self_bleu": "Self-BLEU",
     "ead_2": "Distinct pairs of words, adjusted for length",
     "repetition_4": "Repeated runs of four words",
     "echo": "Repeats the prompt",
@@ -100,10 +100,9 @@ FIRST = ("hit_rate", "lift", "all_hit_rate")
 # Of text health, what a reader needs; the rest stands in reports/score.json.
 HEALTH = (
     *("degenerate", "stuffed", "truncated", "empty", "echo", "refusal", "duplicate"),
-    *("repetition_4", "distinct_2", "ead_2", "self_bleu"),
+    *("repetition_4", "distinct_2", "ead_2"),
 )
 OUTCOMES = ("won", "tied", "lost")
-HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 ACTIVE = re.compile(f"[<>&\u2028\u2029{HIDDEN.pattern[1:-1]}]")
 MAIN_PINS = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors", "dvc", "numpy")
 
@@ -129,15 +128,15 @@ def render(sources: Sources) -> str:
     """The whole page as HTML."""
     from markupsafe import Markup
 
-    style, script = part(".css"), part(".js")
+    style, script, data = part(".css"), part(".js"), data_of(sources)
     policy = f"default-src 'none'; script-src {source_hash(script)}; style-src {source_hash(style)}; "
     policy += "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     return template().render(
         policy=policy,
         style=Markup(style),
         script=Markup(script),
-        data=Markup(inert_json(data_of(sources))),
-        run=blind.fingerprint(sources.references, texts_of(sources.answers)),
+        data=Markup(inert_json(data)),
+        run=data["run"],
         **context(sources),
     )
 
@@ -147,8 +146,8 @@ def template() -> Any:
     """page.html, compiled once; every value that it shows is escaped, and one that is missing is an error."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, finalize=visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    shown = {"three": three, "plain": plain, "interval": interval, "p_value": p_value, "signed": signed, "label": label}
+    environment = Environment(autoescape=True, finalize=harmless, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    shown = {"three": three, "plain": plain, "interval": ends, "p_value": p_value, "signed": signed, "label": label}
     environment.filters |= shown
     return environment.from_string(part(".html"))
 
@@ -169,23 +168,20 @@ def inert_json(value: Any) -> str:
     return ACTIVE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def visible(value: Any) -> Any:
-    """What the template writes: in texts of others, control and bidi characters are shown and not obeyed (as in page.js)."""
+def harmless(value: Any) -> Any:
+    """What the template writes: in texts of others, control and bidi characters are shown and not obeyed."""
     from markupsafe import Markup
 
-    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 # ---- Prompts and answers, for page.js ----------------------------------------------------------------------------------
 
 
-def texts_of(answers: dict[str, list[Answer]]) -> dict[str, list[str]]:
-    return {name: [answer.text for answer in given] for name, given in answers.items()}
-
-
 def data_of(sources: Sources) -> dict[str, Any]:
     """What page.js shows and what a blind vote needs. Models have names in one place alone; all else counts them."""
-    run = blind.fingerprint(sources.references, texts_of(sources.answers))
+    texts = {name: [answer.text for answer in given] for name, given in sources.answers.items()}
+    run = blind.fingerprint(sources.references, texts)
     names = list(sources.answers)
     return {
         "run": run,
@@ -380,29 +376,28 @@ def pins_of(requirements: str) -> list[str]:
 # ---- Numbers as people read them ---------------------------------------------------------------------------------------
 
 
+def minus(text: str) -> str:
+    """The text of a number with a true minus."""
+    return text.replace("-", "\u2212")
+
+
 def three(value: float | int | None) -> str:
-    if value is None:
-        return "undefined"
-    return str(value) if isinstance(value, int) else f"{value:.3f}".replace("-", "\u2212")
+    return minus(figure(value))
+
+
+def ends(estimate: dict[str, Any]) -> str:
+    return minus(interval(estimate))
 
 
 def plain(value: Any) -> str:
-    """A number as it stands in the file, with a true minus."""
+    """A number as it stands in the file."""
     if value is None:
         return "undefined"
-    return str(value) if isinstance(value, str) else str(value).replace("-", "\u2212")
-
-
-def interval(found: dict[str, Any]) -> str:
-    return "" if found.get("low") is None else f"{three(float(found['low']))} to {three(float(found['high']))}"
+    return value if isinstance(value, str) else minus(str(value))
 
 
 def signed(value: float) -> str:
-    return f"{value:+g}".replace("-", "\u2212") if value else "0"
-
-
-def p_value(value: float) -> str:
-    return "below 0.0001" if value < 0.0001 else f"{value:.4f}"
+    return minus(f"{value:+g}") if value else "0"
 
 
 def label(name: str) -> str:

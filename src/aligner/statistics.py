@@ -1,4 +1,4 @@
-"""Intervals, tests and models for comparing language models on the same prompts.
+"""Intervals and tests for comparing language models on the same prompts.
 
 Pure functions. An interval is a tuple (low, high); a p-value is a float and two-sided; what is undefined for the data
 at hand is None, and the docstring says when; input that cannot be data raises ValueError with the value. n counts
@@ -23,9 +23,6 @@ LATTICE_TOLERANCE = 1e-12
 LATTICE_POINTS = 2**22
 MOST_ENUMERATED_CLUSTERS = 9
 SIGN_FLIP_OPERATIONS = 2 * 10**9
-PSEUDO_WIN = 0.5
-BATTLE_RESAMPLES = 1000
-MOST_ROUNDS = 5000
 
 
 # ---- Input -----------------------------------------------------------------------------------------------------------
@@ -59,10 +56,32 @@ def _share(name: str, value: float) -> float:
     return float(value)
 
 
+def _tails(confidence: float) -> tuple[float, float]:
+    """alpha/2 and 1 - alpha/2: the two levels between which an interval of this confidence lies."""
+    return (1 - _share("confidence", confidence)) / 2, (1 + confidence) / 2
+
+
 def _same_length(**lists: Sequence[object]) -> None:
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"lists must be of one length, got {lengths}")
+
+
+# ---- Mean and spread -------------------------------------------------------------------------------------------------
+
+
+def mean(values: Iterable[float]) -> float:
+    """The sum, rounded once, over the number of values."""
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation with n-1; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    middle = mean(values)
+    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
 
 
 # ---- Quantiles -------------------------------------------------------------------------------------------------------
@@ -154,20 +173,6 @@ def _tango_variance(wins: int, losses: int, n: int, difference: float) -> float:
     return max(0.0, 2 * q + difference * (1 - difference))
 
 
-def bonett_price_interval(wins: int, ties: int, losses: int, confidence: float = 0.95) -> Interval | None:
-    """The adjusted Wald interval of the net win rate (W-L)/n (Bonett and Price 2012); closed form, close to Tango's.
-
-    p - q +- z sqrt((p + q - (p-q)^2) / (n+2)), p = (W+1)/(n+2), q = (L+1)/(n+2), cut to [-1, 1]. None without data.
-    """
-    wins, ties, losses = _count("wins", wins), _count("ties", ties), _count("losses", losses)
-    n, z = wins + ties + losses, normal_quantile(confidence)
-    if n == 0:
-        return None
-    p, q = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
-    half = z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
-    return max(-1.0, p - q - half), min(1.0, p - q + half)
-
-
 def newcombe_paired_interval(
     both: int,
     only_a: int,
@@ -211,42 +216,16 @@ def _corrected_phi(both: int, only_a: int, only_b: int, neither: int) -> float:
 def sign_test(wins: int, losses: int) -> float:
     """The exact two-sided sign test, which is McNemar's exact test: p = min(1, 2 sum_{i <= min} C(m, i) / 2^m).
 
-    m = wins + losses; ties say nothing about direction. p = 1 when m = 0 (McNemar 1947; Fagerland et al. 2013).
+    m = wins + losses; ties say nothing about direction. p = 1 when m = 0 (McNemar 1947; Fagerland et al. 2013). Computed in
+    whole numbers, so no p-value is too small.
     """
-    tail, _, orders = _sign_tail(wins, losses)
-    return min(1.0, 2 * tail / orders)
-
-
-def sign_test_midp(wins: int, losses: int) -> float:
-    """The mid-p sign test: the probability of the observed count itself is halved, which makes it less conservative.
-
-    p = (2 sum_{i <= min} C(m, i) - C(m, min)) / 2^m; 1 when wins = losses (Fagerland et al. 2013).
-    """
-    tail, observed, orders = _sign_tail(wins, losses)
-    return (2 * tail - observed) / orders if wins != losses else 1.0
-
-
-def _sign_tail(wins: int, losses: int) -> tuple[int, int, int]:
-    """(sum_{i <= k} C(m, i), C(m, k), 2^m) for k the smaller count; whole numbers, so that no p-value is too small."""
     wins, losses = _count("wins", wins), _count("losses", losses)
-    m, k = wins + losses, min(wins, losses)
+    m = wins + losses
     term = tail = 1
-    for i in range(k):
+    for i in range(min(wins, losses)):
         term = term * (m - i) // (i + 1)
         tail += term
-    return tail, term, 2**m
-
-
-def fewest_wins(losses: int, alpha: float = 0.05) -> int:
-    """The fewest wins with which `sign_test` falls below alpha after so many losses: 6 without a loss, 8 after one."""
-    losses, alpha = _count("losses", losses), _share("alpha", alpha)
-    too_few, wins = losses, losses + 1
-    while sign_test(wins, losses) >= alpha:
-        too_few, wins = wins, 2 * wins
-    while wins - too_few > 1:
-        middle = (too_few + wins) // 2
-        too_few, wins = (too_few, middle) if sign_test(middle, losses) < alpha else (middle, wins)
-    return wins
+    return min(1.0, 2 * tail / 2**m)
 
 
 # ---- Differences and scores ------------------------------------------------------------------------------------------
@@ -318,11 +297,11 @@ def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) ->
     """
     values = _numbers("differences", differences)
     _share("confidence", confidence)
-    if len(values) < 2:
+    spread = deviation(values)
+    if spread is None:
         return None
-    mean = math.fsum(values) / len(values)
-    half = t_quantile(len(values) - 1, confidence) * _standard_deviation(values) / math.sqrt(len(values))
-    return mean - half, mean + half
+    half = t_quantile(len(values) - 1, confidence) * spread / math.sqrt(len(values))
+    return mean(values) - half, mean(values) + half
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
@@ -345,11 +324,6 @@ def _median_rank(n: int, confidence: float) -> int:
     return rank
 
 
-def _standard_deviation(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
 def exact_bootstrap_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval | None:
     """The percentile bootstrap interval of the mean without resampling (Efron 1979).
 
@@ -359,7 +333,7 @@ def exact_bootstrap_interval(scores: Sequence[float], confidence: float = 0.95) 
     paired comparison give the differences. None for n < 2, where resampling has nothing to vary.
     """
     values = _numbers("scores", scores)
-    tails = ((1 - _share("confidence", confidence)) / 2, (1 + confidence) / 2)
+    tails = _tails(confidence)
     if len(values) < 2:
         return None
     lattice = _lattice(values)
@@ -399,9 +373,8 @@ def clustered_standard_error(scores: Sequence[float], clusters: Sequence[Hashabl
     count = len(members)
     if count < 2:
         return None
-    n = sum(map(len, members))
-    mean = math.fsum(itertools.chain(*members)) / n
-    squares = math.fsum(math.fsum(value - mean for value in each) ** 2 for each in members)
+    n, middle = sum(map(len, members)), mean(itertools.chain(*members))
+    squares = math.fsum(math.fsum(value - middle for value in each) ** 2 for each in members)
     return math.sqrt(squares * count / (count - 1)) / n
 
 
@@ -429,7 +402,7 @@ def cluster_bootstrap_interval(
     """
     import numpy as np
 
-    tails = ((1 - _share("confidence", confidence)) / 2, (1 + confidence) / 2)
+    tails = _tails(confidence)
     totals = np.array(sorted((math.fsum(each), len(each)) for each in _members(scores, clusters)))
     if len(totals) < 2:
         return None
@@ -462,34 +435,17 @@ def _p_values(p_values: Sequence[float]) -> list[float]:
     return [_within(f"p_values[{index}]", p, 0, 1) for index, p in enumerate(p_values)]
 
 
-def _step_down(p_values: Sequence[float], multipliers: Sequence[int]) -> list[float]:
-    """Adjusted p-values: the r-th smallest times its multiplier, at least as large as the one before, at most 1."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    for index, multiplier in zip(order, multipliers, strict=True):
-        largest = max(largest, min(1.0, multiplier * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given: the r-th smallest of m times m-r+1, made monotone (Holm 1979).
 
     They control the chance of any false claim in the family, whatever the dependence.
     """
     values = _p_values(p_values)
-    return _step_down(values, range(len(values), 0, -1))
-
-
-def shaffer_three(p_values: Sequence[float]) -> list[float]:
-    """Shaffer's adjusted p-values for the three pairwise comparisons of three models: multipliers 3, 1, 1 (S1, 1986).
-
-    If one pair differs, at most one of the two other equalities can hold; so it is valid where Holm pays for two.
-    """
-    values = _p_values(p_values)
-    if len(values) != 3:
-        raise ValueError(f"p_values must be the three of three pairwise comparisons, got {len(values)}: {values}")
-    return _step_down(values, (3, 1, 1))
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
@@ -506,156 +462,14 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _detectable_z(alpha: float, power: float) -> float:
-    return normal_quantile(1 - _share("alpha", alpha)) + NormalDist().inv_cdf(_share("power", power))
-
-
 def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """The true mean difference that n prompts show with this power: (z_{1-alpha/2} + z_power) sd / sqrt(n).
 
     In the units of the differences whose standard deviation is sd. None without prompts (n = 0).
     """
-    sd, n, z = _within("sd", sd, 0, math.inf), _count("n", n), _detectable_z(alpha, power)
+    sd, n = _within("sd", sd, 0, math.inf), _count("n", n)
+    z = normal_quantile(1 - _share("alpha", alpha)) + NormalDist().inv_cdf(_share("power", power))
     return z * sd / math.sqrt(n) if n else None
-
-
-def required_n(variance: float, delta: float, alpha: float = 0.05, power: float = 0.8) -> int:
-    """The prompts it takes to show a mean difference delta: (z_{1-alpha/2} + z_power)^2 variance / delta^2, rounded up.
-
-    `variance` is that of one prompt's difference: omega^2 + sigma_A^2/K_A + sigma_B^2/K_B for K samples a prompt
-    (Miller 2024, section 5). At least 1.
-    """
-    variance, z = _within("variance", variance, 0, math.inf), _detectable_z(alpha, power)
-    if _number("delta", delta) <= 0:
-        raise ValueError(f"delta must be > 0, got {delta!r}")
-    return max(1, math.ceil(z**2 * variance / delta**2))
-
-
-# ---- Bradley-Terry ---------------------------------------------------------------------------------------------------
-
-
-def bradley_terry(win_matrix: Sequence[Sequence[float]]) -> list[float] | None:
-    """Log-abilities b with P(i beats j) = 1 / (1 + exp(b_j - b_i)), by maximum likelihood; the first item is 0.
-
-    win_matrix[i][j] counts the wins of i over j; a tie is half a win for each (Bradley and Terry 1952). Elo points are
-    400/ln 10 times b. When some items never lose to the others (`separated`), the likelihood has no maximum, and every
-    pair that met gets half a pseudo-win on each side. None when two items are not linked by any chain of battles.
-    """
-    import numpy as np
-
-    wins = np.array(_win_matrix(win_matrix))
-    met = (wins + wins.T) > 0
-    if not _all_reachable(met):
-        return None
-    if separated(win_matrix):
-        wins = wins + PSEUDO_WIN * met
-    free = _newton(lambda abilities: _battle_derivatives(wins, abilities), np.zeros(len(wins) - 1))
-    return [0.0, *map(float, free)]
-
-
-def separated(win_matrix: Sequence[Sequence[float]]) -> bool:
-    """Is there a set of items that never lost to the rest? Then no finite abilities are most likely (Ford 1957).
-
-    So it is unless every item can be reached from every other by a chain of wins.
-    """
-    beaten = [[won > 0 for won in row] for row in _win_matrix(win_matrix)]
-    return not (_all_reachable(beaten) and _all_reachable([list(column) for column in zip(*beaten, strict=True)]))
-
-
-def bradley_terry_bootstrap(battles: Sequence[Sequence[Sequence[float]]], confidence: float = 0.95) -> list[Interval] | None:
-    """Percentile intervals of the log-abilities when prompts, each with all its battles, are drawn again (first item: 0, 0).
-
-    battles[i] is the win matrix of prompt i, in which every two items meet. 1,000 resamples with a pinned seed, as counts of
-    equal prompts, so that the order of prompts plays no part; fitted all at once by minorisation-maximisation (Hunter 2004,
-    Annals of Statistics 32, 384-406); separated resamples get pseudo-wins as in `bradley_terry`. None for n < 2.
-    """
-    import numpy as np
-
-    tails = ((1 - _share("confidence", confidence)) / 2, (1 + confidence) / 2)
-    if len(battles) < 2:
-        return None
-    kinds, counts = np.unique(np.array([_win_matrix(matrix) for matrix in battles]), axis=0, return_counts=True)
-    generator = np.random.Generator(np.random.PCG64(RESAMPLING_SEED))
-    drawn = generator.multinomial(len(battles), counts / len(battles), size=BATTLE_RESAMPLES)
-    abilities = _fit_many(np.tensordot(drawn.astype(float), kinds, axes=1))
-    bounds = np.quantile(abilities, tails, axis=0, method="inverted_cdf").T
-    return [(float(low), float(high)) for low, high in bounds]
-
-
-def _fit_many(wins):
-    """Log-abilities, shape (resamples, items), of win matrices of shape (resamples, items, items), the first item at 0."""
-    import numpy as np
-
-    items = wins.shape[1]
-    reached = ((wins > 0) | np.eye(items, dtype=bool)).astype(float)
-    for _ in range(items):
-        reached = (reached @ reached > 0).astype(float)
-    wins = wins + PSEUDO_WIN * (~np.all(reached > 0, axis=(1, 2)))[:, None, None] * (1 - np.eye(items))
-    battles, won, strength = wins + wins.transpose(0, 2, 1), wins.sum(axis=2), np.ones(wins.shape[:2])
-    for _ in range(MOST_ROUNDS):
-        raised = won / (battles / (strength[:, :, None] + strength[:, None, :])).sum(axis=2)
-        raised /= raised[:, :1]
-        done = np.abs(np.log(raised / strength)).max() < 1e-10
-        strength = raised
-        if done:
-            break
-    return np.log(strength)
-
-
-def _win_matrix(win_matrix: Sequence[Sequence[float]]) -> list[list[float]]:
-    rows = [_numbers(f"win_matrix[{index}]", row) for index, row in enumerate(win_matrix)]
-    if not rows or any(len(row) != len(rows) for row in rows):
-        raise ValueError(f"win_matrix must be square, got rows of {[len(row) for row in rows]}")
-    for index, row in enumerate(rows):
-        if min(row) < 0 or row[index] != 0:
-            raise ValueError(f"win_matrix[{index}] must hold counts >= 0, and 0 against itself, got {row}")
-    return rows
-
-
-def _all_reachable(edges: Sequence[Sequence[bool]]) -> bool:
-    """Does a path lead from the first node to every other?"""
-    seen, waiting = {0}, [0]
-    while waiting:
-        node = waiting.pop()
-        found = {other for other, edge in enumerate(edges[node]) if edge} - seen
-        seen |= found
-        waiting += found
-    return len(seen) == len(edges)
-
-
-def _battle_derivatives(wins, abilities):
-    """Log-likelihood, gradient and Hessian of the abilities of all items but the first."""
-    import numpy as np
-
-    b = np.concatenate([[0.0], abilities])
-    gap = b[:, None] - b[None, :]
-    chance = 0.5 * (1 + np.tanh(gap / 2))
-    battles = wins + wins.T
-    information = battles * chance * (1 - chance)
-    value = -(wins * np.logaddexp(0, -gap)).sum()
-    gradient = (wins - battles * chance).sum(axis=1)
-    hessian = information - np.diag(information.sum(axis=1))
-    return value, gradient[1:], hessian[1:, 1:]
-
-
-def _newton(derivatives: Callable, start):
-    """The maximum of a concave function by Newton's method, a step halved while it leads down.
-
-    derivatives(x) -> value, gradient, Hessian. The caller makes sure that a finite maximum exists.
-    """
-    import numpy as np
-
-    x = start
-    value, gradient, hessian = derivatives(x)
-    for _ in range(200):
-        step = -np.linalg.solve(hessian, gradient)
-        while derivatives(x + step)[0] < value - 1e-12 * abs(value):
-            step = step / 2
-        x = x + step
-        value, gradient, hessian = derivatives(x)
-        if np.all(np.abs(step) <= 1e-12 * (1 + np.abs(x))):
-            break
-    return x
 
 
 # ---- Judge preferences, as AlpacaEval reports them -------------------------------------------------------------------
@@ -679,11 +493,11 @@ def pairwise_summary(preferences: Sequence[float | None]) -> dict[str, float | i
     standard error when n_total < 2.
     """
     shares = [share for share in _preferences(preferences) if share is not None]
-    n, draws = len(shares), shares.count(0.5)
+    n, draws, spread = len(shares), shares.count(0.5), deviation(shares)
     wins = sum(share > 0.5 for share in shares)
     return {
         "win_rate": 100 * math.fsum(shares) / n if n else None,
-        "standard_error": 100 * _standard_deviation(shares) / math.sqrt(n) if n > 1 else None,
+        "standard_error": None if spread is None else 100 * spread / math.sqrt(n),
         "n_wins": wins,
         "n_wins_base": n - wins - draws,
         "n_draws": draws,
@@ -708,7 +522,7 @@ def length_controlled_win_rate(
     model, baseline = _numbers("lengths", lengths), _numbers("baseline_lengths", baseline_lengths)
     _same_length(preferences=shares, lengths=model, baseline_lengths=baseline)
     gaps = [theirs - ours for ours, theirs in zip(model, baseline, strict=True)]
-    spread = _standard_deviation(gaps) if len(gaps) > 1 else 0.0
+    spread = deviation(gaps)
     rows = [(math.tanh(gap / spread), y) for gap, y in zip(gaps, shares, strict=True) if spread and y is not None]
     if len(rows) < 3 or _separated_by_length(rows):
         return {"estimate": None, "standard_error": None}
@@ -743,6 +557,26 @@ def _fit_intercept(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
     residual = y - 0.5 * (1 + np.tanh((weights[0] + weights[1] * x) / 2))
     inverse = np.linalg.inv(derivatives(weights)[2])
     return float(weights[0]), float((inverse @ _gram(design, residual**2) @ inverse)[0, 0])
+
+
+def _newton(derivatives: Callable, start):
+    """The maximum of a concave function by Newton's method, a step halved while it leads down.
+
+    derivatives(x) -> value, gradient, Hessian. The caller makes sure that a finite maximum exists.
+    """
+    import numpy as np
+
+    x = start
+    value, gradient, hessian = derivatives(x)
+    for _ in range(200):
+        step = -np.linalg.solve(hessian, gradient)
+        while derivatives(x + step)[0] < value - 1e-12 * abs(value):
+            step = step / 2
+        x = x + step
+        value, gradient, hessian = derivatives(x)
+        if np.all(np.abs(step) <= 1e-12 * (1 + np.abs(x))):
+            break
+    return x
 
 
 def _gram(design, weights):

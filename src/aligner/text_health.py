@@ -4,11 +4,8 @@ Everything here is a pure function of texts. A *token* is one match of `\\w+|[^\
 or one punctuation mark. A quantity without a value (a ratio over nothing) is None, never 0.0 or NaN.
 """
 
-import math
-import random
 import re
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -17,10 +14,6 @@ FEWEST_PERIODS = 4
 FEWEST_LOOP_TOKENS = 16
 COMPRESSION_LIMIT = 5.0
 FEWEST_COMPRESSED_CHARACTERS = 200
-SELF_BLEU_SAMPLE = 200
-SELF_BLEU_SEED = 0
-BLEU_ORDER = 4
-UNMATCHED = 0.1
 REFUSAL_OPENING = 200
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -124,22 +117,17 @@ def _check_order(n: int) -> None:
         raise ValueError(f"n must be an integer of at least 1, got {n!r}")
 
 
-def distinct(texts: Sequence[str], n: int) -> float | None:
-    """distinct-n: different n-grams / all n-grams, over all texts together (Li et al. 2016, arXiv 1510.03055).
-
-    In (0, 1]; it falls with length, so compare it at like lengths only. None when no text has n tokens.
-    """
-    [(different, total)], _ = count_ngrams([texts], n)
-    return different / total if total else None
-
-
 def count_ngrams(corpora: Sequence[Sequence[str]], n: int) -> tuple[list[tuple[int, int]], int]:
-    """(different n-grams, all n-grams) of each corpus, and how many different ones there are in all corpora together."""
+    """(different n-grams, all n-grams) of each corpus, and how many different ones there are in all corpora together.
+
+    distinct-n (Li et al. 2016, arXiv 1510.03055) is different / all; it falls with length, so compare it at like lengths only.
+    """
     _check_order(n)
     seen: list[set[tuple[str, ...]]] = [set() for _ in corpora]
     totals = [0] * len(seen)
     for number, texts in enumerate(corpora):
-        _check_texts(texts)
+        if isinstance(texts, str):
+            raise ValueError(f"texts must be a list of strings, got the one string {texts!r}")
         for text in texts:
             grams = _ngrams(_tokens(_checked(text)), n)
             seen[number].update(grams)
@@ -158,11 +146,6 @@ def adjusted_distinct(different: int, total: int, vocabulary: int) -> float | No
     return different / (vocabulary * (1 - ((vocabulary - 1) / vocabulary) ** total)) if total else None
 
 
-def _check_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise ValueError(f"texts must be a list of strings, got the one string {texts!r}")
-
-
 def repetition(text: str, n: int) -> float:
     """rep-n: 1 - different n-grams / all n-grams of one text (Welleck et al. 2020, arXiv 1908.04319).
 
@@ -171,63 +154,3 @@ def repetition(text: str, n: int) -> float:
     _check_order(n)
     grams = _ngrams(tokens(text), n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def self_bleu(texts: Sequence[str]) -> float | None:
-    """Self-BLEU-4: the mean BLEU of each text against all others as references (Zhu et al. 2018, arXiv 1802.01886).
-
-    In [0, 1]; 1 when all say the same. Of more than 200 texts a fixed sample of 200 is taken, the same in whatever
-    order they come. None with fewer than two texts, where there is no other to compare with.
-    """
-    _check_texts(texts)
-    if len(texts) < 2:
-        return None
-    if len(texts) > SELF_BLEU_SAMPLE:
-        texts = random.Random(SELF_BLEU_SEED).sample(sorted(texts), SELF_BLEU_SAMPLE)
-    sequences = [tokens(text) for text in texts]
-    references = [_References(sequences, order) for order in range(1, BLEU_ORDER + 1)]
-    return math.fsum(_bleu(sequences, index, references) for index in range(len(sequences))) / len(sequences)
-
-
-class _References:
-    """The n-gram counts of all texts, and for n-grams of several texts the two largest, so that a text can be left out."""
-
-    def __init__(self, sequences: Sequence[Sequence[str]], order: int):
-        self.counts = [Counter(_ngrams(sequence, order)) for sequence in sequences]
-        spread = Counter(gram for counts in self.counts for gram in counts)
-        self.largest = {gram: (0, 0) for gram, texts in spread.items() if texts > 1}
-        for counts in self.counts:
-            for gram in counts.keys() & self.largest.keys():
-                first, second = self.largest[gram]
-                self.largest[gram] = (max(first, counts[gram]), max(second, min(first, counts[gram])))
-
-    def clipped_precision(self, index: int) -> tuple[int, int]:
-        """(matches, n-grams) of text `index`; an n-gram matches at most as often as the richest other text has it."""
-        counts = self.counts[index]
-        shared = counts.keys() & self.largest.keys()
-        matches = sum(min(counts[gram], self._elsewhere(gram, counts[gram])) for gram in shared)
-        return matches, max(1, counts.total())
-
-    def _elsewhere(self, gram: tuple[str, ...], own: int) -> int:
-        first, second = self.largest[gram]
-        return second if own == first else first
-
-
-def _bleu(sequences: Sequence[Sequence[str]], index: int, references: Sequence[_References]) -> float:
-    """BLEU-4 of one text against the others: brevity penalty * geometric mean of the four clipped precisions.
-
-    Smoothing method 1 of Chen and Cherry 2014, as nltk has it: no match counts as 0.1 matches; no shared word gives 0.
-    """
-    precisions = [reference.clipped_precision(index) for reference in references]
-    if precisions[0][0] == 0:
-        return 0.0
-    logs = [math.log((matches or UNMATCHED) / total) for matches, total in precisions]
-    return _brevity_penalty(sequences, index) * math.exp(math.fsum(logs) / BLEU_ORDER)
-
-
-def _brevity_penalty(sequences: Sequence[Sequence[str]], index: int) -> float:
-    """exp(1 - r/c) for c tokens, fewer than r: the nearest length among the others (of two as near, the shorter)."""
-    length = len(sequences[index])
-    others = (len(sequence) for position, sequence in enumerate(sequences) if position != index)
-    nearest = min(others, key=lambda other: (abs(other - length), other))
-    return 1.0 if length > nearest else math.exp(1 - nearest / length)
