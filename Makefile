@@ -25,7 +25,7 @@ lint: $(READY)       ## Check the style
 	@$(BIN)/ruff check .
 
 verify: $(READY)     ## Run the whole pipeline afresh in a temporary clone; compare every output with dvc.lock (as long as repro)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/verify.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/verify.py
 
 SEEDS := 18 19 20 21
 
@@ -33,8 +33,8 @@ seeds: $(READY)      ## Repeat the run with four other seeds (a quarter of an ho
 	@for seed in $(SEEDS); do PATH="$(CURDIR)/$(BIN):$$PATH"; \
 		dvc exp remove --quiet seed-$$seed 2>/dev/null; dvc exp run --queue --name seed-$$seed -S seed=$$seed; done
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc exp run --run-all
-	@$(BIN)/python docs/seeds.py $(SEEDS)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/render.py
+	@$(BIN)/python tools/seeds.py $(SEEDS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/render_readme.py
 
 bench: $(READY)      ## Measure ours against stock trl on this machine (below 20 minutes on two quiet cores; leave it alone meanwhile)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py

@@ -8,7 +8,7 @@ weights. Matrix products take turns with the steps.
 The second table is computed and not measured: TinyLlama-1.1B by the formulas of benchmarks/flops.py, on this CPU at the share of
 the matrix products' rate that the widest model reaches here, on one GPU at two shares of a rate that stands below, and on eight.
 
-writes  docs/growth.csv, docs/expected.csv (docs/growth.py shows them)
+writes  docs/growth.csv, docs/expected.csv (tools/growth_page.py shows them)
 command python benchmarks/growth.py [--quick] [--threads N]          about a quarter of an hour
 """
 

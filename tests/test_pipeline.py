@@ -38,7 +38,7 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class Fresh:
-    """The run of the clone, as benchmarks/verify.py does it and compares it."""
+    """The run of the clone, as tools/verify.py does it and compares it."""
 
     outdated: dict[str, list[str]]  # stages whose inputs are not those of the committed dvc.lock
     results: list[Any]
@@ -70,7 +70,7 @@ def test_repro_writes_exactly_the_declared_files(clone: Clone) -> None:
 
 
 def test_dvc_lock_is_of_this_code(fresh: Fresh) -> None:
-    """The committed results are of the committed code, data and parameters. If not: dvc repro, python docs/render.py, commit."""
+    """The committed results are of the committed code, data and parameters. If not: dvc repro, python tools/render_readme.py, commit."""
     assert fresh.outdated == {}
 
 

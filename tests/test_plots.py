@@ -110,7 +110,7 @@ def scales(value):
 
 def test_the_page_holds_the_bundle_of_the_pinned_library():
     """Nobody has to trust a megabyte of script: it is, byte for byte, what vl-convert-python of requirements.txt makes."""
-    assert PAGE.read_text(encoding="utf-8") == script().page(), "run: python docs/plots.py --page"
+    assert PAGE.read_text(encoding="utf-8") == script().page(), "run: python tools/plots.py --page"
 
 
 def test_the_page_names_no_script_of_others_and_carries_their_licences():

@@ -1,4 +1,4 @@
-"""benchmarks/verify.py: what it compares, how far it says two outputs are apart, and whole runs of it on a small pipeline."""
+"""tools/verify.py: what it compares, how far it says two outputs are apart, and whole runs of it on a small pipeline."""
 
 from __future__ import annotations
 

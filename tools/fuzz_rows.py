@@ -9,7 +9,7 @@ file that breaks a rule (`crash-…` in the corpus folder), which then belongs i
 atheris is not pinned in requirements.txt: it is needed for this alone and has no wheel for macOS or Windows.
 
 command pip install atheris
-        PYTHONPATH=src:tests python benchmarks/fuzz_rows.py [--seconds 600] [--corpus FOLDER] [FILE …]    FILE: try these again
+        PYTHONPATH=src:tests python tools/fuzz_rows.py [--seconds 600] [--corpus FOLDER] [FILE …]    FILE: try these again
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Composes data/raw: SFT examples and preference pairs, hand-written and more from the concept bank, and the bank's concepts.
 
-reads   data/bank/*.yaml, data/written/*.jsonl (written by hand; model_failures.jsonl by data/failures.py)
+reads   data/bank/*.yaml, data/written/*.jsonl (written by hand; model_failures.jsonl by models/base/failures.py)
 writes  data/raw/sft_examples.jsonl, data/raw/dpo_pairs.jsonl, data/raw/concepts.jsonl
-command python data/compose.py       (a test asserts that data/raw holds what this writes)
+command python models/base/compose.py       (a test asserts that data/raw holds what this writes)
 
 Every sentence is hand-written; what is composed is the answer. Examples and pairs use only concepts with `role: train`, and
 only question forms that no eval prompt uses. A chosen answer defines the concept and names most of its key ideas, each once, and
@@ -14,14 +14,12 @@ from __future__ import annotations
 import json
 import random
 import re
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-DATA = Path(__file__).parent
-sys.path.insert(0, str(DATA.parent / "models" / "base"))
+from corpus import Concept, read_bank
 
-from corpus import Concept, read_bank  # noqa: E402
+DATA = Path(__file__).resolve().parents[2] / "data"
 
 SEED = 17
 TOPICS = {"markov_chains": "markov chains", "probability": "probability", "time_series": "time series"}
@@ -177,7 +175,7 @@ def ask(question: str, concept: Concept) -> str:
 
 
 def failure_row(failure: dict, concepts: dict[str, Concept]) -> dict:
-    """A failed answer of the SFT model (data/failures.py) beside one that goes on well from where it failed."""
+    """A failed answer of the SFT model (models/base/failures.py) beside one that goes on well from where it failed."""
     rng = random.Random(f"{SEED} {failure['id']}")
     concept, rejected = concepts[failure["concept"]], failure["rejected"]
     start = sound_start(concept, rejected)

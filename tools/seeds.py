@@ -1,8 +1,8 @@
-"""Gathers the runs of several seeds into docs/seeds.csv, from which docs/render.py makes README's table.
+"""Gathers the runs of several seeds into docs/seeds.csv, from which tools/render_readme.py makes README's table.
 
 reads   the last run, and the newest experiments of the names seed-N
 writes  docs/seeds.csv
-command make seeds                      (queues the experiments, runs them, then this and docs/render.py)
+command make seeds                      (queues the experiments, runs them, then this and tools/render_readme.py)
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ bytes are at hand too (in Git or in this checkout's DVC cache), by SHA-256, and 
 
 reads   the last commit; docs/verified.json: the kinds of machine that are known to give the bytes of dvc.lock
 writes  nothing here; with --record, this kind of machine into docs/verified.json
-command python benchmarks/verify.py            also: make verify. As long as dvc repro, which it runs
+command python tools/verify.py            also: make verify. As long as dvc repro, which it runs
 exits   0 all outputs have the bytes of dvc.lock; 1 one has not, or the pipeline failed: the clone is kept; 130 interrupted
 """
 

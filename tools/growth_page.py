@@ -2,7 +2,7 @@
 
 reads   docs/growth.csv, docs/expected.csv           (benchmarks/growth.py writes them)
 writes  docs/performance.md (between its markers), docs/images/growth.svg
-command python docs/growth.py
+command python tools/growth_page.py
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from render import IMAGES, between
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "performance.md"
 AXES = {
     "rows": "rows in one pass (time: the pass)",

@@ -3,7 +3,7 @@
 On a tiny random model whose stages save a checkpoint at every step, slowly; every second kill falls into the writing of one. The
 uninterrupted run saves none. The moments are random steps of the whole run, and a random part of a second after each.
 
-command PYTHONPATH=src:tests:models/base python benchmarks/kills.py [--times N] [--seed N]
+command PYTHONPATH=src:tests:models/base python tools/kills.py [--times N] [--seed N]
         10 kills a stage unless told otherwise; a minute or two
 """
 

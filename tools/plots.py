@@ -2,8 +2,8 @@
 
 reads   what `dvc plots show` reads: plots/*.csv and models/base/loss.csv, drawn as .dvc/plots/*.json say
 writes  dvc_plots/*.svg, dvc_plots/*.png; with --page .dvc/plots.html, which .dvc/config names
-command python docs/plots.py            after dvc repro
-        python docs/plots.py --page     after a new version of vl-convert-python
+command python tools/plots.py            after dvc repro
+        python tools/plots.py --page     after a new version of vl-convert-python
 """
 
 from __future__ import annotations

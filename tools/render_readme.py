@@ -2,7 +2,7 @@
 
 reads   metrics/*.json, plots/*.csv, reports/score.json, data/generated/*.jsonl, data/prepared/references.jsonl, .dvc/plots
 writes  README.md (between its markers), docs/images/*.svg
-command python docs/render.py          after dvc repro
+command python tools/render_readme.py          after dvc repro
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _rows(path: str) -> list[dict]:
 
 
 def pictures() -> None:
-    """Two of the plots as SVG, as docs/plots.py draws them all."""
+    """Two of the plots as SVG, as tools/plots.py draws them all."""
     import plots
 
     drawn = plots.specifications()

@@ -2,29 +2,27 @@
 
 reads   data/bank/*.yaml, models/sft, the base model (of the last dvc repro)
 writes  data/written/model_failures.jsonl: id, concept, fault, prompt, rejected
-command python data/failures.py        then python data/compose.py, which puts a good answer of the same length beside each
+command PYTHONPATH=src python models/base/failures.py        then python models/base/compose.py, which puts a good answer of the same length beside each
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "data")]
+import compose
+from corpus import Concept, read_bank
 
-import compose  # noqa: E402
-
-import generate  # noqa: E402
+import generate
 from aligner.keywords.groups import hits
-from aligner.keywords.text import prepare  # noqa: E402
+from aligner.keywords.text import prepare
+from aligner.model import runtime
 from aligner.model.loading import load_chat
-from aligner.model.runtime import quiet, runtime
-from aligner.run import params as parameters  # noqa: E402
-from corpus import Concept, read_bank  # noqa: E402
+from aligner.run import params as parameters
+
+ROOT = Path(__file__).resolve().parents[2]
 
 QUESTIONS = (
     "Write a short paragraph about {name}.",
@@ -56,9 +54,9 @@ def main() -> None:
 def answer(prompts: list[str]) -> list[str]:
     """Greedy answers of the SFT model, by the code of the generate stage."""
     params = parameters.load(generate.PARAMS)
-    quiet()
-    chat = load_chat(params.models)
-    model = generate.load_model(params.models, runtime(params.models, params.seed), chat, Path("models/sft"))
+    started = runtime.start(params.model_entry, params.seed)
+    chat = load_chat(params.model_entry)
+    model = generate.load_model(params.model_entry, started, chat, Path("models/sft"))
     rows = [{"id": str(place), "prompt_ids": chat.prompt((("user", prompt),))} for place, prompt in enumerate(prompts)]
     found = dict(generate.answer_all(model, rows, chat, params, "sft"))
     return [found[str(place)]["answer"] for place in range(len(prompts))]
