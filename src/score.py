@@ -27,20 +27,13 @@ from aligner.concepts import Catalogue
 from aligner.errors import InputError
 from aligner.evaluation import evaluate, mean, name_of, rounded
 from aligner.files import read_json, read_jsonl, write_csv, write_json, write_text
-from aligner.markdown import markdown, table
+from aligner.markdown import interval, markdown, outcome_table, table, three
 from aligner.records import Run, run_stage
+from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
 
 # What the page tells of the run; nothing that is compared depends on it.
 SHOWN = ["dpo", "generate", "lora", "model", "models.${model}", "prepare", "seed", "sft"]
 PARAMS = [*SHOWN, "score"]
-REFERENCES = Path("data/prepared/references.jsonl")
-CONCEPTS = Path("data/prepared/concepts.jsonl")
-MODELS = {
-    "base": Path("data/generated/base.jsonl"),
-    "sft": Path("data/generated/sft.jsonl"),
-    "dpo": Path("data/generated/dpo.jsonl"),
-}
-PAIRS = [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
 METRICS = Path("metrics/score.json")
 HIT_RATE = Path("plots/hit_rate.csv")
 TOPICS = Path("plots/topics.csv")
@@ -91,24 +84,6 @@ def main(run: Run) -> None:
     write_text(PAGE, page.render(page_sources(params, report, references, answers)))
     run.note(metrics=metrics)
     run.phase("write")
-
-
-def read_references() -> list[dict[str, Any]]:
-    references = list(read_jsonl(REFERENCES))
-    if not references:
-        raise InputError(f"{REFERENCES} holds no prompt; give some in the file that prepare.eval names in params.yaml")
-    return references
-
-
-def read_answers(path: Path, references: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a model's answers in the order of the references; every prompt must have one."""
-    rows = {row["id"]: row for row in read_jsonl(path)}
-    missing = [reference["id"] for reference in references if reference["id"] not in rows]
-    if missing or len(rows) != len(references):
-        raise InputError(
-            f"{path} does not answer the prompts of {REFERENCES} ({len(missing)} missing). Run: dvc repro --force generate"
-        )
-    return [rows[reference["id"]] for reference in references]
 
 
 def score_answers(
@@ -226,16 +201,6 @@ def model_table(models: dict[str, Any]) -> str:
     return table(columns, rows)
 
 
-def outcome_table(pairs: dict[str, Any]) -> str:
-    rows = []
-    for name, found in pairs.items():
-        counts, rate = (str(found[outcome]) for outcome in ("wins", "ties", "losses")), found["win_rate"]
-        words = filter(None, [found["decision"]["verdict"], found.get("cannot_be_significant")])
-        decided = [f"{found['p_holm']:.2g}", "; ".join(words)]
-        rows.append([name.replace("_vs_", " over "), *counts, three(rate), interval(rate), *decided])
-    return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval", "adjusted p", "verdict"], rows)
-
-
 def prompt_section(reference: dict[str, Any], given: dict[str, Answer]) -> list[str]:
     """A heading, and a table with one column a model: its hits, its answer, and the ideas that it named, others' included."""
     about = ", ".join(filter(None, [reference["topic"], reference.get("kind", "").replace("_", " ")]))
@@ -255,14 +220,6 @@ def foreign_ideas(answer: Answer) -> str:
     """The ideas of other concepts in an answer, each with a concept that it belongs to."""
     ideas = (f"{page.idea(group)} ({concept})" for concept, group in answer.ideas.foreign)
     return f"foreign: {', '.join(ideas) or 'none'}"
-
-
-def three(found: dict[str, Any]) -> str:
-    return "undefined" if found["estimate"] is None else f"{found['estimate']:.3f}"
-
-
-def interval(found: dict[str, Any]) -> str:
-    return "undefined" if found.get("low") is None else f"{found['low']:.3f} to {found['high']:.3f}"
 
 
 if __name__ == "__main__":
