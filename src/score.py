@@ -25,23 +25,16 @@ from aligner.answers import Answer, Control, canaries, examine
 from aligner.concepts import Catalogue
 from aligner.evaluation import evaluate, mean, name_of, rounded
 from aligner.files import read_json, read_jsonl, write_csv, write_json, write_text
-from aligner.markdown import figure, interval, markdown, table
+from aligner.markdown import figure, markdown, outcome_table, table, two_cells
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
+from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
 
 # What the page tells of the run; nothing that is compared depends on it.
 SHOWN = ["dpo", "generate", "lora", "model", "models.${model}", "prepare", "seed", "sft"]
 PARAMS = [*SHOWN, "score"]
-REFERENCES = Path("data/prepared/references.jsonl")
-CONCEPTS = Path("data/prepared/concepts.jsonl")
-MODELS = {
-    "base": Path("data/generated/base.jsonl"),
-    "sft": Path("data/generated/sft.jsonl"),
-    "dpo": Path("data/generated/dpo.jsonl"),
-}
-PAIRS = [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
 METRICS = Path("metrics/score.json")
 HIT_RATE = Path("plots/hit_rate.csv")
 TOPICS = Path("plots/topics.csv")
@@ -92,24 +85,6 @@ def main(run: Run) -> None:
     write_text(PAGE, page.render(page_sources(params, report, references, answers)))
     run.note(metrics=metrics)
     run.phase("write")
-
-
-def read_references() -> list[dict[str, Any]]:
-    references = list(read_jsonl(REFERENCES))
-    if not references:
-        raise InputError(f"{REFERENCES} holds no prompt; give some in the file that prepare.eval names in params.yaml")
-    return references
-
-
-def read_answers(path: Path, references: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a model's answers in the order of the references; every prompt must have one."""
-    rows = {row["id"]: row for row in read_jsonl(path)}
-    missing = [reference["id"] for reference in references if reference["id"] not in rows]
-    if missing or len(rows) != len(references):
-        raise InputError(
-            f"{path} does not answer the prompts of {REFERENCES} ({len(missing)} missing). Run: dvc repro --force generate"
-        )
-    return [rows[reference["id"]] for reference in references]
 
 
 def score_answers(
@@ -224,21 +199,6 @@ def model_table(models: dict[str, Any]) -> str:
         rows.append([name, *two_cells(rate), *others, figure(ended)])
     columns = ["model", "hit rate", "95% interval", "lift", "precision", "95% interval", "all ideas named", "ended by itself"]
     return table(columns, rows)
-
-
-def outcome_table(pairs: dict[str, Any]) -> str:
-    rows = []
-    for name, found in pairs.items():
-        counts, rate = (str(found[outcome]) for outcome in ("wins", "ties", "losses")), found["win_rate"]
-        words = filter(None, [found["decision"]["verdict"], found.get("cannot_be_significant")])
-        decided = [f"{found['p_holm']:.2g}", "; ".join(words)]
-        rows.append([name.replace("_vs_", " over "), *counts, *two_cells(rate), *decided])
-    return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval", "adjusted p", "verdict"], rows)
-
-
-def two_cells(estimate: dict[str, Any]) -> list[str]:
-    """The estimate and its interval, one cell each."""
-    return [figure(estimate["estimate"]), interval(estimate) or "undefined"]
 
 
 def prompt_section(reference: dict[str, Any], given: dict[str, Answer]) -> list[str]:

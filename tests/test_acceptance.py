@@ -34,6 +34,7 @@ from aligner import statistics
 from aligner.evaluation import comparison
 from aligner.files import read_json, write_jsonl
 from aligner.run.errors import InputError
+from aligner.scoring import inputs
 
 ROOT = Path(__file__).parent.parent
 WORDS = "mean variance event outcome".split()
@@ -76,7 +77,7 @@ def rows_of(hits):
 
 
 def lay_out(references, rows):
-    write_jsonl(score.REFERENCES, references)
+    write_jsonl(inputs.REFERENCES, references)
     write_jsonl(score.CONCEPTS, [])
     for name, path in score.MODELS.items():
         write_jsonl(path, rows[name])

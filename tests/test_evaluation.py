@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from test_statistics import PHI2, differences_of
 
 from aligner import answers as single
-from aligner import evaluation, statistics
-from aligner import keywords
+from aligner import evaluation, keywords, statistics
 from aligner.answers import Answer, Control, canaries, examine
 from aligner.concepts import Catalogue, Foreign, Ideas
 from aligner.evaluation import comparison, evaluate, rounded

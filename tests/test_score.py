@@ -22,6 +22,7 @@ import score
 from aligner.evaluation import Outcome, compare
 from aligner.files import read_json, write_jsonl
 from aligner.run.errors import InputError
+from aligner.scoring import inputs
 
 ROOT = Path(__file__).parent.parent
 TAIL = "and then the talk goes on for a while, about the weather, the garden, a train to the sea."
@@ -89,7 +90,7 @@ def write_params(tie_threshold, **others):
 
 
 def write_inputs(references=REFERENCES, answers=ANSWERS, order=lambda rows: rows, concepts=CONCEPTS):
-    write_jsonl(score.REFERENCES, references)
+    write_jsonl(inputs.REFERENCES, references)
     write_jsonl(score.CONCEPTS, concepts)
     for name, path in score.MODELS.items():
         write_jsonl(path, order([answer_row(id, text) for id, text in answers[name].items()]))

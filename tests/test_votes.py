@@ -12,7 +12,8 @@ from aligner import blind
 from aligner.data.reader import check
 from aligner.evaluation import Outcome
 from aligner.files import write_jsonl
-from aligner.run.errors import InputError
+from aligner.judging import agreement
+from aligner.judging import votes as judging
 
 PROMPTS = {"p1": "What is a mean?", "p2": "What is a median?", "p3": "What is a mode?", "p4": "What is a range?"}
 ANSWERS = {name: {id: f"{name} says: {prompt}" for id, prompt in PROMPTS.items()} for name in ("base", "sft", "dpo")}
@@ -24,9 +25,9 @@ RUN = blind.fingerprint(REFERENCES, {name: list(given.values()) for name, given 
 def folder(tmp_path, monkeypatch):
     """A working folder that holds the answers which the votes are about."""
     monkeypatch.chdir(tmp_path)
-    write_jsonl(votes.REFERENCES, REFERENCES)
+    write_jsonl(judging.REFERENCES, REFERENCES)
     for name, given in ANSWERS.items():
-        write_jsonl(votes.GENERATED / f"{name}.jsonl", [{"id": id, "answer": answer} for id, answer in given.items()])
+        write_jsonl(judging.GENERATED / f"{name}.jsonl", [{"id": id, "answer": answer} for id, answer in given.items()])
     return tmp_path
 
 
@@ -51,7 +52,7 @@ def run(*files, pairs=None, run=None):
 
 
 def of(*rows):
-    return [votes.read_vote(each, f"v:{line}") for line, each in enumerate(rows, start=1)]
+    return [judging.read_vote(each, f"v:{line}") for line, each in enumerate(rows, start=1)]
 
 
 # ---- Sides --------------------------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def test_a_bad_vote_is_told_with_file_line_and_kind(folder, kind, monkeypatch):
 def test_what_is_no_json_is_told_and_the_rest_is_read(folder):
     lines = [json.dumps(row("p1", "dpo")), "", "{'python': 1}", "[]", json.dumps(row("p2", "dpo"))]
     (folder / "broken.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    read, problems = votes.read_votes(["broken.jsonl"], RUN, votes.read_run())
+    read, problems = judging.read_votes(["broken.jsonl"], RUN, judging.read_run())
     assert [vote.place for vote in read] == ["broken.jsonl:1", "broken.jsonl:5"]
     assert [problem.split(": ")[:2] for problem in problems] == [
         ["broken.jsonl:3", "python_repr"],
@@ -140,11 +141,11 @@ def test_no_vote_at_all_is_no_success(folder):
 
 def test_a_missing_file_is_named(folder):
     with pytest.raises(InputError, match="gone.jsonl: missing_file"):
-        votes.read_votes(["gone.jsonl"], RUN, None)
+        judging.read_votes(["gone.jsonl"], RUN, None)
 
 
 def test_votes_on_an_earlier_run_are_accepted_by_its_name(folder):
-    (folder / votes.GENERATED / "dpo.jsonl").unlink()
+    (folder / judging.GENERATED / "dpo.jsonl").unlink()
     code, told = run([row("p1", "dpo")])
     assert code == 1 and f"--run {RUN}" in told
     assert run([row("p1", "dpo")], run=RUN)[0] == 0
@@ -162,7 +163,7 @@ def test_wins_count_a_prompt_once_by_the_majority_of_its_raters():
     """p1: dpo twice; p2: one each, a tie; p3: both bad; p4: sft against a tie."""
     cast = [("p1", "dpo", "ann"), ("p1", "dpo", "bob"), ("p2", "dpo", "ann"), ("p2", "sft", "bob"), ("p3", "both bad", "ann")]
     cast += [("p4", "sft", "ann"), ("p4", "tie", "bob")]
-    assert votes.majority_outcome(("dpo", "sft"), of(*(row(*each) for each in cast))) == Outcome(wins=1, ties=2, losses=1)
+    assert agreement.majority_outcome(("dpo", "sft"), of(*(row(*each) for each in cast))) == Outcome(wins=1, ties=2, losses=1)
 
 
 def test_position_bias_counts_the_votes_for_one_answer():
@@ -170,17 +171,17 @@ def test_position_bias_counts_the_votes_for_one_answer():
     made = [row(id, "tie") for id in PROMPTS] + [row("p1", "tie", "bob")]
     for each, verdict in zip(made, ("A", "A", "B", "tie", "both bad"), strict=True):
         each["verdict"] = verdict
-    found = votes.left_side(of(*made))
+    found = agreement.left_side(of(*made))
     assert (found["estimate"], found["n"]) == (2 / 3, 3)
     assert (round(found["low"], 4), round(found["high"], 4)) == (0.2077, 0.9385)
-    assert votes.left_side(of(row("p1", "tie")))["reason"]
+    assert agreement.left_side(of(row("p1", "tie")))["reason"]
 
 
 def test_cohen_kappa_of_the_textbook():
     """50 items: 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no. p_o = .7, p_e = .5 * .6 + .5 * .4 = .5, kappa = .4."""
     ratings = [("y", "y")] * 20 + [("y", "n")] * 5 + [("n", "y")] * 10 + [("n", "n")] * 15
-    assert votes.cohen_kappa(ratings)["estimate"] == pytest.approx(0.4)
-    assert votes.agreement(ratings)["estimate"] == 0.7
+    assert agreement.cohen_kappa(ratings)["estimate"] == pytest.approx(0.4)
+    assert agreement.agreement(ratings)["estimate"] == 0.7
 
 
 def test_fleiss_kappa_of_the_textbook():
@@ -188,10 +189,10 @@ def test_fleiss_kappa_of_the_textbook():
     table = """0 0 0 0 14; 0 2 6 4 2; 0 0 3 5 6; 0 3 9 2 0; 2 2 8 1 1; 7 7 0 0 0; 3 2 6 3 0; 2 5 3 2 2; 6 5 2 1 0; 0 2 2 3 7"""
     counts = [map(int, line.split()) for line in table.split(";")]
     ratings = [tuple("".join(name * count for name, count in zip("abcde", line, strict=True))) for line in counts]
-    assert votes.fleiss_kappa(ratings)["estimate"] == pytest.approx(0.210, abs=0.0005)
+    assert agreement.fleiss_kappa(ratings)["estimate"] == pytest.approx(0.210, abs=0.0005)
 
 
-@pytest.mark.parametrize("kappa", [votes.cohen_kappa, votes.fleiss_kappa])
+@pytest.mark.parametrize("kappa", [agreement.cohen_kappa, agreement.fleiss_kappa])
 def test_an_undefined_kappa_says_why(kappa):
     assert "always chose the same" in kappa([("dpo", "dpo")] * 5)["reason"]
     assert "no prompt was judged" in kappa([])["reason"]
@@ -221,7 +222,7 @@ def test_three_raters_have_fleiss_kappa(folder):
 def test_pairs_take_the_majority_and_leave_the_rest_out():
     cast = [("p1", "dpo", "ann"), ("p1", "dpo", "bob"), ("p1", "sft", "cem"), ("p2", "dpo", "ann"), ("p2", "sft", "bob")]
     cast += [("p3", "tie", "ann"), ("p4", "both bad", "ann")]
-    pairs, left_out = votes.preference_pairs(of(*(row(*each) for each in cast)))
+    pairs, left_out = judging.preference_pairs(of(*(row(*each) for each in cast)))
     assert [(pair["prompt"], pair["chosen"], pair["rejected"]) for pair in pairs] == [
         (PROMPTS["p1"], ANSWERS["dpo"]["p1"], ANSWERS["sft"]["p1"])
     ]
@@ -231,7 +232,7 @@ def test_pairs_take_the_majority_and_leave_the_rest_out():
 def test_an_empty_answer_makes_no_pair():
     vote = row("p1", "dpo")
     vote["left_answer"] = " "
-    assert votes.preference_pairs(of(vote)) == ([], {"without two different texts": 1})
+    assert judging.preference_pairs(of(vote)) == ([], {"without two different texts": 1})
 
 
 def test_no_preference_at_all_writes_no_file(folder):
@@ -248,8 +249,8 @@ def voted(tmp_path, monkeypatch):
     references = workspace.rows("data/prepared/references.jsonl")
     answers = {name: {row["id"]: f"{name} on {row['id']}" for row in references} for name in ("base", "sft")}
     for name, given in answers.items():
-        write_jsonl(votes.GENERATED / f"{name}.jsonl", [{"id": id, "answer": answer} for id, answer in given.items()])
-    judged = votes.read_run()
+        write_jsonl(judging.GENERATED / f"{name}.jsonl", [{"id": id, "answer": answer} for id, answer in given.items()])
+    judged = judging.read_run()
     rows = []
     for reference in references:
         left, right = blind.sides(5, judged.run, ("base", "sft"), reference["id"])

@@ -13,7 +13,6 @@ from collections import Counter
 from pathlib import Path
 
 import compose
-from corpus import Concept, read_bank
 
 import generate
 from aligner.keywords.groups import hits
@@ -21,6 +20,7 @@ from aligner.keywords.text import prepare
 from aligner.model import runtime
 from aligner.model.loading import load_chat
 from aligner.run import params as parameters
+from corpus import Concept, read_bank
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -50,3 +50,19 @@ def with_interval(estimate: Mapping[str, Any]) -> str:
 def p_value(p: float) -> str:
     """Four decimals, or "below 0.0001"."""
     return "below 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def two_cells(estimate: Mapping[str, Any]) -> list[str]:
+    """The estimate and its interval, one cell each."""
+    return [figure(estimate["estimate"]), interval(estimate) or "undefined"]
+
+
+def outcome_table(pairs: Mapping[str, Any]) -> str:
+    """Won, tied and lost prompts of every pair, its win rate with the interval, the adjusted p and the verdict."""
+    rows = []
+    for name, found in pairs.items():
+        counts = (str(found[outcome]) for outcome in ("wins", "ties", "losses"))
+        words = filter(None, [found["decision"]["verdict"], found.get("cannot_be_significant")])
+        decided = [f"{found['p_holm']:.2g}", "; ".join(words)]
+        rows.append([name.replace("_vs_", " over "), *counts, *two_cells(found["win_rate"]), *decided])
+    return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval", "adjusted p", "verdict"], rows)

@@ -1,0 +1,36 @@
+"""The answers of all models and the prompts that they answer, as score, judge and votes read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aligner.files import read_jsonl
+from aligner.run.errors import InputError
+
+REFERENCES = Path("data/prepared/references.jsonl")
+CONCEPTS = Path("data/prepared/concepts.jsonl")
+MODELS = {
+    "base": Path("data/generated/base.jsonl"),
+    "sft": Path("data/generated/sft.jsonl"),
+    "dpo": Path("data/generated/dpo.jsonl"),
+}
+PAIRS = [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
+
+
+def read_references() -> list[dict[str, Any]]:
+    references = list(read_jsonl(REFERENCES))
+    if not references:
+        raise InputError(f"{REFERENCES} holds no prompt; give some in the file that prepare.eval names in params.yaml")
+    return references
+
+
+def read_answers(path: Path, references: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a model's answers in the order of the references; every prompt must have one."""
+    rows = {row["id"]: row for row in read_jsonl(path)}
+    missing = [reference["id"] for reference in references if reference["id"] not in rows]
+    if missing or len(rows) != len(references):
+        raise InputError(
+            f"{path} does not answer the prompts of {REFERENCES} ({len(missing)} missing). Run: dvc repro --force generate"
+        )
+    return [rows[reference["id"]] for reference in references]
