@@ -26,7 +26,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from aligner.evaluation import name_of, rounded
 from aligner.files import read_jsonl, write_json, write_text
 from aligner.judging import canaries, contest, report, verdicts
 from aligner.judging.endpoint import Endpoint, ask_missing, key_of
@@ -36,6 +35,8 @@ from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.terminal import printable, write_line
 from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
+from aligner.scoring.pairs import name_of
+from aligner.scoring.report import rounded
 
 CACHE = Path(".cache/judge")
 REPORT = Path("reports/judge.json")

@@ -20,13 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aligner import data_report
+from aligner.data import report
+from aligner.data.audit import Audit, Listed
 from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, SftExample
+from aligner.data.leakage import EvalPrompts, require_clean
 from aligner.data.reader import Ledger, Row, check, read_rows
+from aligner.data.spool import Scratch
 from aligner.data.tokenise import pair_row, sft_row, tokenised
-from aligner.data_report import Audit, Listed
 from aligner.files import write_json, write_jsonl, write_text
-from aligner.leakage import EvalPrompts, require_clean
 from aligner.model.chat import Chat
 from aligner.model.hub import TOKENIZER_FILES, model_folder
 from aligner.run import params as parameters
@@ -34,7 +35,6 @@ from aligner.run.errors import InputError
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
 from aligner.run.terminal import bar
-from aligner.spool import Scratch
 
 PARAMS = [
     "model",
@@ -80,7 +80,7 @@ def main(run: Run) -> None:
         concepts, concept_ledger = prepare_concepts(params.prepare)
         require_clean(seen, params.prepare.max_leakage, params.prepare.eval)
         run.phase("read")
-        report = data_report.whole_report({"sft": sft.audit, "dpo": dpo.audit}, seen, eval_warnings)
+        report = report.whole_report({"sft": sft.audit, "dpo": dpo.audit}, seen, eval_warnings)
         run.phase("report")
         for name, part in {"sft": sft, "dpo": dpo}.items():
             part.train.move_to(PREPARED / f"{name}_train.jsonl")
@@ -89,7 +89,7 @@ def main(run: Run) -> None:
     write_jsonl(PREPARED / "references.jsonl", flagged(references, seen))
     write_jsonl(PREPARED / "concepts.jsonl", concepts)
     write_json(PREPARED / "chat.json", {"fingerprint": chat.fingerprint, "end_id": chat.end_id, "pad_id": chat.pad_id})
-    found = data_report.metrics(report)
+    found = report.metrics(report)
     metrics = {
         "sft_data": summary(sft) | found["sft_data"],
         "dpo_data": summary(dpo) | found["dpo_data"],
@@ -98,7 +98,7 @@ def main(run: Run) -> None:
     }
     write_json(METRICS, metrics)
     write_json(REPORT, report)
-    write_text(PAGE, data_report.page(report, metrics))
+    write_text(PAGE, report.page(report, metrics))
     ledgers = {"sft": sft.ledger, "dpo": dpo.ledger, "eval": eval_ledger, "concepts": concept_ledger}
     run.note(metrics=metrics, ledger={name: ledger.line() for name, ledger in ledgers.items()})
 

@@ -20,17 +20,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from aligner import page
-from aligner.answers import Answer, Control, canaries, examine
-from aligner.concepts import Catalogue
-from aligner.evaluation import evaluate, mean, name_of, rounded
+from aligner.statistics import mean
 from aligner.files import read_json, read_jsonl, write_csv, write_json, write_text
-from aligner.markdown import figure, markdown, outcome_table, table, two_cells
+from aligner.report import page
+from aligner.report.side_by_side import side_by_side
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
+from aligner.scoring.answers import Answer, Control, examine
+from aligner.scoring.canaries import canaries
+from aligner.scoring.concepts import Catalogue
 from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
+from aligner.scoring.pairs import name_of
+from aligner.scoring.report import evaluate, rounded
 
 # What the page tells of the run; nothing that is compared depends on it.
 SHOWN = ["dpo", "generate", "lora", "model", "models.${model}", "prepare", "seed", "sft"]
@@ -173,53 +176,6 @@ def length_rows(answers: dict[str, list[Answer]]) -> Iterator[list[Any]]:
     for name, given in answers.items():
         for (words, rate), count in sorted(Counter((answer.words, answer.rate) for answer in given).items()):
             yield [name, words, rate, count]
-
-
-def side_by_side(references: list[dict], answers: dict[str, list[Answer]], report: dict[str, Any]) -> str:
-    """Every prompt with the answers of all models beside each other, as Markdown."""
-    precise = "Precision is the share of key ideas named that belong to the concept asked about, as far as a prompt names one."
-    threshold = report["settings"]["tie_threshold"]
-    rule = f"Two answers tie when their hit rates {f'differ by no more than {threshold:g}' if threshold else 'are equal'}."
-    parts = [
-        "# Answers side by side",
-        f"{len(references)} prompts. A hit is a key idea that the answer names, in any of its wordings. {precise} {rule}",
-        model_table(report["models"]),
-        outcome_table(report["pairs"]),
-    ]
-    for index, reference in enumerate(references):
-        parts += prompt_section(reference, {name: given[index] for name, given in answers.items()})
-    return "\n\n".join(parts) + "\n"
-
-
-def model_table(models: dict[str, Any]) -> str:
-    rows = []
-    for name, found in models.items():
-        rate, ended = found["hit_rate"], 1 - found["health"]["truncated"]["estimate"]
-        others = [figure(found["lift"]["estimate"]), *two_cells(found["precision"]), figure(found["all_hit_rate"]["estimate"])]
-        rows.append([name, *two_cells(rate), *others, figure(ended)])
-    columns = ["model", "hit rate", "95% interval", "lift", "precision", "95% interval", "all ideas named", "ended by itself"]
-    return table(columns, rows)
-
-
-def prompt_section(reference: dict[str, Any], given: dict[str, Answer]) -> list[str]:
-    """A heading, and a table with one column a model: its hits, its answer, and the ideas that it named, others' included."""
-    about = ", ".join(filter(None, [reference["topic"], reference.get("kind", "").replace("_", " ")]))
-    titles = [f"{name}: {answer.keyword.hits} of {answer.keyword.groups}" for name, answer in given.items()]
-    texts = [markdown(answer.text) or "(empty)" for answer in given.values()]
-    named = [markdown(", ".join(named_ideas(answer, reference["keywords"]))) or "none" for answer in given.values()]
-    foreign = [markdown(foreign_ideas(answer)) for answer in given.values() if answer.ideas is not None]
-    rows = [row for row in (texts, named, foreign) if row]
-    return [f"## {markdown(reference['prompt'])}", f"`{reference['id']}`, {markdown(about)}", table(titles, rows)]
-
-
-def named_ideas(answer: Answer, groups: list[str | dict]) -> list[str]:
-    return [page.idea(group) for group, hit in zip(groups, answer.keyword.matched, strict=True) if hit]
-
-
-def foreign_ideas(answer: Answer) -> str:
-    """The ideas of other concepts in an answer, each with a concept that it belongs to."""
-    ideas = (f"{page.idea(group)} ({concept})" for concept, group in answer.ideas.foreign)
-    return f"foreign: {', '.join(ideas) or 'none'}"
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ from test_score import FILES, FROM_OTHER_STAGES, TAIL, run, write_params
 
 import score
 from aligner import statistics
-from aligner.evaluation import comparison
 from aligner.files import read_json, write_jsonl
 from aligner.run.errors import InputError
 from aligner.scoring import inputs
+from aligner.scoring.pairs import comparison
 
 ROOT = Path(__file__).parent.parent
 WORDS = "mean variance event outcome".split()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligner import keywords
-from aligner.concepts import Catalogue, Foreign, Ideas, joined
 from aligner.keywords.groups import _read
+from aligner.scoring.concepts import Catalogue, Foreign, Ideas, joined
 
 CONCEPTS = [
     {"concept": "mean", "keywords": ["sum", {"any": ["average", "centre of mass"]}], "text": "The sum over n, not the product."},

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from aligner.concepts import Catalogue
 from aligner.keywords.groups import hits
 from aligner.keywords.text import prepare
+from aligner.scoring.concepts import Catalogue
 
 DATA = Path(__file__).parent.parent / "data"
 BANK = [entry for path in sorted((DATA / "bank").glob("*.yaml")) for entry in YAML(typ="safe").load(path)]

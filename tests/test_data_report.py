@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 from support.workspace import RAW, Workspace, eval_rows, pair_rows, sft_rows
 
-from aligner import data_report, spool
+from aligner.data import audit, spool
+from aligner.data.audit import Listed
 from aligner.data.row_warnings import text_warnings
-from aligner.data_report import Listed
 
 ROOT = Path(__file__).parent.parent
 LONG = "The mean of many values is their sum over their number, and it moves when a single value is far from all of the others"
@@ -188,7 +188,7 @@ def test_the_report_is_the_same_under_any_hash_seed(reported, workspace, seed):
 
 
 def test_lists_are_capped_and_counts_are_not(monkeypatch):
-    monkeypatch.setattr(data_report, "LISTED", 3)
+    monkeypatch.setattr(audit, "LISTED", 3)
     for order in (range(20), range(19, -1, -1)):
         listed = Listed()
         for number in order:

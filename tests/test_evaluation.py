@@ -18,14 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_statistics import PHI2, differences_of
 
-from aligner import answers as single
-from aligner import evaluation, keywords, statistics
-from aligner.answers import Answer, Control, canaries, examine
-from aligner.concepts import Catalogue, Foreign, Ideas
-from aligner.evaluation import comparison, evaluate, rounded
+from aligner import keywords, statistics
 from aligner.keywords import scorer
 from aligner.keywords.scorer import KeywordScore
 from aligner.run.errors import InputError
+from aligner.scoring import canaries, estimates, models, pairs
+from aligner.scoring.answers import Answer, Control, examine
+from aligner.scoring.canaries import canaries
+from aligner.scoring.concepts import Catalogue, Foreign, Ideas
+from aligner.scoring.pairs import comparison
+from aligner.scoring.report import evaluate, rounded
 
 PAIRS = [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
 RULES = SimpleNamespace(tie_threshold=0, alpha=0.05, equivalence_margin=0.05)
@@ -86,7 +88,7 @@ def test_rates_of_one_model_by_hand():
 
 def test_quantiles_lie_between_the_values():
     """Of 0 to 20: the 5th percentile is 1, the median 10, the 95th 19."""
-    assert evaluation.quantiles(range(20, -1, -1)) == {"p5": 1, "p50": 10, "p95": 19, "mean": 10}
+    assert estimates.quantiles(range(20, -1, -1)) == {"p5": 1, "p50": 10, "p95": 19, "mean": 10}
 
 
 def test_shares_of_bad_signs():
@@ -96,7 +98,7 @@ def test_shares_of_bad_signs():
         answer(1),
         answer(2, flags=("stuffed", "degenerate")),
     ]
-    found = evaluation.health(given)
+    found = models.health(given)
     counts = {name: each["count"] for name, each in found.items() if "count" in each}
     raised = {"empty": 1, "truncated": 1, "stuffed": 1, "degenerate": 1, "duplicate": 2, "shared": 3, "refusal": 1}
     assert counts == raised | {"echo": 0, "loop": 0, "forbidden": 0}
@@ -111,7 +113,7 @@ def speaking(*ideas):
 
 def test_precision_by_hand():
     """Own 2, 1, 0 of 2, 2, 1 named: 3/5. Residuals 4/5, -1/5, -3/5: SE sqrt(3/2 * 26/25) / 5, t with 2 degrees of freedom."""
-    found = evaluation.precision(speaking((2, 0), (1, 1), (0, 1)))
+    found = models.precision(speaking((2, 0), (1, 1), (0, 1)))
     assert [found[name] for name in ("estimate", "n", "own", "foreign", "silent", "without_concept")] == [0.6, 3, 3, 2, 0, 0]
     assert found["standard_error"] == pytest.approx(math.sqrt(1.5 * 1.04) / 5)
     assert found["low"] == 0 and found["high"] == 1
@@ -120,13 +122,13 @@ def test_precision_by_hand():
 
 def test_precision_of_right_wrong_and_mixed_answers():
     right, wrong, mixed = ([each] * 20 for each in ((3, 0), (0, 3), (2, 2)))
-    estimates = [evaluation.precision(speaking(*each))["estimate"] for each in (right, wrong, mixed, right + wrong)]
+    estimates = [models.precision(speaking(*each))["estimate"] for each in (right, wrong, mixed, right + wrong)]
     assert estimates == [1, 0, 0.5, 0.5]
 
 
 def test_silent_answers_and_prompts_without_a_concept_change_neither_precision_nor_its_interval():
     spoken = [(2, 0), (1, 1), (3, 1), (0, 1), (2, 1)]
-    alone, among = (evaluation.precision(speaking(*each)) for each in (spoken, [(0, 0), *spoken, None, (0, 0)]))
+    alone, among = (models.precision(speaking(*each)) for each in (spoken, [(0, 0), *spoken, None, (0, 0)]))
     assert (among["silent"], among["without_concept"], among["n"]) == (2, 1, 5)
     assert among | {"silent": 0, "without_concept": 0} == alone
     assert 0 < alone["low"] < alone["estimate"] < alone["high"] <= 1
@@ -134,16 +136,16 @@ def test_silent_answers_and_prompts_without_a_concept_change_neither_precision_n
 
 @pytest.mark.parametrize("silent", [0, 99])
 def test_one_answer_that_speaks_has_no_interval_however_many_are_silent(silent):
-    found = evaluation.precision(speaking((2, 1), *[(0, 0)] * silent))
+    found = models.precision(speaking((2, 1), *[(0, 0)] * silent))
     assert found["estimate"] == pytest.approx(2 / 3) and found["n"] == 1
-    assert found["low"] is found["high"] is None and found["reason"] == evaluation.TOO_FEW
+    assert found["low"] is found["high"] is None and found["reason"] == estimates.TOO_FEW
 
 
 @pytest.mark.parametrize("ideas", [(2, 0), (0, 2), (2, 1), (1, 6)])
 def test_answers_of_one_precision_prove_no_exact_value(ideas):
-    found = evaluation.precision(speaking(*[ideas] * 7))
+    found = models.precision(speaking(*[ideas] * 7))
     assert found["estimate"] == pytest.approx(ideas[0] / sum(ideas))
-    assert found["low"] is found["high"] is None and found["reason"] == evaluation.ALL_ALIKE
+    assert found["low"] is found["high"] is None and found["reason"] == models.ALL_ALIKE
 
 
 @pytest.mark.parametrize(
@@ -155,15 +157,15 @@ def test_answers_of_one_precision_prove_no_exact_value(ideas):
     ],
 )
 def test_precision_of_nothing_is_undefined_with_a_reason(ideas, reason):
-    found = evaluation.precision(speaking(*ideas))
+    found = models.precision(speaking(*ideas))
     assert (found["estimate"], found["reason"], found["n"]) == (None, reason, 0)
 
 
 @given(st.lists(st.none() | st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=20), st.randoms())
 @settings(deadline=None, max_examples=100)
 def test_precision_lies_in_its_interval_and_no_order_changes_it(ideas, source):
-    found = evaluation.precision(speaking(*ideas))
-    assert rounded(found) == rounded(evaluation.precision(speaking(*source.sample(ideas, len(ideas)))))
+    found = models.precision(speaking(*ideas))
+    assert rounded(found) == rounded(models.precision(speaking(*source.sample(ideas, len(ideas)))))
     assert list(nulls(found)) == []
     if found.get("low") is not None:
         assert 0 <= found["low"] <= found["estimate"] <= found["high"] <= 1
@@ -195,7 +197,7 @@ def test_phi2_comparison(pair):
 
 def test_the_interval_of_the_mean_difference_changes_at_a_hundred_prompts():
     gaps = [0.5, 0.0, -0.25, 0.25] * 25
-    small, large = (evaluation.difference_estimate(each) for each in (gaps[:99], gaps))
+    small, large = (estimates.difference_estimate(each) for each in (gaps[:99], gaps))
     assert (small["low"], small["high"]) == statistics.exact_bootstrap_interval(gaps[:99])
     assert (large["low"], large["high"]) == statistics.paired_t_interval(gaps)
     assert small["method"] != large["method"]
@@ -238,7 +240,7 @@ def test_the_length_controlled_win_rate_is_that_of_the_outcomes():
     """Twenty prompts, longer on twelve and shorter on eight; the golden runs check the fit itself."""
     source = random.Random(4)
     wins, lengths = [source.choice([0, 0.5, 1]) for _ in range(20)], [30] * 6 + [50] * 6 + [-20] * 4 + [-40] * 4
-    found = evaluation.length_controlled(*of_lengths(wins, lengths), 0)
+    found = pairs.length_controlled(*of_lengths(wins, lengths), 0)
     expected = statistics.length_controlled_win_rate([1 + win for win in wins], [100 + more for more in lengths], [100] * 20)
     assert found["estimate"] == expected["estimate"] / 100 and found["standard_error"] == expected["standard_error"] / 100
     assert (found["raw"], found["n"]) == (sum(wins) / 20, 20)
@@ -249,7 +251,7 @@ def test_the_length_controlled_win_rate_is_that_of_the_outcomes():
 def test_the_length_controlled_win_rate_warns_where_it_is_far_from_the_plain_one():
     """Longer on 16 of 20 and winning 14 of these, shorter on 4 and winning one: length explains much of .75."""
     wins, lengths = [1] * 14 + [0] * 2 + [1] + [0] * 3, [20, 40] * 8 + [-20, -40] * 2
-    found = evaluation.length_controlled(*of_lengths(wins, lengths), 0)
+    found = pairs.length_controlled(*of_lengths(wins, lengths), 0)
     assert found["raw"] == 0.75 and found["estimate"] < 0.65
     assert found["warning"] == f"{100 * (0.75 - found['estimate']):.0f} percentage points from the plain win rate"
 
@@ -257,19 +259,19 @@ def test_the_length_controlled_win_rate_warns_where_it_is_far_from_the_plain_one
 @pytest.mark.parametrize(("shorter", "given"), [(1, False), (2, True)])
 def test_the_length_controlled_win_rate_is_refused_where_one_model_is_nearly_always_longer(shorter, given):
     wins, lengths = [1, 0] * 10, [-30] * shorter + [30 + i for i in range(20 - shorter)]
-    found = evaluation.length_controlled(*of_lengths(wins, lengths), 0)
+    found = pairs.length_controlled(*of_lengths(wins, lengths), 0)
     assert (found["estimate"] is not None) is given
     assert given or found["reason"] == "only 1 of 20 prompts have the opposite order of lengths, below 10%"
 
 
 def test_the_length_controlled_win_rate_of_a_model_that_always_wins_is_undefined():
-    found = evaluation.length_controlled(*of_lengths([1] * 20, [30, -30] * 10), 0)
+    found = pairs.length_controlled(*of_lengths([1] * 20, [30, -30] * 10), 0)
     assert found["estimate"] is None and found["raw"] == 1 and "do not determine the fit" in found["reason"]
 
 
 def test_what_cannot_be_significant_is_said():
     """Five prompts that differ give p = 2/32 at least; six give 2/64."""
-    five, six = (evaluation.reach([0.25] * n + [0.0] * 9, 0.05) for n in (5, 6))
+    five, six = (pairs.reach([0.25] * n + [0.0] * 9, 0.05) for n in (5, 6))
     needed = "cannot be significant: 5 prompts differ, and it takes 6 even if one model wins them all"
     assert five == {"p_smallest_possible": 0.0625, "cannot_be_significant": needed}
     assert six == {"p_smallest_possible": 0.03125}
@@ -278,7 +280,7 @@ def test_what_cannot_be_significant_is_said():
 def test_diversity_by_hand():
     """base: a b, a c: 3 different words of 4; dpo: d d; together a b c d, so V = 4. EAD of base 3 / (4 (1 - (3/4)^4))."""
     texts = {"base": ["a b", "a c"], "dpo": ["d d"]}
-    found = evaluation.diversity({name: [answer(0, text=text) for text in given] for name, given in texts.items()})
+    found = models.diversity({name: [answer(0, text=text) for text in given] for name, given in texts.items()})
     assert found["base"]["distinct_1"]["estimate"] == 0.75 and found["dpo"]["distinct_1"]["estimate"] == 0.5
     assert found["base"]["ead_1"]["estimate"] == pytest.approx(3 / (4 * (1 - 0.75**4)))
     assert found["dpo"]["ead_1"]["vocabulary"] == 4 and found["base"]["ead_2"]["vocabulary"] == 3
@@ -325,11 +327,11 @@ def test_identical_models_are_never_better(n, word):
 
 def test_equivalence_takes_the_margin_and_the_interval_of_two_one_sided_tests():
     gaps = [0.25, -0.25] * 100
-    outcome = evaluation.compare(gaps, [0.0] * 200, 0)
+    outcome = pairs.compare(gaps, [0.0] * 200, 0)
     low, high = statistics.paired_t_interval(gaps, 0.9)
     for margin, word in ((high + 1e-6, "equivalent"), (high - 1e-6, "inconclusive")):
         rules = SimpleNamespace(tie_threshold=0, alpha=0.05, equivalence_margin=margin)
-        found = evaluation.verdict(gaps, outcome, 1.0, rules)
+        found = pairs.verdict(gaps, outcome, 1.0, rules)
         assert found["verdict"].startswith(word)
         assert (found["equivalence_interval"]["low"], found["equivalence_interval"]["high"]) == (low, high)
 
@@ -637,7 +639,7 @@ def test_stuffing_is_what_silences_the_canary_of_all_keywords(monkeypatch):
 
 def test_the_constant_canary_is_not_stuffed_by_its_three_keywords():
     control = Control(canary_references())
-    found = keywords.score(single._constant(control), ["mean", "variance"])
+    found = keywords.score(canaries._constant(control), ["mean", "variance"])
     assert found.matched == (True, True) and found.hits == 2
 
 

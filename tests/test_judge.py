@@ -29,15 +29,16 @@ from support.workspace import REPOSITORY, Params, concept_rows, eval_rows
 
 import judge
 import score
-from aligner import blind, statistics
-from aligner.evaluation import name_of
+from aligner import statistics
 from aligner.files import read_json, write_jsonl
 from aligner.judging import canaries, contest, endpoint, replies, verdicts, votes
 from aligner.judging.endpoint import Endpoint
 from aligner.judging.replies import Candidate, Failure, Reply
 from aligner.judging.verdicts import Duel, Judge, Judgement, Verdict
+from aligner.report import blind
 from aligner.run.errors import InputError
 from aligner.scoring import inputs
+from aligner.scoring.pairs import name_of
 
 KEY = "sk-secret-0123456789"
 ORDER = ("What is a mean?", "A sum.", "A sum over a count.")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligner import leakage
-from aligner.leakage import EvalPrompts, require_clean, words
+from aligner.data import leakage
+from aligner.data.leakage import EvalPrompts, require_clean, words
 from aligner.run.errors import InputError
 
 TWENTY = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"

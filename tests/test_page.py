@@ -16,7 +16,7 @@ from test_score import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, write
 
 import score
 import votes
-from aligner import charts, page
+from aligner.report import charts, labels, page
 from aligner.report.highlight import marks
 from aligner.run import params as parameters
 
@@ -186,7 +186,7 @@ def test_a_measure_that_the_report_gains_gets_a_row(folder):
     found = {"estimate": 0.25, "low": 0.1, "high": 0.4, "n": 3, "method": "x"}
     rows = page.measures({name: {"precision": found, "hit_rate": found, "health": {}} for name in MODELS}, MODELS)
     assert [row["name"] for row in rows] == ["hit_rate", "precision"]
-    assert page.label("some_new_thing") == "Some new thing"
+    assert labels.label("some_new_thing") == "Some new thing"
     assert page.ends(found) == "0.100 to 0.400"
     assert page.ends(found | {"low": -0.1}) == "\u22120.100 to 0.400" and page.three(-0.25) == "\u22120.250"
 
@@ -204,7 +204,7 @@ def test_text_health_and_length_are_shown_beside_the_win_rate(folder):
     shown = html.unescape(written())
     report = json.loads(score.REPORT.read_text())
     for name in page.HEALTH:
-        assert f'<th scope="row">{page.label(name)}</th>' in shown
+        assert f'<th scope="row">{labels.label(name)}</th>' in shown
     pair = report["pairs"]["sft_vs_base"]
     assert pair["length"]["median_difference"]["words"]["low"] is None
     more = page.signed(pair["length"]["median_difference"]["words"]["estimate"])

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from support.workspace import RAW, Workspace, pair_rows, sft_rows
 
 import prepare
-from aligner import spool
-from aligner.data import tokenise
+from aligner.data import spool, tokenise
+from aligner.data.leakage import EvalPrompts
 from aligner.data.tokenise import batches, pair_row, sft_row, tokenised
-from aligner.leakage import EvalPrompts
 from aligner.model.chat import Chat
 from aligner.model.loading import check_chat
 from aligner.run.errors import InputError

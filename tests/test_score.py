@@ -19,10 +19,10 @@ from ruamel.yaml import YAML
 from test_evaluation import nulls
 
 import score
-from aligner.evaluation import Outcome, compare
 from aligner.files import read_json, write_jsonl
 from aligner.run.errors import InputError
 from aligner.scoring import inputs
+from aligner.scoring.pairs import Outcome, compare
 
 ROOT = Path(__file__).parent.parent
 TAIL = "and then the talk goes on for a while, about the weather, the garden, a train to the sea."

@@ -8,12 +8,12 @@ import pytest
 from support.workspace import Workspace
 
 import votes
-from aligner import blind
 from aligner.data.reader import check
-from aligner.evaluation import Outcome
 from aligner.files import write_jsonl
 from aligner.judging import agreement
 from aligner.judging import votes as judging
+from aligner.report import blind
+from aligner.scoring.pairs import Outcome
 
 PROMPTS = {"p1": "What is a mean?", "p2": "What is a median?", "p3": "What is a mode?", "p4": "What is a range?"}
 ANSWERS = {name: {id: f"{name} says: {prompt}" for id, prompt in PROMPTS.items()} for name in ("base", "sft", "dpo")}

@@ -7,11 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from aligner import blind
-from aligner.evaluation import Estimate, Outcome, share, undefined, win_rate
 from aligner.judging.votes import Vote
 from aligner.markdown import with_interval
+from aligner.report import blind
 from aligner.run.terminal import printable
+from aligner.scoring.estimates import Estimate, share, undefined
+from aligner.scoring.pairs import Outcome, win_rate
 
 
 def report(votes: Sequence[Vote]) -> Iterator[str]:

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aligner.evaluation import mean, share, win_rate
+from aligner.statistics import mean
 from aligner.judging.verdicts import Duel, Judgement, Replies, nulls, outcome_of
-from aligner.keywords.groups import hits
-from aligner.page import idea
+from aligner.keywords.groups import hits, idea
+from aligner.scoring.estimates import share
+from aligner.scoring.pairs import win_rate
 
 CANARIES = 20  # prompts
 CONSTANT = (

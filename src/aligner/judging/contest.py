@@ -8,19 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from aligner import statistics
-from aligner.evaluation import (
-    Estimate,
-    Outcome,
-    compare,
-    detectable,
-    difference_estimate,
-    mean,
-    name_of,
-    share,
-    undefined,
-    verdict,
-    win_rate,
-)
+from aligner.statistics import mean
 from aligner.judging.agreement import agreement, balances, cohen_kappa
 from aligner.judging.verdicts import (
     CHOICES,
@@ -39,7 +27,9 @@ from aligner.judging.verdicts import (
 )
 from aligner.judging.votes import Vote
 from aligner.keywords.scorer import Scorer
+from aligner.scoring.estimates import Estimate, detectable, difference_estimate, share, undefined
 from aligner.scoring.inputs import PAIRS
+from aligner.scoring.pairs import Outcome, compare, name_of, verdict, win_rate
 
 FEWEST_OPPOSITE = 0.1  # of the prompts, for a length-controlled win rate
 EXTREME_CHANGE = 0.1  # by length control, from which on it is marked

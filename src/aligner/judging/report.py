@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from aligner.evaluation import Estimate
 from aligner.judging.verdicts import MAX_TOKENS, SYSTEM, TEMPERATURE, TOP_LOGPROBS, USER, Judge, Replies
 from aligner.markdown import figure, interval, markdown, outcome_table, table, with_interval
+from aligner.scoring.estimates import Estimate
 from aligner.scoring.inputs import MODELS
 
 

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aligner.evaluation import Outcome
 from aligner.judging.replies import Candidate, Failure, Reply, request_key
+from aligner.scoring.pairs import Outcome
 
 TEMPERATURE = 0
 MAX_TOKENS = 512  # a verdict takes five; the rest is for judges that cannot help thinking aloud

@@ -8,9 +8,9 @@ from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aligner import blind
 from aligner.data.lines import BadRow, decode_line, parse_object, physical_lines
 from aligner.files import read_jsonl
+from aligner.report import blind
 from aligner.run.errors import InputError
 from aligner.run.terminal import printable, shown
 from aligner.scoring.inputs import REFERENCES

@@ -279,3 +279,8 @@ def hits(text: str | Text, group: Group, prompt: str | None = None) -> bool:
             raise ValueError(f"a prepared text has its prompt taken away already, got prompt {prompt!r}")
         return _read(group).is_in(text)
     return _read(group).is_in(prepare(text, prompt))
+
+
+def idea(group: str | dict) -> str:
+    """A group's first keyword stands for the idea."""
+    return group if isinstance(group, str) else str(group["any"][0])

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from aligner.leakage import grams
+from aligner.data.leakage import grams
 
 THRESHOLD = 0.8
 SHINGLE_WORDS = 3

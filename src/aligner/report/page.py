@@ -19,10 +19,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from aligner import blind, charts
-from aligner.answers import Answer
-from aligner.evaluation import compare, name_of
+from aligner.keywords.groups import idea
 from aligner.markdown import HIDDEN, figure, interval, p_value, visible
+from aligner.report import blind, charts
+from aligner.report.labels import label
+from aligner.scoring.answers import Answer
+from aligner.scoring.pairs import compare, name_of
 
 HERE = Path(__file__)
 # What each curve's file shows: a title, the unit of its values, and what to look for.
@@ -37,64 +39,6 @@ CURVES = {
     "dpo_rewards": ("Implicit rewards", "nats, times beta", "The margin is chosen minus rejected."),
     "dpo_accuracy": ("Reward accuracy", "share of pairs", "Pairs whose chosen answer has the higher reward."),
     "dpo_logps": ("Log-probability", "nats per answer", "Of held-out answers; both may fall, the rejected one should fall more."),
-}
-# Names for the report's measures; whatever else the report holds is shown under its own name.
-LABELS = {
-    "hit_rate": "Hit rate",
-    "lift": "Lift over other prompts' ideas",
-    "all_hit_rate": "All ideas named",
-    "micro_hit_rate": "Hit rate over all ideas",
-    "novel_hit_rate": "Hit rate on ideas that the prompt does not name",
-    "shuffled_hit_rate": "Hit rate on other prompts' ideas",
-    "distinct_1": "Distinct words",
-    "distinct_2": "Distinct pairs of words",
-    "distinct_3": "Distinct triples of words",
-    "ead_2": "Distinct pairs of words, adjusted for length",
-    "repetition_4": "Repeated runs of four words",
-    "echo": "Repeats the prompt",
-    "refusal": "Refusal, by its phrases",
-    "truncated": "Cut at the longest length",
-    "duplicate": "Copies of another answer",
-    "sft_data": "SFT examples",
-    "dpo_data": "DPO pairs",
-    "chosen_logp_change": "Change of log-probability, chosen",
-    "rejected_logp_change": "Change of log-probability, rejected",
-    "chosen_logp_change_per_token": "Change of log-probability per token, chosen",
-    "rejected_logp_change_per_token": "Change of log-probability per token, rejected",
-    "kl_per_token_teacher_forced": "KL from the reference per token, on the chosen answers",
-    "kl_per_token_sampled": "KL from the reference per token, on its own answers",
-    "kl_per_answer_sampled": "KL from the reference per answer, on its own answers",
-    "kl_per_answer_sampled_low": "KL per answer, on its own answers, lower end",
-    "kl_per_answer_sampled_high": "KL per answer, on its own answers, upper end",
-    "samples_cut": "Share of its own answers that were cut",
-    "brier": "Brier score of sigmoid(margin); 0.25 knows nothing",
-    "perplexity": "Perplexity on held-out SFT answers",
-    "bits_per_byte": "Bits per byte of held-out SFT answers",
-    "base_perplexity": "Perplexity of the base model",
-    "base_bits_per_byte": "Bits per byte of the base model",
-    "validation_tokens": "Held-out tokens",
-    "validation_bytes": "Held-out bytes of text",
-    "ranking_accuracy": "Ranking accuracy, without a reference",
-    "ranking_accuracy_per_token": "Ranking accuracy per token, without a reference",
-    "ranking_whole answer": "Ranking accuracy, without a reference",
-    "ranking_per token": "Ranking accuracy per token, without a reference",
-    "chosen_fell": "Share of pairs whose chosen answer fell",
-    "reward_accuracy_low": "Reward accuracy, lower end",
-    "reward_accuracy_high": "Reward accuracy, upper end",
-    "rejected": "Rejected as malformed",
-    "near_duplicate": "Near duplicate",
-    "tokens_median": "Tokens, median",
-    "tokens_max": "Tokens, most",
-    "supervised_share": "Share of tokens trained on",
-    "contradictory": "Contradictory pairs",
-    "longer_chosen": "Share of pairs whose chosen answer is longer, ties half",
-    "length_gap": "Tokens by which the chosen answer is longer, median",
-    "exact": "Prompts equal to a trained text",
-    "ngram_13": "Prompts with 13 words in a row of a trained text",
-    "ngram_8": "Prompts with 8 words in a row of a trained text",
-    "longest_run": "Longest run of words in common",
-    "validation_prompts": "Held-out rows with a trained prompt",
-    "longer_is_chosen": "Share of pairs whose longer answer is chosen",
 }
 FIRST = ("hit_rate", "lift", "all_hit_rate")
 # Of text health, what a reader needs; the rest stands in reports/score.json.
@@ -232,11 +176,6 @@ def outcome(first: float, second: float, threshold: float) -> int:
     """1 where the first model won the prompt, 0 for a tie, -1 where it lost."""
     found = compare([first], [second], threshold)
     return found.wins - found.losses
-
-
-def idea(group: str | dict) -> str:
-    """A group's first keyword stands for the idea."""
-    return group if isinstance(group, str) else str(group["any"][0])
 
 
 # ---- What the template writes down -------------------------------------------------------------------------------------
@@ -398,7 +337,3 @@ def plain(value: Any) -> str:
 
 def signed(value: float) -> str:
     return minus(f"{value:+g}") if value else "0"
-
-
-def label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " ").capitalize())
