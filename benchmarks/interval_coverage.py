@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from aligner import statistics
+from aligner import intervals, statistics
 
 TIES = (0, 0.2, 0.5, 0.8, 0.9)
 NETS = (0, 0.1, 0.25, 0.5, 0.8)
@@ -83,23 +83,23 @@ def of_differences(interval: Callable) -> Callable:
     return of_net(lambda wins, ties, losses: interval([1.0] * wins + [0.0] * ties + [-1.0] * losses))
 
 
-def bonett_price_interval(wins: int, ties: int, losses: int) -> statistics.Interval:
+def bonett_price_interval(wins: int, ties: int, losses: int) -> intervals.Interval:
     """The adjusted Wald interval of (W-L)/n: p - q +- z sqrt((p + q - (p-q)^2) / (n+2)), cut to [-1, 1].
 
     p = (W+1)/(n+2), q = (L+1)/(n+2) (Bonett and Price 2012).
     """
-    n, z = wins + ties + losses, statistics.normal_quantile()
+    n, z = wins + ties + losses, intervals.normal_quantile()
     p, q = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
     half = z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     return max(-1.0, p - q - half), min(1.0, p - q + half)
 
 
 METHODS: dict[str, Callable] = {
-    "Wilson on W+T/2": lambda wins, ties, losses: statistics.wilson_interval(wins + ties / 2, wins + ties + losses),
+    "Wilson on W+T/2": lambda wins, ties, losses: intervals.wilson_interval(wins + ties / 2, wins + ties + losses),
     "paired t": of_differences(statistics.paired_t_interval),
-    "percentile bootstrap": of_differences(statistics.exact_bootstrap_interval),
+    "percentile bootstrap": of_differences(intervals.exact_bootstrap_interval),
     "Bonett-Price": of_net(bonett_price_interval),
-    "Tango": of_net(statistics.tango_interval),
+    "Tango": of_net(intervals.tango_interval),
 }
 
 

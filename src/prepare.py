@@ -15,23 +15,23 @@ import hashlib
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aligner.data import report
+from aligner.data import report as data_report
 from aligner.data.audit import Audit, Listed
 from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, SftExample
 from aligner.data.leakage import EvalPrompts, require_clean
 from aligner.data.reader import Ledger, Row, check, read_rows
 from aligner.data.spool import Scratch
-from aligner.data.tokenise import pair_row, sft_row, tokenised
+from aligner.data.tokenise import RowOf, pair_row, sft_row, tokenised
 from aligner.files import write_json, write_jsonl, write_text
 from aligner.model.chat import Chat
 from aligner.model.hub import TOKENIZER_FILES, model_folder
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
+from aligner.run.params import Prepare, StageParams
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
 from aligner.run.terminal import bar
@@ -50,8 +50,6 @@ REPORT = Path("reports/data.json")
 PAGE = Path("reports/data.md")
 
 SHOWN_PROBLEMS = 1000
-
-Tokenise = Callable[[str, Iterator[Any]], Iterator[tuple[Any, dict[str, Any]]]]  # a file's path and its rows -> rows and ids
 
 
 class Part:
@@ -73,14 +71,14 @@ def main(run: Run) -> None:
         prompts, references, eval_ledger, eval_warnings = prepare_eval(params.prepare, chat, entry.max_length)
         seen = EvalPrompts(references)
         sft, dpo = Part("sft", scratch, seen), Part("dpo", scratch, seen)
-        prepare_file(params.prepare.sft, "sft", params.prepare, partial(tokenised, sft_row, chat, entry.max_length), sft)
-        prepare_file(params.prepare.pairs, "pairs", params.prepare, partial(tokenised, pair_row, chat, entry.max_length), dpo)
+        prepare_file(params.prepare.sft, "sft", sft_row, chat, params, sft)
+        prepare_file(params.prepare.pairs, "pairs", pair_row, chat, params, dpo)
         require_rows("sft", sft)
         require_rows("dpo", dpo)
         concepts, concept_ledger = prepare_concepts(params.prepare)
         require_clean(seen, params.prepare.max_leakage, params.prepare.eval)
         run.phase("read")
-        report = report.whole_report({"sft": sft.audit, "dpo": dpo.audit}, seen, eval_warnings)
+        report = data_report.whole_report({"sft": sft.audit, "dpo": dpo.audit}, seen, eval_warnings)
         run.phase("report")
         for name, part in {"sft": sft, "dpo": dpo}.items():
             part.train.move_to(PREPARED / f"{name}_train.jsonl")
@@ -89,7 +87,7 @@ def main(run: Run) -> None:
     write_jsonl(PREPARED / "references.jsonl", flagged(references, seen))
     write_jsonl(PREPARED / "concepts.jsonl", concepts)
     write_json(PREPARED / "chat.json", {"fingerprint": chat.fingerprint, "end_id": chat.end_id, "pad_id": chat.pad_id})
-    found = report.metrics(report)
+    found = data_report.metrics(report)
     metrics = {
         "sft_data": summary(sft) | found["sft_data"],
         "dpo_data": summary(dpo) | found["dpo_data"],
@@ -98,26 +96,27 @@ def main(run: Run) -> None:
     }
     write_json(METRICS, metrics)
     write_json(REPORT, report)
-    write_text(PAGE, report.page(report, metrics))
+    write_text(PAGE, data_report.page(report, metrics))
     ledgers = {"sft": sft.ledger, "dpo": dpo.ledger, "eval": eval_ledger, "concepts": concept_ledger}
     run.note(metrics=metrics, ledger={name: ledger.line() for name, ledger in ledgers.items()})
 
 
-def prepare_file(path: str, kind: str, prepare: Any, tokenise: Tokenise, part: Part) -> None:
-    """Reads a training file into `part`: tokenises its rows, leaves out what is too long or said before, and splits the rest."""
-    for value, row in tokenise(path, accepted(path, kind, prepare, part.ledger, part.audit.warnings)):
-        if row.pop("too_long"):
+def prepare_file(path: str, kind: str, row_of: RowOf, chat: Chat, params: StageParams, part: Part) -> None:
+    """Reads a training file into `part`: tokenises its rows, leaves out long rows and copies, and splits the rest."""
+    values = accepted(path, kind, params.prepare, part.ledger, part.audit.warnings)
+    for value, row in tokenised(path, values, row_of, chat, params.model_entry.max_length):
+        if row is None:
             part.dropped["too_long"] += 1
             part.audit.too_long.add(value.id)
-        elif part.audit.is_copy(value.id, list(row.values())[1:]):
+        elif part.audit.is_copy(value.id, [ids for key, ids in row.items() if key != "id"]):
             part.dropped["duplicate"] += 1
         else:
-            held_out = in_validation(prompt_of(value), prepare.validation_share)
+            held_out = in_validation(prompt_of(value), params.prepare.validation_share)
             (part.validation if held_out else part.train).append(row)
             part.audit.add(value, row, held_out)
 
 
-def accepted(path: str, kind: str, prepare: Any, ledger: Ledger, warnings: defaultdict[str, Listed]) -> Iterator[Any]:
+def accepted(path: str, kind: str, prepare: Prepare, ledger: Ledger, warnings: defaultdict[str, Listed]) -> Iterator[Any]:
     """The good rows of a file; bad ones end in one error that lists them all, or are dropped and counted, as params say.
 
     `warnings` takes the ids of those that are kept, with something to look at, by the kind of the warning.
@@ -169,7 +168,9 @@ def user_turns(value: SftExample | PreferencePair) -> list[str]:
     return [content for role, content in messages if role == "user"]
 
 
-def prepare_eval(prepare: Any, chat: Chat, max_length: int) -> tuple[list[dict], list[dict], Ledger, defaultdict[str, Listed]]:
+def prepare_eval(
+    prepare: Prepare, chat: Chat, max_length: int
+) -> tuple[list[dict], list[dict], Ledger, defaultdict[str, Listed]]:
     """What generate needs (ids) and what score needs (texts and keywords), kept apart: new keywords rerun score alone."""
     ledger, warnings = Ledger(), defaultdict(Listed)
     rows: list[EvalPrompt] = list(accepted(prepare.eval, "eval", prepare, ledger, warnings))
@@ -189,7 +190,7 @@ def reference(row: EvalPrompt) -> dict[str, Any]:
     return required | {key: value for key, value in optional.items() if value}
 
 
-def prepare_concepts(prepare: Any) -> tuple[list[dict[str, Any]], Ledger]:
+def prepare_concepts(prepare: Prepare) -> tuple[list[dict[str, Any]], Ledger]:
     """The catalogue of concepts for score; a file without rows is fine and leaves precision undefined."""
     ledger = Ledger()
     rows: Iterator[ConceptEntry] = accepted(prepare.concepts, "concepts", prepare, ledger, defaultdict(Listed))

@@ -17,15 +17,15 @@ import gc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from aligner.statistics import mean
 from aligner.files import read_json, read_jsonl, write_csv, write_json, write_text
+from aligner.intervals import mean
 from aligner.report import page
 from aligner.report.side_by_side import side_by_side
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
+from aligner.run.params import StageParams
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
 from aligner.scoring.answers import Answer, Control, examine
@@ -126,7 +126,7 @@ def headline(answers: dict[str, list[Answer]], report: dict[str, Any]) -> dict[s
 
 
 def page_sources(
-    params: SimpleNamespace, report: dict[str, Any], references: list[dict[str, Any]], answers: dict[str, list[Answer]]
+    params: StageParams, report: dict[str, Any], references: list[dict[str, Any]], answers: dict[str, list[Answer]]
 ) -> page.Sources:
     """What the page shows beside this stage's own results, from the files of the stages before."""
     return page.Sources(

@@ -30,7 +30,7 @@ from test_evaluation import PAIRS, nulls
 from test_score import FILES, FROM_OTHER_STAGES, TAIL, run, write_params
 
 import score
-from aligner import statistics
+from aligner import intervals
 from aligner.files import read_json, write_jsonl
 from aligner.run.errors import InputError
 from aligner.scoring import inputs
@@ -290,7 +290,7 @@ def test_8_the_same_bytes_in_any_process(folder, tmp_path):
         subprocess.run(command, cwd=copy, env=environment, timeout=120, check=True)
         outputs.append({path: (copy / path).read_bytes() for path in FILES})
     assert outputs[0] == outputs[1] == outputs[2]
-    assert json.loads(outputs[0][score.REPORT])["settings"]["bootstrap_seed"] == statistics.RESAMPLING_SEED
+    assert json.loads(outputs[0][score.REPORT])["settings"]["bootstrap_seed"] == intervals.RESAMPLING_SEED
 
 
 # ---- 9: finite numbers or null ----------------------------------------------------------------------------------------

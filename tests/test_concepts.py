@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligner import keywords
-from aligner.keywords.groups import _read
+from aligner.keywords.groups import searched
 from aligner.scoring.concepts import Catalogue, Foreign, Ideas, joined
 
 CONCEPTS = [
@@ -104,7 +104,7 @@ def brute_force(concept, text):
     wordings = [word for group in rows[concept]["keywords"] for word in ([group] if isinstance(group, str) else group["any"])]
     allowed = [rows[concept]["text"], *wordings]
     foreign = [group for name, group in named if name != concept and not any(keywords.hits(each, group) for each in allowed)]
-    tokens = [_read(group).tokens(keywords.prepare(text)) for group in foreign]
+    tokens = [searched(group).tokens(keywords.prepare(text)) for group in foreign]
     parts = 0
     while tokens:
         parts, part = parts + 1, tokens.pop()

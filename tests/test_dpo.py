@@ -17,7 +17,7 @@ from support.next_token import NextToken
 from support.workspace import Workspace, pair_rows
 
 import dpo
-from aligner import statistics
+from aligner import intervals
 from aligner.model.generation import end_ids
 from aligner.model.loading import base_fingerprint, load_adapter, load_base, load_chat, save_adapter
 from aligner.model.runtime import quiet, runtime
@@ -281,7 +281,7 @@ def test_accuracies_have_an_interval_and_are_compared_with_the_model_before():
         (way, name) for way in ("whole answer", "per token") for name in ("base", "sft", "dpo")
     ]
     assert [row["ranking_accuracy"] for row in rows] == [1.5 / 4, 2.5 / 4, 1, 2 / 4, 3 / 4, 1]
-    assert (rows[1]["low"], rows[1]["high"]) == statistics.wilson_interval(2.5, 4) and rows[1]["prompts"] == 4
+    assert (rows[1]["low"], rows[1]["high"]) == intervals.wilson_interval(2.5, 4) and rows[1]["prompts"] == 4
     compared = [(row["better"], row["worse"], row["p"]) for row in rows]
     assert compared[:3] == [(None, None, None), (2, 0, 0.5), (2, 0, 0.5)]
     assert mcnemar([1.0, 0.0, 0.5], [0.0, 0.5, 0.0]) == (2, 1, 1.0)

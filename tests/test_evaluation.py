@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_statistics import PHI2, differences_of
 
-from aligner import keywords, statistics
+from aligner import intervals, keywords, statistics
 from aligner.keywords import scorer
 from aligner.keywords.scorer import KeywordScore
 from aligner.run.errors import InputError
@@ -102,7 +102,7 @@ def test_shares_of_bad_signs():
     counts = {name: each["count"] for name, each in found.items() if "count" in each}
     raised = {"empty": 1, "truncated": 1, "stuffed": 1, "degenerate": 1, "duplicate": 2, "shared": 3, "refusal": 1}
     assert counts == raised | {"echo": 0, "loop": 0, "forbidden": 0}
-    assert (found["empty"]["low"], found["empty"]["high"]) == statistics.wilson_interval(1, 4)
+    assert (found["empty"]["low"], found["empty"]["high"]) == intervals.wilson_interval(1, 4)
 
 
 def speaking(*ideas):
@@ -176,7 +176,7 @@ def test_one_pair_by_hand():
     found = report_of({"base": [2, 2, 0, 2], "sft": [4, 2, 2, 0], "dpo": [0] * 4})["pairs"]["sft_vs_base"]
     assert [found[name] for name in ("wins", "ties", "losses", "n", "decided")] == [2, 1, 1, 4, 0.75]
     assert found["win_rate"]["estimate"] == 0.625
-    low, high = statistics.tango_interval(2, 1, 1)
+    low, high = intervals.tango_interval(2, 1, 1)
     assert (found["win_rate"]["low"], found["win_rate"]["high"]) == ((1 + low) / 2, (1 + high) / 2)
     assert found["mean_difference"]["estimate"] == 0.125
     assert found["p"] == 1 and found["p_smallest_possible"] == 0.25
@@ -198,7 +198,7 @@ def test_phi2_comparison(pair):
 def test_the_interval_of_the_mean_difference_changes_at_a_hundred_prompts():
     gaps = [0.5, 0.0, -0.25, 0.25] * 25
     small, large = (estimates.difference_estimate(each) for each in (gaps[:99], gaps))
-    assert (small["low"], small["high"]) == statistics.exact_bootstrap_interval(gaps[:99])
+    assert (small["low"], small["high"]) == intervals.exact_bootstrap_interval(gaps[:99])
     assert (large["low"], large["high"]) == statistics.paired_t_interval(gaps)
     assert small["method"] != large["method"]
 

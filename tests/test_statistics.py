@@ -12,26 +12,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligner import statistics
-from aligner.statistics import (
-    benjamini_hochberg,
+pass
+from aligner.intervals import (
     clopper_pearson_interval,
-    cluster_bootstrap_interval,
-    clustered_standard_error,
     exact_bootstrap_interval,
-    holm,
-    length_controlled_win_rate,
     median_interval,
-    minimum_detectable_effect,
-    newcombe_paired_interval,
     normal_quantile,
     paired_t_interval,
-    pairwise_summary,
-    permutation_test,
     sign_test,
     t_quantile,
     tango_interval,
     wilson_interval,
+)
+from aligner.statistics import (
+    benjamini_hochberg,
+    cluster_bootstrap_interval,
+    clustered_standard_error,
+    holm,
+    length_controlled_win_rate,
+    minimum_detectable_effect,
+    newcombe_paired_interval,
+    pairwise_summary,
+    permutation_test,
 )
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,1 +1,1 @@
-"""What two or more stages share. The stages themselves are the scripts beside this folder."""
+"""What the stages share: a room for each thing that flows. See the docstring of each folder."""

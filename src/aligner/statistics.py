@@ -7,170 +7,39 @@ prompts; wins, ties and losses are those of model A against model B; a differenc
 
 import itertools
 import math
-import numbers
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 
-Interval = tuple[float, float]
+from aligner.intervals import (
+    LATTICE_TOLERANCE,
+    RESAMPLES,
+    RESAMPLING_SEED,
+    Interval,
+    checked_count,
+    checked_number,
+    checked_numbers,
+    checked_share,
+    checked_within,
+    clopper_pearson_interval,
+    deviation,
+    mean,
+    normal_quantile,
+    on_lattice,
+    require_same_length,
+    sign_test,
+    tail_shares,
+    wilson_interval,
+)
 
-RESAMPLES = 10_000
-RESAMPLING_SEED = 0
-LARGEST_DENOMINATOR = 1000
-LATTICE_TOLERANCE = 1e-12
-LATTICE_POINTS = 2**22
+__all__ = ["clopper_pearson_interval", "sign_test", "wilson_interval"]  # of aligner.intervals, under the names of old
+
 MOST_ENUMERATED_CLUSTERS = 9
 SIGN_FLIP_OPERATIONS = 2 * 10**9
 
 
-# ---- Input -----------------------------------------------------------------------------------------------------------
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"{name} must be a whole number >= 0, got {value!r}")
-    return int(value)
-
-
-def _number(name: str, value: float) -> float:
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
-
-
-def _numbers(name: str, values: Iterable[float]) -> list[float]:
-    return [_number(f"{name}[{index}]", value) for index, value in enumerate(values)]
-
-
-def _within(name: str, value: float, low: float, high: float) -> float:
-    if not low <= _number(name, value) <= high:
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value!r}")
-    return float(value)
-
-
-def _share(name: str, value: float) -> float:
-    if not 0 < _number(name, value) < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")
-    return float(value)
-
-
-def _tails(confidence: float) -> tuple[float, float]:
-    """alpha/2 and 1 - alpha/2: the two levels between which an interval of this confidence lies."""
-    return (1 - _share("confidence", confidence)) / 2, (1 + confidence) / 2
-
-
-def _same_length(**lists: Sequence[object]) -> None:
-    lengths = {name: len(values) for name, values in lists.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"lists must be of one length, got {lengths}")
-
-
-# ---- Mean and spread -------------------------------------------------------------------------------------------------
-
-
-def mean(values: Iterable[float]) -> float:
-    """The sum, rounded once, over the number of values."""
-    values = list(values)
-    return math.fsum(values) / len(values)
-
-
-def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation with n-1; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    middle = mean(values)
-    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
-
-
-# ---- Quantiles -------------------------------------------------------------------------------------------------------
-
-
-def normal_quantile(confidence: float = 0.95) -> float:
-    """z: the standard normal lies within +-z with this probability; 1.96 for 0.95."""
-    return NormalDist().inv_cdf((1 + _share("confidence", confidence)) / 2)
-
-
-def t_quantile(degrees: float, confidence: float = 0.95) -> float:
-    """t: Student's t with this many degrees of freedom lies within +-t with this probability; 12.7 for 1 and 0.95."""
-    from scipy.special import stdtrit
-
-    if _number("degrees", degrees) <= 0:
-        raise ValueError(f"degrees must be > 0, got {degrees!r}")
-    return float(stdtrit(degrees, (1 + _share("confidence", confidence)) / 2))
-
-
-# ---- One proportion --------------------------------------------------------------------------------------------------
-
-
-def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Interval | None:
-    """Wilson's score interval of a proportion (Wilson 1927; Newcombe 1998): (p + z^2/2n +- z s) / (1 + z^2/n).
-
-    p = successes/n and s = sqrt(p(1-p)/n + z^2/4n^2); ties may count as half successes. None without data (n = 0).
-    """
-    n, z = _count("n", n), normal_quantile(confidence)
-    k = _within("successes", successes, 0, n)
-    if n == 0:
-        return None
-    p = k / n
-    centre, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    scale = 1 + z**2 / n
-    return (0.0 if k == 0 else (centre - half) / scale, 1.0 if k == n else (centre + half) / scale)
-
-
-def clopper_pearson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
-    """The exact, conservative interval of a proportion (Clopper and Pearson 1934), from quantiles of the beta law.
-
-    Beta(alpha/2; k, n-k+1) to Beta(1-alpha/2; k+1, n-k). None without data (n = 0).
-    """
-    from scipy.special import betaincinv
-
-    n, k, tail = _count("n", n), _count("successes", successes), (1 - _share("confidence", confidence)) / 2
-    _within("successes", k, 0, n)
-    if n == 0:
-        return None
-    low = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, tail))
-    high = 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - tail))
-    return low, high
-
-
 # ---- Wins, ties and losses -------------------------------------------------------------------------------------------
-
-
-def tango_interval(wins: int, ties: int, losses: int, confidence: float = 0.95) -> Interval | None:
-    """Tango's score interval of the net win rate (W-L)/n; the default for paired outcomes at any n (Tango 1998).
-
-    All D with |z(D)| <= z, where z(D) = (W-L - nD) / sqrt(n (2q + D(1-D))) and q is the loss probability most likely
-    under D: q = (sqrt(B^2 - 8nC) - B) / 4n, B = -W-L + (2n-W+L)D, C = -L D(1-D). Coverage at n = 20 is 0.958 on average
-    and 0.935 at worst. None without data (n = 0).
-    """
-    wins, ties, losses = _count("wins", wins), _count("ties", ties), _count("losses", losses)
-    z = normal_quantile(confidence)
-    if wins + ties + losses == 0:
-        return None
-    return _tango_low(wins, ties, losses, z), -_tango_low(losses, ties, wins, z)
-
-
-def _tango_low(wins: int, ties: int, losses: int, z: float) -> float:
-    """The lower end, by bisection between -1, where the score statistic exceeds z, and the estimate, where it is 0."""
-    n = wins + ties + losses
-    low, high = -1.0, (wins - losses) / n
-    while low < (middle := (low + high) / 2) < high:
-        if wins - losses - n * middle > z * math.sqrt(n * _tango_variance(wins, losses, n, middle)):
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _tango_variance(wins: int, losses: int, n: int, difference: float) -> float:
-    """2q + D(1-D), with q from the larger root of its quadratic, in the form that loses no digits."""
-    b = -wins - losses + (2 * n - wins + losses) * difference
-    c = -losses * difference * (1 - difference)
-    root = math.sqrt(max(0.0, b * b - 8 * n * c))
-    q = (root - b) / (4 * n) if b <= 0 else -2 * c / (root + b)
-    return max(0.0, 2 * q + difference * (1 - difference))
 
 
 def newcombe_paired_interval(
@@ -186,8 +55,8 @@ def newcombe_paired_interval(
     low = p_a-p_b - sqrt(x^2 - 2 phi x y + y^2), x = p_a - low_a, y = high_b - p_b; high likewise with the other ends.
     None without data.
     """
-    both, only_a = _count("both", both), _count("only_a", only_a)
-    only_b, neither = _count("only_b", only_b), _count("neither", neither)
+    both, only_a = checked_count("both", both), checked_count("only_a", only_a)
+    only_b, neither = checked_count("only_b", only_b), checked_count("neither", neither)
     n = both + only_a + only_b + neither
     if n == 0:
         return None
@@ -213,36 +82,51 @@ def _corrected_phi(both: int, only_a: int, only_b: int, neither: int) -> float:
     return corrected / math.sqrt(margins) if margins else 0.0
 
 
-def sign_test(wins: int, losses: int) -> float:
-    """The exact two-sided sign test, which is McNemar's exact test: p = min(1, 2 sum_{i <= min} C(m, i) / 2^m).
-
-    m = wins + losses; ties say nothing about direction. p = 1 when m = 0 (McNemar 1947; Fagerland et al. 2013). Computed in
-    whole numbers, so no p-value is too small.
-    """
-    wins, losses = _count("wins", wins), _count("losses", losses)
-    m = wins + losses
-    term = tail = 1
-    for i in range(min(wins, losses)):
-        term = term * (m - i) // (i + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**m)
-
-
 # ---- Differences and scores ------------------------------------------------------------------------------------------
 
 
-def _lattice(values: Sequence[float]) -> tuple[list[int], int] | None:
-    """The values as whole multiples of 1/denominator: (multiples, denominator); None when no small one serves them all.
+def t_quantile(degrees: float, confidence: float = 0.95) -> float:
+    """t: Student's t with this many degrees of freedom lies within +-t with this probability; 12.7 for 1 and 0.95."""
+    from scipy.special import stdtrit
 
-    Hit rates and their differences always lie on such a lattice (k/2, or 1/lcm of the group counts); judge preferences
-    and log-probabilities do not.
+    if checked_number("degrees", degrees) <= 0:
+        raise ValueError(f"degrees must be > 0, got {degrees!r}")
+    return float(stdtrit(degrees, (1 + checked_share("confidence", confidence)) / 2))
+
+
+def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """The t interval of the mean difference: d +- t_{n-1} sd(d)/sqrt(n), sd with n-1 (Miller 2024, arXiv 2411.00640).
+
+    For n of 100 and more; below, it covers too little. None for n < 2, where sd is undefined; of no width when all
+    differences are equal.
     """
-    fractions = {value: Fraction(value).limit_denominator(LARGEST_DENOMINATOR) for value in set(values)}
-    if any(abs(fraction - Fraction(value)) > LATTICE_TOLERANCE for value, fraction in fractions.items()):
+    values = checked_numbers("differences", differences)
+    checked_share("confidence", confidence)
+    spread = deviation(values)
+    if spread is None:
         return None
-    denominator = math.lcm(*(fraction.denominator for fraction in fractions.values()))
-    multiples = {value: int(fraction * denominator) for value, fraction in fractions.items()}
-    return [multiples[value] for value in values], denominator
+    half = t_quantile(len(values) - 1, confidence) * spread / math.sqrt(len(values))
+    return mean(values) - half, mean(values) + half
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """The exact interval of a median, by inverting the sign test: from the k-th smallest to the k-th largest value.
+
+    k is the largest with 2 P(X < k) <= 1 - confidence for X ~ Binomial(n, 1/2), so the coverage is at least what is asked for,
+    whatever the distribution (David and Nagaraja 2003, section 7.1). None where no k will do: n < 6 for 0.95.
+    """
+    ordered = sorted(checked_numbers("values", values))
+    rank = _median_rank(len(ordered), checked_share("confidence", confidence))
+    return (ordered[rank - 1], ordered[-rank]) if rank else None
+
+
+@lru_cache(maxsize=64)
+def _median_rank(n: int, confidence: float) -> int:
+    """In whole numbers: `below` is 2^n P(X < rank), `term` is C(n, rank)."""
+    rank, below, term, orders = 0, 0, 1, 2**n
+    while 2 * (below + term) / orders <= 1 - confidence:
+        below, term, rank = below + term, term * (n - rank) // (rank + 1), rank + 1
+    return rank
 
 
 def permutation_test(differences: Sequence[float]) -> float:
@@ -251,8 +135,8 @@ def permutation_test(differences: Sequence[float]) -> float:
     Exact on a lattice, by convolution; elsewhere by 10,000 flips with a pinned seed, p = (hits + 1) / (flips + 1).
     p = 1 when all differences are 0, or there are none.
     """
-    values = [value for value in _numbers("differences", differences) if value]
-    lattice = _lattice(values)
+    values = [value for value in checked_numbers("differences", differences) if value]
+    lattice = on_lattice(values)
     if lattice and len(values) * sum(map(abs, lattice[0])) <= SIGN_FLIP_OPERATIONS:
         return _exact_sign_flip(lattice[0])
     return _sampled_sign_flip(values)
@@ -289,80 +173,6 @@ def _sampled_sign_flip(values: Sequence[float]) -> float:
     return (1 + sum(bool(abs((sign * sizes).sum()) >= threshold) for sign in signs)) / (1 + RESAMPLES)
 
 
-def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """The t interval of the mean difference: d +- t_{n-1} sd(d)/sqrt(n), sd with n-1 (Miller 2024, arXiv 2411.00640).
-
-    For n of 100 and more; below, it covers too little. None for n < 2, where sd is undefined; of no width when all
-    differences are equal.
-    """
-    values = _numbers("differences", differences)
-    _share("confidence", confidence)
-    spread = deviation(values)
-    if spread is None:
-        return None
-    half = t_quantile(len(values) - 1, confidence) * spread / math.sqrt(len(values))
-    return mean(values) - half, mean(values) + half
-
-
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """The exact interval of a median, by inverting the sign test: from the k-th smallest to the k-th largest value.
-
-    k is the largest with 2 P(X < k) <= 1 - confidence for X ~ Binomial(n, 1/2), so the coverage is at least what is asked for,
-    whatever the distribution (David and Nagaraja 2003, section 7.1). None where no k will do: n < 6 for 0.95.
-    """
-    ordered = sorted(_numbers("values", values))
-    rank = _median_rank(len(ordered), _share("confidence", confidence))
-    return (ordered[rank - 1], ordered[-rank]) if rank else None
-
-
-@lru_cache(maxsize=64)
-def _median_rank(n: int, confidence: float) -> int:
-    """In whole numbers: `below` is 2^n P(X < rank), `term` is C(n, rank)."""
-    rank, below, term, orders = 0, 0, 1, 2**n
-    while 2 * (below + term) / orders <= 1 - confidence:
-        below, term, rank = below + term, term * (n - rank) // (rank + 1), rank + 1
-    return rank
-
-
-def exact_bootstrap_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """The percentile bootstrap interval of the mean without resampling (Efron 1979).
-
-    On a lattice, the bootstrap law of the sum is the n-fold convolution of the empirical distribution, here a power of
-    its Fourier transform; low and high are the smallest values with a distribution function of at least alpha/2 and
-    1 - alpha/2. Off the lattice (or for a sum of more than 2^22 points): 10,000 resamples with a pinned seed. For a
-    paired comparison give the differences. None for n < 2, where resampling has nothing to vary.
-    """
-    values = _numbers("scores", scores)
-    tails = _tails(confidence)
-    if len(values) < 2:
-        return None
-    lattice = _lattice(values)
-    if lattice is None or len(values) * (max(lattice[0]) - min(lattice[0])) >= LATTICE_POINTS:
-        return _sampled_bootstrap(values, tails)
-    return _convolved_bootstrap(*lattice, tails)
-
-
-def _convolved_bootstrap(steps: Sequence[int], denominator: int, tails: tuple[float, float]) -> Interval:
-    import numpy as np
-
-    n, lowest = len(steps), min(steps)
-    share = np.bincount(np.asarray(steps) - lowest) / n
-    points = 2 ** (n * (share.size - 1) + 1).bit_length()
-    reached = np.cumsum(np.fft.irfft(np.fft.rfft(share, points) ** n, points))
-    low, high = (int(np.argmax(reached >= tail - LATTICE_TOLERANCE)) for tail in tails)
-    return (low + n * lowest) / (n * denominator), (high + n * lowest) / (n * denominator)
-
-
-def _sampled_bootstrap(values: Sequence[float], tails: tuple[float, float]) -> Interval:
-    import numpy as np
-
-    ordered = np.sort(values)
-    generator = np.random.Generator(np.random.PCG64(RESAMPLING_SEED))
-    means = [ordered[generator.integers(0, ordered.size, ordered.size)].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, tails, method="inverted_cdf")
-    return float(low), float(high)
-
-
 def clustered_standard_error(scores: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
     """The standard error of the mean when scores of one cluster belong together (Miller 2024, appendix A; CR1).
 
@@ -380,8 +190,8 @@ def clustered_standard_error(scores: Sequence[float], clusters: Sequence[Hashabl
 
 def _members(scores: Sequence[float], clusters: Sequence[Hashable]) -> list[list[float]]:
     """The scores of each cluster. ValueError for a missing cluster: no guess says which scores belong together."""
-    values = _numbers("scores", scores)
-    _same_length(scores=values, clusters=clusters)
+    values = checked_numbers("scores", scores)
+    require_same_length(scores=values, clusters=clusters)
     members: dict[Hashable, list[float]] = {}
     for index, (value, cluster) in enumerate(zip(values, clusters, strict=True)):
         if cluster is None or cluster != cluster:
@@ -402,7 +212,7 @@ def cluster_bootstrap_interval(
     """
     import numpy as np
 
-    tails = _tails(confidence)
+    tails = tail_shares(confidence)
     totals = np.array(sorted((math.fsum(each), len(each)) for each in _members(scores, clusters)))
     if len(totals) < 2:
         return None
@@ -432,7 +242,7 @@ def _cluster_draws(count: int):
 
 
 def _p_values(p_values: Sequence[float]) -> list[float]:
-    return [_within(f"p_values[{index}]", p, 0, 1) for index, p in enumerate(p_values)]
+    return [checked_within(f"p_values[{index}]", p, 0, 1) for index, p in enumerate(p_values)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -467,8 +277,8 @@ def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: flo
 
     In the units of the differences whose standard deviation is sd. None without prompts (n = 0).
     """
-    sd, n = _within("sd", sd, 0, math.inf), _count("n", n)
-    z = normal_quantile(1 - _share("alpha", alpha)) + NormalDist().inv_cdf(_share("power", power))
+    sd, n = checked_within("sd", sd, 0, math.inf), checked_count("n", n)
+    z = normal_quantile(1 - checked_share("alpha", alpha)) + NormalDist().inv_cdf(checked_share("power", power))
     return z * sd / math.sqrt(n) if n else None
 
 
@@ -478,7 +288,7 @@ def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: flo
 def _preferences(preferences: Sequence[float | None]) -> list[float | None]:
     """Preferences as the share y = p - 1 in [0, 1] that goes to the model; 0, the old mark of a draw, is 1.5."""
     return [
-        None if value is None else 0.5 if value == 0 else _within(f"preferences[{index}]", value, 1, 2) - 1
+        None if value is None else 0.5 if value == 0 else checked_within(f"preferences[{index}]", value, 1, 2) - 1
         for index, value in enumerate(preferences)
     ]
 
@@ -519,8 +329,8 @@ def length_controlled_win_rate(
     not determine the fit: fewer than three parsed rows, all d equal, or wins and losses separated by length.
     """
     shares = _preferences(preferences)
-    model, baseline = _numbers("lengths", lengths), _numbers("baseline_lengths", baseline_lengths)
-    _same_length(preferences=shares, lengths=model, baseline_lengths=baseline)
+    model, baseline = checked_numbers("lengths", lengths), checked_numbers("baseline_lengths", baseline_lengths)
+    require_same_length(preferences=shares, lengths=model, baseline_lengths=baseline)
     gaps = [theirs - ours for ours, theirs in zip(model, baseline, strict=True)]
     spread = deviation(gaps)
     rows = [(math.tanh(gap / spread), y) for gap, y in zip(gaps, shares, strict=True) if spread and y is not None]

@@ -34,7 +34,7 @@ from aligner.data.near_duplicates import (
     shingles,
 )
 from aligner.data.spool import Scratch
-from aligner.statistics import tango_interval
+from aligner.intervals import tango_interval
 
 LISTED = 200
 SHOWN = 20

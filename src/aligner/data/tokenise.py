@@ -14,19 +14,24 @@ BATCH_CHARACTERS = 2**17
 # The longest tokens of usual vocabularies have as many characters, rows of dashes; prose has about four a token.
 CHARACTERS_PER_TOKEN = 128
 
+RowOf = Callable[[Any, Chat], dict[str, Any]]  # sft_row or pair_row
+
 
 def tokenised(
-    row_of: Callable[[Any, Chat, int], dict[str, Any]], chat: Chat, max_length: int, path: str, values: Iterator[Any]
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Each value with its row of ids; what the chat template has against it is said with file and id."""
+    path: str, values: Iterator[Any], row_of: RowOf, chat: Chat, max_length: int
+) -> Iterator[tuple[Any, dict[str, Any] | None]]:
+    """Each value with its row of ids, or with None where it is longer than `max_length` tokens.
+
+    Raises InputError with file and id where the chat template refuses a row.
+    """
     for batch in batches(values):
         chat.encode_ahead(talk for value in batch if not is_huge(value, max_length) for talk in conversations(value))
         for value in batch:
             try:
-                row = {"id": value.id, "too_long": True} if is_huge(value, max_length) else row_of(value, chat, max_length)
+                row = None if is_huge(value, max_length) else row_of(value, chat)
             except InputError as error:
                 raise InputError(f"{path}: row {value.id}: {error}") from None
-            yield value, row
+            yield value, row if row is not None and length_of(row) <= max_length else None
 
 
 def is_huge(value: SftExample | PreferencePair, max_length: int) -> bool:
@@ -36,8 +41,9 @@ def is_huge(value: SftExample | PreferencePair, max_length: int) -> bool:
 
 
 def batches(values: Iterator[Any]) -> Iterator[list[Any]]:
-    """Values in turn, so many together as hold BATCH_CHARACTERS; a longer one by itself at most ends its batch."""
-    batch, size = [], 0
+    """Yields lists of consecutive values of at least BATCH_CHARACTERS characters; the last list may be shorter."""
+    batch: list[Any] = []
+    size = 0
     for value in values:
         batch.append(value)
         size += sum(map(len, value.texts()))
@@ -55,16 +61,22 @@ def conversations(value: SftExample | PreferencePair) -> list[Messages]:
     return [(*value.prompt, ("assistant", answer)) for answer in (value.chosen, value.rejected)]
 
 
-def sft_row(example: SftExample, chat: Chat, max_length: int) -> dict[str, Any]:
+def sft_row(example: SftExample, chat: Chat) -> dict[str, Any]:
     """Ids and labels of a conversation; labels are -100 where nothing is trained."""
     tokens = chat.conversation(example.messages)
     labels = [id if trained else -100 for id, trained in zip(tokens.ids, tokens.trained, strict=True)]
-    return {"id": example.id, "input_ids": tokens.ids, "labels": labels, "too_long": len(labels) > max_length}
+    return {"id": example.id, "input_ids": tokens.ids, "labels": labels}
 
 
-def pair_row(pair: PreferencePair, chat: Chat, max_length: int) -> dict[str, Any]:
+def pair_row(pair: PreferencePair, chat: Chat) -> dict[str, Any]:
     """Ids of a prompt and of its two answers; a pair is kept whole or not at all."""
     prompt = chat.prompt(pair.prompt)
     chosen, rejected = chat.completion(pair.prompt, pair.chosen), chat.completion(pair.prompt, pair.rejected)
-    too_long = len(prompt) + max(len(chosen), len(rejected)) > max_length
-    return {"id": pair.id, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "too_long": too_long}
+    return {"id": pair.id, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def length_of(row: dict[str, Any]) -> int:
+    """Tokens of the longest sequence that a row trains on."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))

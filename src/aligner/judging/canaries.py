@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aligner.statistics import mean
+from aligner.intervals import mean
 from aligner.judging.verdicts import Duel, Judgement, Replies, nulls, outcome_of
 from aligner.keywords.groups import hits, idea
 from aligner.scoring.estimates import share

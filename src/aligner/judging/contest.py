@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
-from aligner import statistics
-from aligner.statistics import mean
+from aligner import intervals, statistics
+from aligner.intervals import mean
 from aligner.judging.agreement import agreement, balances, cohen_kappa
 from aligner.judging.verdicts import (
     CHOICES,
@@ -27,6 +26,7 @@ from aligner.judging.verdicts import (
 )
 from aligner.judging.votes import Vote
 from aligner.keywords.scorer import Scorer
+from aligner.run.params import Score
 from aligner.scoring.estimates import Estimate, detectable, difference_estimate, share, undefined
 from aligner.scoring.inputs import PAIRS
 from aligner.scoring.pairs import Outcome, compare, name_of, verdict, win_rate
@@ -46,7 +46,7 @@ def contest(duels: Sequence[Duel], replies: Replies) -> tuple[dict[str, Any], li
         "null": nulls(judgements),
         "equal_answers": len(duels) - len(asked),
         "preference": preference(judgements),
-        "p": statistics.sign_test(outcome.wins, outcome.losses),
+        "p": intervals.sign_test(outcome.wins, outcome.losses),
         "consistency": share(judgement.consistent for judgement in asked if judgement.choice),
         "first_position": first_position(verdicts),
         "parse_failures": parse_failures(verdicts),
@@ -133,7 +133,7 @@ def agreed(ratings: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return {"agreement": agreement(ratings), "kappa": cohen_kappa(ratings)}
 
 
-def decided(found: dict[str, dict], judgements: Mapping[str, Sequence[Judgement]], rules: SimpleNamespace) -> None:
+def decided(found: dict[str, dict], judgements: Mapping[str, Sequence[Judgement]], rules: Score) -> None:
     """Adds Holm's p over the three pairs, and the verdict in score's words; differences are those of the preference from 1/2."""
     adjusted = statistics.holm([each["p"] for each in found.values()])
     for (name, each), p_holm in zip(found.items(), adjusted, strict=True):
@@ -154,7 +154,7 @@ def pair_reports(
     references: Sequence[dict],
     rates: Mapping[str, list[float]],
     votes: Sequence[Vote] | None,
-    rules: SimpleNamespace,
+    rules: Score,
 ) -> dict[str, Any]:
     found, judgements = {}, {}
     for pair in PAIRS:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from aligner.judging.verdicts import MAX_TOKENS, SYSTEM, TEMPERATURE, TOP_LOGPROBS, USER, Judge, Replies
 from aligner.markdown import figure, interval, markdown, outcome_table, table, with_interval
+from aligner.run.params import Score
 from aligner.scoring.estimates import Estimate
 from aligner.scoring.inputs import MODELS
 
@@ -26,7 +26,7 @@ def identity(judge: Judge, replies: Replies) -> dict[str, Any]:
     }
 
 
-def settings(rules: SimpleNamespace, repeats: int) -> dict[str, Any]:
+def settings(rules: Score, repeats: int) -> dict[str, Any]:
     return {
         "win": "both orders name the same answer; a tie where they disagree or both say tie; null where one says nothing",
         "preference": "mean of both orders' (P(A) + P(tie)/2) / (P(A) + P(B) + P(tie)), or of their verdicts alone",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from aligner.keywords.text import _NUMBER, _UNSPACED, Text, _values, base_forms, normalise, prepare
+from aligner.keywords.text import NUMBER, UNSPACED, Text, base_forms, normalise, prepare, values_of
 
 MATCH_MODES = ("word", "inflect", "substring", "number", "regex")
 NEGATION_MODES = ("ignore", "reject")
@@ -31,8 +31,8 @@ Finder = Callable[["Text"], Iterable[Span]]
 
 _INNER_GAP = re.compile(r"(?<=[^\s-])[\s-]+(?=[^\s-])")
 _GAP = r"[\s\-]+"
-_UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
-_INFLECTABLE = re.compile(rf"[^\W_{_UNSPACED}]+(?:'[^\W_{_UNSPACED}]+)*")
+UNSPACED_LETTER = re.compile(f"[{UNSPACED}]")
+_INFLECTABLE = re.compile(rf"[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*")
 
 
 @lru_cache(maxsize=65536)
@@ -42,18 +42,18 @@ def _finder(keyword: str, match: str) -> Finder:
     ValueError for a regular expression or a number that cannot be read. A keyword of which nothing is left never hits.
     """
     if match == "regex":
-        return partial(_pattern_spans, _compiled_regex(keyword), "") if keyword else _nowhere
+        return partial(_pattern_spans, _compiled_regex(keyword), "") if keyword else nowhere
     plain = normalise(keyword)
     if not plain:
-        return _nowhere
+        return nowhere
     if match == "number":
-        return partial(_number_spans, _keyword_number(keyword))
+        return partial(number_spans, _keyword_number(keyword))
     if match == "inflect" and all(_INFLECTABLE.fullmatch(word) for word in _INNER_GAP.split(plain)):
-        return partial(_inflected_spans, [base_forms(word) for word in _INNER_GAP.split(plain)])
+        return partial(inflected_spans, [base_forms(word) for word in _INNER_GAP.split(plain)])
     if match == "substring":
         return partial(_pattern_spans, re.compile(re.escape(plain)), plain)
     pieces = _INNER_GAP.split(plain)
-    return partial(_word_spans, re.compile(_GAP.join(map(re.escape, pieces))), max(pieces, key=len))
+    return partial(word_spans, re.compile(_GAP.join(map(re.escape, pieces))), max(pieces, key=len))
 
 
 def _compiled_regex(pattern: str) -> re.Pattern[str]:
@@ -64,14 +64,14 @@ def _compiled_regex(pattern: str) -> re.Pattern[str]:
 
 
 def _keyword_number(keyword: str) -> float:
-    number = _NUMBER.fullmatch(normalise(keyword))
-    values = _values(number[0]) if number else []
+    number = NUMBER.fullmatch(normalise(keyword))
+    values = values_of(number[0]) if number else []
     if len(values) != 1:
         raise ValueError(f"number {keyword!r} cannot be read: write 42, -0.5, 1e-3 or 1/2")
     return values[0]
 
 
-def _nowhere(text: Text) -> Iterable[Span]:
+def nowhere(text: Text) -> Iterable[Span]:
     return ()
 
 
@@ -82,7 +82,7 @@ def _pattern_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterabl
     return (each.span() for each in pattern.finditer(text.plain) if each[0])
 
 
-def _word_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterator[Span]:
+def word_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterator[Span]:
     """The matches that stand between word boundaries: no letter or digit goes on beyond either end.
 
     Not `\\b`, which is no boundary beside C++ or .NET and takes the underscore for a letter. A letter of an unspaced
@@ -100,15 +100,15 @@ def _blocked(plain: str, end: int, beside: int) -> bool:
     """Does a letter or digit of a spaced script stand beside this end of a match?"""
     if not 0 <= beside < len(plain) or not plain[beside].isalnum():
         return False
-    return not (_UNSPACED_LETTER.match(plain[beside]) or _UNSPACED_LETTER.match(plain[end]))
+    return not (UNSPACED_LETTER.match(plain[beside]) or UNSPACED_LETTER.match(plain[end]))
 
 
-def _inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterator[Span]:
-    for first in sorted(_inflected_runs(words, text)):
+def inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterator[Span]:
+    for first in sorted(inflected_runs(words, text)):
         yield text.tokens[first][1], text.tokens[first + len(words) - 1][2]
 
 
-def _inflected_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int]:
+def inflected_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int]:
     """First tokens of runs, nothing but space and hyphens between, each of which shares a base form with its keyword word."""
     first = text.sharing(words[0])
     for offset, bases in enumerate(words[1:], start=1):
@@ -117,7 +117,7 @@ def _inflected_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[in
     return first
 
 
-def _number_spans(target: float, text: Text) -> Iterator[Span]:
+def number_spans(target: float, text: Text) -> Iterator[Span]:
     """Numbers x with |x - target| <= 1e-9 max(1, |target|)."""
     tolerance = NUMBER_TOLERANCE * max(1.0, abs(target))
     return ((start, end) for value, start, end in text.numbers if abs(value - target) <= tolerance)
@@ -159,9 +159,9 @@ def _denies(words: Sequence[str], index: int) -> bool:
 def validate_group(group: Group) -> list[str]:
     """Everything that is wrong with a keyword group, in words; an empty list for a good one."""
     problems = _shape_problems(group)
-    if not isinstance(group, str | Mapping) or not _are_strings(_keywords(group)):
+    if not isinstance(group, str | Mapping) or not _are_strings(keywords_of(group)):
         return problems
-    keywords, match = _keywords(group), _option(group, "match", "word")
+    keywords, match = keywords_of(group), option(group, "match", "word")
     if not keywords:
         problems.append("any must list at least one keyword")
     if match in MATCH_MODES:
@@ -218,15 +218,15 @@ def _repeated(keywords: Sequence[str], match: str) -> set[str]:
     return {keyword for index, keyword in enumerate(plain) if keyword and keyword in plain[:index]}
 
 
-def _keywords(group: Group) -> Sequence[str]:
+def keywords_of(group: Group) -> Sequence[str]:
     return (group,) if isinstance(group, str) else group.get("any")
 
 
-def _option(group: Group, key: str, default: object) -> object:
+def option(group: Group, key: str, default: object) -> object:
     return default if isinstance(group, str) else group.get(key, default)
 
 
-class _Read(NamedTuple):
+class SearchedGroup(NamedTuple):
     """A group in the form in which texts are searched for it."""
 
     finders: list[Finder]
@@ -258,13 +258,13 @@ class _Read(NamedTuple):
         return frozenset(tokens)
 
 
-def _read(group: Group) -> _Read:
+def searched(group: Group) -> SearchedGroup:
     """ValueError names the group that cannot be read."""
     problems = _shape_problems(group)
     if problems:
         raise ValueError(f"keyword group {group!r}: {'; '.join(problems)}")
-    match, rejects = _option(group, "match", "word"), _option(group, "negation", "ignore") == "reject"
-    return _Read([_finder(keyword, match) for keyword in _keywords(group)], rejects, match == "regex")
+    match, rejects = option(group, "match", "word"), option(group, "negation", "ignore") == "reject"
+    return SearchedGroup([_finder(keyword, match) for keyword in keywords_of(group)], rejects, match == "regex")
 
 
 def hits(text: str | Text, group: Group, prompt: str | None = None) -> bool:
@@ -277,8 +277,8 @@ def hits(text: str | Text, group: Group, prompt: str | None = None) -> bool:
     if isinstance(text, Text):
         if prompt is not None:
             raise ValueError(f"a prepared text has its prompt taken away already, got prompt {prompt!r}")
-        return _read(group).is_in(text)
-    return _read(group).is_in(prepare(text, prompt))
+        return searched(group).is_in(text)
+    return searched(group).is_in(prepare(text, prompt))
 
 
 def idea(group: str | dict) -> str:

@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from functools import partial
 
 from aligner.keywords.groups import (
-    _UNSPACED_LETTER,
     NUMBER_TOLERANCE,
+    UNSPACED_LETTER,
     Group,
-    _inflected_runs,
-    _inflected_spans,
-    _keywords,
-    _nowhere,
-    _number_spans,
-    _option,
-    _Read,
-    _read,
-    _word_spans,
+    SearchedGroup,
+    inflected_runs,
+    inflected_spans,
+    keywords_of,
+    nowhere,
+    number_spans,
+    option,
+    searched,
+    word_spans,
 )
-from aligner.keywords.text import _RUN, Text, normalise, prepare
-from aligner.report.highlight import Mark, _marks
+from aligner.keywords.text import RUN, Text, normalise, prepare
 from aligner.text_health import degenerate
 
 STUFFED_DENSITY = 0.30
@@ -97,8 +96,8 @@ class Scorer:
 
     def __init__(self, groups: Sequence[Group], forbidden: Sequence[Group] = (), prompt: str | None = None):
         _check_groups(groups, forbidden)
-        self._groups, self._forbidden, self._prompt = [*map(_read, groups)], [*map(_read, forbidden)], prompt
-        self._weights = [float(_option(group, "weight", 1)) for group in groups]
+        self._groups, self._forbidden, self._prompt = [*map(searched, groups)], [*map(searched, forbidden)], prompt
+        self._weights = [float(option(group, "weight", 1)) for group in groups]
         self._novel = None if prompt is None else [not group.is_in(prepare(prompt)) for group in self._groups]
 
     def score(self, text: str, found: Sequence[frozenset[int] | None] | None = None) -> KeywordScore:
@@ -124,11 +123,6 @@ class Scorer:
             density=_density(found, len(answer.tokens)),
             flags=tuple(name for name, is_raised in (raised | {"forbidden": any(denied)}).items() if is_raised),
         )
-
-    def marks(self, text: str, matched: Sequence[bool]) -> list[Mark]:
-        """What `marks` gives, when it is known already which groups the text names."""
-        answer = prepare(text, self._prompt)
-        return _marks(text, answer, itertools.compress(enumerate(self._groups), matched))
 
     def hits_within(self, text: Text, words: int, matched: Sequence[bool]) -> int:
         """How many groups the first `words` words of a prepared text name; none when they are stuffed with keywords.
@@ -171,7 +165,7 @@ class Index:
 
     def __init__(self, groups: Sequence[Group]):
         self.groups = list(groups)
-        self._entries: list[tuple[int, _Read]] = []
+        self._entries: list[tuple[int, SearchedGroup]] = []
         self._always: set[int] = set()
         self._by_run: dict[str, list[tuple[int, frozenset[str]]]] = {}
         self._by_base: dict[str, list[tuple[int, list[frozenset[str]]]]] = {}
@@ -179,14 +173,14 @@ class Index:
         self._targets: list[tuple[float, int]] = []
         literals: list[tuple[str, partial]] = []
         for number, group in enumerate(self.groups):
-            read = _read(group)
-            for keyword, finder in zip(_keywords(group), read.finders, strict=True):
-                if finder is not _nowhere:
+            read = searched(group)
+            for keyword, finder in zip(keywords_of(group), read.finders, strict=True):
+                if finder is not nowhere:
                     literals.append((keyword, finder))
                     self._entries.append((number, read._replace(finders=[finder])))
-                    if finder.func is _inflected_spans and not read.rejects:
+                    if finder.func is inflected_spans and not read.rejects:
                         self._inflected[len(self._entries) - 1] = finder.args[0]
-        inflected = [finder.args[0] for _, finder in literals if finder.func is _inflected_spans]
+        inflected = [finder.args[0] for _, finder in literals if finder.func is inflected_spans]
         self._uses = Counter(base for words in inflected for bases in words for base in bases)
         for entry, (keyword, finder) in enumerate(literals):
             self._enter(entry, keyword, finder)
@@ -194,14 +188,14 @@ class Index:
 
     def _enter(self, entry: int, keyword: str, finder: partial) -> None:
         """Under one word that a text must hold for this keyword: one that few others have, or its longest, mostly its rarest."""
-        runs = _RUN.findall(normalise(keyword))
-        if finder.func is _number_spans:
+        runs = RUN.findall(normalise(keyword))
+        if finder.func is number_spans:
             self._targets.append((finder.args[0], entry))
-        elif finder.func is _inflected_spans:
+        elif finder.func is inflected_spans:
             rarest, *others = sorted(finder.args[0], key=lambda bases: sum(map(self._uses.get, bases)))
             for base in rarest:
                 self._by_base.setdefault(base, []).append((entry, others))
-        elif finder.func is _word_spans and runs and not _UNSPACED_LETTER.search(normalise(keyword)):
+        elif finder.func is word_spans and runs and not UNSPACED_LETTER.search(normalise(keyword)):
             self._by_run.setdefault(max(runs, key=len), []).append((entry, frozenset(runs)))
         else:
             self._always.add(entry)
@@ -235,8 +229,8 @@ class Index:
 
 
 def _tokens_of_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int] | None:
-    """What `_Read.tokens` gives for a keyword of inflected words, without the way through characters."""
+    """What `SearchedGroup.tokens` gives for a keyword of inflected words, without the way through characters."""
     if len(words) == 1:
         return text.sharing(words[0]) or None
-    runs = _inflected_runs(words, text)
+    runs = inflected_runs(words, text)
     return frozenset(first + offset for first in runs for offset in range(len(words))) if runs else None

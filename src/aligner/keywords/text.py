@@ -15,7 +15,7 @@ SHORTEST_ECHO = 20
 # ---- One plain form for text and keyword -----------------------------------------------------------------------------
 
 # Scripts written without spaces between words: Thai, Han, Kana, Hangul. A word boundary cannot be asked of them.
-_UNSPACED = (
+UNSPACED = (
     "\u0e00-\u0e7f\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
@@ -132,13 +132,13 @@ def _unbrace(text: str) -> str:
 
 # ---- A text, ready to be searched ------------------------------------------------------------------------------------
 
-_TOKEN = re.compile(rf"\d+(?:[.:]\d+)+|[^\W_{_UNSPACED}]+(?:'[^\W_{_UNSPACED}]+)*|[{_UNSPACED}]|[^\w\s-]|_")
-_NUMBER = re.compile(
-    rf"(?:(?<![\w)\]])[-+])?(?<![^\W{_UNSPACED}])(?<!\d\.)(?:\d+(?:\.\d+)?|\.\d+)"
+TOKEN = re.compile(rf"\d+(?:[.:]\d+)+|[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*|[{UNSPACED}]|[^\w\s-]|_")
+NUMBER = re.compile(
+    rf"(?:(?<![\w)\]])[-+])?(?<![^\W{UNSPACED}])(?<!\d\.)(?:\d+(?:\.\d+)?|\.\d+)"
     r"(?:e[-+]?\d+|\s?\*\s?10\^[-+]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)*(?!\.?\d)"
 )
-_RUN = re.compile(rf"[^\W_{_UNSPACED}]+")
-_SPACED = re.compile(r"\S+")
+RUN = re.compile(rf"[^\W_{UNSPACED}]+")
+SPACED = re.compile(r"\S+")
 _TIMES_TEN_TO = re.compile(r"\s?\*\s?10\^")
 
 
@@ -156,7 +156,7 @@ class Text:
     @cached_property
     def tokens(self) -> list[tuple[str, int, int]]:
         """(token, start, end) of words, decimals, letters of unspaced scripts, and punctuation marks but the hyphen."""
-        return [(each[0], *each.span()) for each in _TOKEN.finditer(self.plain)]
+        return [(each[0], *each.span()) for each in TOKEN.finditer(self.plain)]
 
     @cached_property
     def starts(self) -> list[int]:
@@ -184,20 +184,20 @@ class Text:
     @cached_property
     def words(self) -> frozenset[str]:
         """The runs of letters and digits, those of unspaced scripts left out: what stands between two word boundaries."""
-        return frozenset(_RUN.findall(self.plain))
+        return frozenset(RUN.findall(self.plain))
 
     @cached_property
     def word_ends(self) -> list[int]:
         """Where each word ends, a word being what stands between two spaces."""
-        return [each.end() for each in _SPACED.finditer(self.plain)]
+        return [each.end() for each in SPACED.finditer(self.plain)]
 
     @cached_property
     def numbers(self) -> list[tuple[float, int, int]]:
         """(value, start, end) of every number written in digits."""
-        return [(value, *each.span()) for each in _NUMBER.finditer(self.plain) for value in _values(each[0])]
+        return [(value, *each.span()) for each in NUMBER.finditer(self.plain) for value in values_of(each[0])]
 
 
-def _values(number: str) -> list[float]:
+def values_of(number: str) -> list[float]:
     """The value of a matched number: a/b is one value; a date such as 2024/05/06 is three; a/0 is none."""
     parts = [float(_TIMES_TEN_TO.sub("e", part)) for part in number.split("/")]
     if len(parts) == 2:

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aligner.model.template import (
-    _eos_of_model,
-    _generation_tag,
-    _inserts_only,
-    _raise_exception,
-    _read,
-    _read_object,
-    _template,
-    _token_text,
-    _tokenizer,
+    build_tokenizer,
+    eos_of_model,
+    generation_tag,
+    inserts_only,
+    raise_exception,
+    read_object,
+    read_text,
+    template_of,
+    token_text,
 )
 from aligner.run.errors import InputError
 
@@ -93,15 +93,15 @@ class Chat:
 
         Raises InputError for files that are missing, no JSON, or not of the types that they should hold.
         """
-        config = _read_object(folder / "tokenizer_config.json")
-        tokenizer_json = _read(folder / "tokenizer.json")
+        config = read_object(folder / "tokenizer_config.json")
+        tokenizer_json = read_text(folder / "tokenizer.json")
         try:
-            _tokenizer(tokenizer_json)
-            tokens = {role: _token_text(config, role) for role in ("eos_token", "bos_token", "pad_token")}
-            template = _template(folder, config, template_file)
+            build_tokenizer(tokenizer_json)
+            tokens = {role: token_text(config, role) for role in ("eos_token", "bos_token", "pad_token")}
+            template = template_of(folder, config, template_file)
         except InputError as error:
             raise InputError(f"{folder}: {error}. Copy or download the model's files again") from None
-        eos = tokens["eos_token"] or _eos_of_model(folder, tokenizer_json)
+        eos = tokens["eos_token"] or eos_of_model(folder, tokenizer_json)
         return cls(tokenizer_json, template, eos, tokens["bos_token"] or "", tokens["pad_token"] or eos)
 
     @cached_property
@@ -112,12 +112,12 @@ class Chat:
 
     @cached_property
     def tokenizer(self):
-        return _tokenizer(self.tokenizer_json)
+        return build_tokenizer(self.tokenizer_json)
 
     @cached_property
     def _content_tokenizer(self):
         """The same tokenizer without its added tokens: to it, `</s>` is text."""
-        return _tokenizer(json.dumps(json.loads(self.tokenizer_json) | {"added_tokens": [], "post_processor": None}))
+        return build_tokenizer(json.dumps(json.loads(self.tokenizer_json) | {"added_tokens": [], "post_processor": None}))
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
@@ -287,7 +287,7 @@ class Chat:
     @cached_property
     def _inserts_only(self) -> bool:
         """Whether the template can be seen to insert contents as they are, whatever they are: then none need be rendered."""
-        return _inserts_only(self._environment.parse(self.template))
+        return inserts_only(self._environment.parse(self.template))
 
     @cached_property
     def _lead(self) -> str:
@@ -340,9 +340,9 @@ class Chat:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", generation_tag()]
         )
-        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["raise_exception"] = raise_exception
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         return environment
 

@@ -15,7 +15,7 @@ PLAIN_TEMPLATE = (
 )
 
 
-def _tokenizer(tokenizer_json: str):
+def build_tokenizer(tokenizer_json: str):
     """The tokenizer that a tokenizer.json describes, with nothing cut and nothing padded; InputError if it describes none."""
     from tokenizers import Tokenizer
 
@@ -35,7 +35,7 @@ _FILTERS = frozenset(("capitalize", "count", "length", "lower", "title", "trim",
 _PLACES = frozenset(("first", "index", "index0", "last", "length", "revindex", "revindex0"))
 
 
-def _inserts_only(node, turn: str | None = None) -> bool:
+def inserts_only(node, turn: str | None = None) -> bool:
     """Whether statements of a template can only write contents as they are, and all else by the roles of the messages.
 
     `turn` is the name of the loop's message. What is not plainly so counts as no: such a template is rendered with every
@@ -45,14 +45,14 @@ def _inserts_only(node, turn: str | None = None) -> bool:
 
     match node:
         case nodes.Template():
-            return all(_inserts_only(child) for child in node.body)
+            return all(inserts_only(child) for child in node.body)
         case nodes.Output():
             return all(_is_inserted(child, turn) for child in node.nodes)
         case nodes.If():
             branches = [*node.body, *node.elif_, *node.else_]
-            return _is_free(node.test, turn) and all(_inserts_only(child, turn) for child in branches)
+            return _is_free(node.test, turn) and all(inserts_only(child, turn) for child in branches)
         case nodes.For(target=nodes.Name(name=name), iter=nodes.Name(name="messages"), test=None, else_=[], recursive=False):
-            return turn is None and name != "loop" and all(_inserts_only(child, name) for child in node.body)
+            return turn is None and name != "loop" and all(inserts_only(child, name) for child in node.body)
     return isinstance(node, nodes.Break | nodes.Continue)
 
 
@@ -112,13 +112,13 @@ def _field(node) -> tuple[str, str] | None:
     return None
 
 
-def _raise_exception(message: str) -> None:
+def raise_exception(message: str) -> None:
     import jinja2
 
     raise jinja2.TemplateError(message)
 
 
-def _generation_tag():
+def generation_tag():
     """`{% generation %}…{% endgeneration %}` marks the trained part in some templates; here it is simply passed through."""
     from jinja2.ext import Extension
 
@@ -132,12 +132,12 @@ def _generation_tag():
     return GenerationTag
 
 
-def _template(folder: Path, config: dict, template_file: str | None) -> str:
+def template_of(folder: Path, config: dict, template_file: str | None) -> str:
     """The template that params name, else the model's own, else the plain one."""
     if template_file:
-        return _read(Path(template_file))
+        return read_text(Path(template_file))
     if (folder / "chat_template.jinja").exists():
-        return _read(folder / "chat_template.jinja")
+        return read_text(folder / "chat_template.jinja")
     own = config.get("chat_template")
     if isinstance(own, list):
         named = [entry for entry in own if isinstance(entry, dict) and entry.get("name") == "default"]
@@ -147,7 +147,7 @@ def _template(folder: Path, config: dict, template_file: str | None) -> str:
     return own or PLAIN_TEMPLATE
 
 
-def _token_text(config: dict, role: str) -> str | None:
+def token_text(config: dict, role: str) -> str | None:
     """A token of tokenizer_config.json, which spells it as a string or as an object with its content."""
     token = config.get(role)
     text = token.get("content") if isinstance(token, dict) else token
@@ -156,20 +156,20 @@ def _token_text(config: dict, role: str) -> str | None:
     return text
 
 
-def _eos_of_model(folder: Path, tokenizer_json: str) -> str:
+def eos_of_model(folder: Path, tokenizer_json: str) -> str:
     """The end token of a model whose tokenizer_config.json names none: by the id in config.json."""
-    id = _read_object(folder / "config.json").get("eos_token_id")
+    id = read_object(folder / "config.json").get("eos_token_id")
     is_id = isinstance(id, int) and 0 <= id < 2**32
-    token = _tokenizer(tokenizer_json).id_to_token(id) if is_id else None
+    token = build_tokenizer(tokenizer_json).id_to_token(id) if is_id else None
     if token is None:
         raise InputError(f"{folder}: neither tokenizer_config.json nor config.json names an end token (eos_token)")
     return token
 
 
-def _read_object(path: Path) -> dict:
+def read_object(path: Path) -> dict:
     """The JSON object that a file of a model holds."""
     try:
-        value = json.loads(_read(path))
+        value = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no JSON ({error}). Copy or download the model's files again") from None
     if not isinstance(value, dict):
@@ -177,7 +177,7 @@ def _read_object(path: Path) -> dict:
     return value
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from aligner.keywords.groups import Group, _Read, _read
-from aligner.keywords.text import _SPACED, _TOKEN, Text, normalise, prepare
+from aligner.keywords.groups import Group, searched
+from aligner.keywords.text import SPACED, TOKEN, normalise, prepare
 
 Mark = tuple[int, int, int]
 
@@ -17,20 +17,18 @@ MOST_ALIGNED = 3000
 
 
 def marks(text: str, groups: Sequence[Group], prompt: str | None = None) -> list[Mark]:
-    """(start, end, number of the group) of every stretch of a text that names a group, in order, none overlapping another.
+    """(start, end, number of the group) of every stretch of a text that names a group, in order, without overlaps.
 
-    For people to look at. Groups are found in the plain form, as `score` finds them, and brought back to the text as it was
+    For people to look at. Groups are searched in the plain form, as `score` searches them, and mapped back to the text as it was
     written, word by word; where its markup hides the way back, or the text is very long, a mark may be missing.
     """
-    return _marks(text, prepare(text, prompt), enumerate(map(_read, groups)))
-
-
-def _marks(text: str, answer: Text, groups: Iterable[tuple[int, _Read]]) -> list[Mark]:
-    spans = {(*span, number) for number, group in groups for span in group.spans(answer)}
+    answer = prepare(text, prompt)
+    spans = {(*span, number) for number, group in enumerate(map(searched, groups)) for span in group.spans(answer)}
     if not spans:
         return []
     origins = _origins(text, answer.plain)
-    found, last = [], 0
+    found: list[Mark] = []
+    last = 0
     for start, end, number in sorted(spans, key=lambda span: (span[0], -span[1], span[2])):
         places = [place for place in origins[start:end] if place is not None]
         if places and places[0] >= last:
@@ -42,10 +40,10 @@ def _marks(text: str, answer: Text, groups: Iterable[tuple[int, _Read]]) -> list
 def _origins(text: str, plain: str) -> list[int | None]:
     """For every character of the plain form its place in the text; None where it has none."""
     if text.isascii() and " ".join(text.casefold().split()) == plain:
-        places = [place for word in _SPACED.finditer(text) for place in (*range(*word.span()), None)]
+        places = [place for word in SPACED.finditer(text) for place in (*range(*word.span()), None)]
         return places[: len(plain)]
     origins: list[int | None] = [None] * len(plain)
-    written, folded = list(_TOKEN.finditer(text)), list(_TOKEN.finditer(plain))
+    written, folded = list(TOKEN.finditer(text)), list(TOKEN.finditer(plain))
     if max(len(written), len(folded)) > MOST_ALIGNED:
         return origins
     words = [normalise(each[0]) for each in written]

@@ -12,17 +12,19 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from aligner.keywords.groups import idea
 from aligner.markdown import HIDDEN, figure, interval, p_value, visible
 from aligner.report import blind, charts
+from aligner.report.highlight import Mark, marks
 from aligner.report.labels import label
+from aligner.run.params import StageParams
 from aligner.scoring.answers import Answer
 from aligner.scoring.pairs import compare, name_of
 
@@ -57,7 +59,7 @@ class Sources(NamedTuple):
     ranking: dpo's rows on held-out pairs; report: all that score found.
     """
 
-    params: SimpleNamespace
+    params: StageParams
     pins: list[str]
     metrics: dict[str, dict[str, Any]]
     curves: dict[str, list[dict[str, str]]]
@@ -146,16 +148,17 @@ def prompt_of(place: int, reference: dict[str, Any], sources: Sources) -> dict[s
         "topic": reference["topic"],
         "kind": reference.get("kind", "").replace("_", " "),
         "ideas": [idea(group) for group in reference["keywords"]],
-        "answers": [answer_of(answer) for answer in given.values()],
+        "answers": [answer_of(answer, reference) for answer in given.values()],
         "outcomes": [outcome(given[first].rate, given[second].rate, threshold) for first, second in sources.pairs],
     }
 
 
-def answer_of(answer: Answer) -> dict[str, Any]:
+def answer_of(answer: Answer, reference: dict[str, Any]) -> dict[str, Any]:
     """An answer cut where marks begin and end: text, marked text, text, …; hits, flags and length beside it."""
+    named = list(itertools.compress(reference["keywords"], answer.keyword.matched))
     flags = [flag for flag in answer.keyword.flags if flag != "empty"]
     return {
-        "parts": parts_of(answer.text, answer.marks),
+        "parts": parts_of(answer.text, marks(answer.text, named, reference["prompt"])),
         "hits": answer.keyword.hits,
         "named": [int(hit) for hit in answer.keyword.matched],
         "flags": flags + (["cut at the longest length"] if answer.stop == "length" else []),
@@ -163,10 +166,10 @@ def answer_of(answer: Answer) -> dict[str, Any]:
     }
 
 
-def parts_of(text: str, marks: Sequence[tuple[int, int, int]]) -> list[str]:
+def parts_of(text: str, marked: Sequence[Mark]) -> list[str]:
     """The text in pieces, every second of them marked; joined they are the text."""
     pieces, last = [], 0
-    for start, end, _ in marks:
+    for start, end, _ in marked:
         pieces += [text[last:start], text[start:end]]
         last = end
     return [*pieces, text[last:]]
@@ -289,20 +292,22 @@ def panels(curves: dict[str, list[dict[str, str]]]) -> Iterator[dict[str, Any]]:
         yield {"name": name, "title": title, "unit": unit, "hint": hint, "table": table, **drawn}
 
 
-def sections(params: SimpleNamespace) -> dict[str, list[tuple[str, str]]]:
+def sections(params: StageParams) -> dict[str, list[tuple[str, str]]]:
     """Every parameter as (dotted name, value), by section; single values stand together in front."""
+    values = params.model_dump()
+    values["models"] = values.pop("model_entry")
     found: dict[str, list[tuple[str, str]]] = {"run": []}
-    for name, value in sorted(vars(params).items()):
+    for name, value in sorted(values.items()):
         leaves = list(flat(value, name))
-        (found["run"] if len(leaves) == 1 and leaves[0][0] == name else found.setdefault(name, [])).extend(leaves)
+        (found.setdefault(name, []) if isinstance(value, dict) else found["run"]).extend(leaves)
     return found
 
 
 def flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if not isinstance(value, SimpleNamespace):
+    if not isinstance(value, dict):
         yield name, json.dumps(value, ensure_ascii=False) if isinstance(value, bool | list | None) else str(value)
         return
-    for key, inner in vars(value).items():
+    for key, inner in value.items():
         yield from flat(inner, f"{name}.{key}")
 
 

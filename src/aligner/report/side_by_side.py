@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aligner.keywords import naming
+from aligner.keywords.groups import idea
 from aligner.markdown import figure, markdown, outcome_table, table, two_cells
 from aligner.scoring.answers import Answer
 
@@ -47,10 +47,10 @@ def prompt_section(reference: dict[str, Any], given: dict[str, Answer]) -> list[
 
 
 def named_ideas(answer: Answer, groups: list[str | dict]) -> list[str]:
-    return [naming.idea(group) for group, hit in zip(groups, answer.keyword.matched, strict=True) if hit]
+    return [idea(group) for group, hit in zip(groups, answer.keyword.matched, strict=True) if hit]
 
 
 def foreign_ideas(answer: Answer) -> str:
     """The ideas of other concepts in an answer, each with a concept that it belongs to."""
-    ideas = (f"{naming.idea(group)} ({concept})" for concept, group in answer.ideas.foreign)
+    ideas = (f"{idea(group)} ({concept})" for concept, group in answer.ideas.foreign)
     return f"foreign: {', '.join(ideas) or 'none'}"

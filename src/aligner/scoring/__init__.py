@@ -1,3 +1,1 @@
-"""Answers of the models -> figures with intervals.
-
-In: data/generated and data/prepared. Out: values that score, judge and votes write."""
+"""In: answers of several models to the same prompts, and the prompts' keywords. Out: figures with intervals, and verdicts."""

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from aligner import text_health
 from aligner.keywords.scorer import STUFFED_DENSITY, Index, KeywordScore, Scorer, is_stuffed
 from aligner.keywords.text import Text, prepare
-from aligner.report.highlight import Mark
 from aligner.scoring.concepts import Catalogue, Ideas
 
 REPETITION_ORDER = 4
@@ -28,8 +27,7 @@ class Answer(NamedTuple):
 
     `cut` holds the rate that is left when the answer is cut to the length of each other model's answer, where that is shorter;
     `shuffled` the mean rate on the keywords of all other prompts, None when there are none; `ideas` what it names of its own
-    concept and of others, None when the prompt names no concept of the catalogue; `marks` where it names its prompt's ideas, as
-    `keywords.marks` gives it.
+    concept and of others, None when the prompt names no concept of the catalogue.
     """
 
     text: str
@@ -43,7 +41,6 @@ class Answer(NamedTuple):
     shuffled: float | None
     cut: dict[str, float]
     ideas: Ideas | None = None
-    marks: Sequence[Mark] = ()
     refusal: bool = False
 
     @property
@@ -144,7 +141,6 @@ def _examined(name: str, row: dict[str, Any], place: int, texts: dict[str, Text]
         repetition=text_health.repetition(text, REPETITION_ORDER),
         shuffled=control.rate(place, texts[name], "degenerate" in keyword.flags),
         cut={other: _cut_rate(keyword, scorer, texts[name], texts[other]) for other in texts if other != name},
-        marks=scorer.marks(text, keyword.matched),
         refusal=text_health.refusal(text),
     )
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-from aligner import statistics
-from aligner.statistics import deviation, mean
+from aligner import intervals, statistics
+from aligner.intervals import deviation, mean
 
 # 4/5 - 3/5 is a little more than 0.2 in binary; hit rates that differ at all differ by far more than this.
 ROUNDING = 1e-9
@@ -27,11 +27,17 @@ Estimate = dict[str, Any]
 # ---- One number with what belongs to it ------------------------------------------------------------------------------
 
 
+def differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """First minus second, prompt by prompt, with what binary fractions add to zero taken away."""
+    gaps = [one - other for one, other in zip(first, second, strict=True)]
+    return [0.0 if abs(gap) <= ROUNDING else gap for gap in gaps]
+
+
 def undefined(reason: str, **known: Any) -> Estimate:
     return {"estimate": None, **known, "reason": reason}
 
 
-def with_interval(value: float, n: int, interval: statistics.Interval | None, method: str, **known: Any) -> Estimate:
+def with_interval(value: float, n: int, interval: intervals.Interval | None, method: str, **known: Any) -> Estimate:
     if interval is None:
         return {"estimate": value, "n": n, **known, "low": None, "high": None, "method": method, "reason": TOO_FEW}
     return {"estimate": value, "n": n, **known, "low": interval[0], "high": interval[1], "method": method}
@@ -48,7 +54,7 @@ def mean_estimate(values: Sequence[float], interval: Callable, method: str) -> E
 
 def rate_estimate(values: Sequence[float]) -> Estimate:
     """The mean of hit rates, which lie on a lattice, with the exact bootstrap's interval."""
-    return mean_estimate(values, statistics.exact_bootstrap_interval, BOOTSTRAP)
+    return mean_estimate(values, intervals.exact_bootstrap_interval, BOOTSTRAP)
 
 
 def difference_estimate(gaps: Sequence[float], confidence: float = 0.95) -> Estimate:
@@ -57,8 +63,8 @@ def difference_estimate(gaps: Sequence[float], confidence: float = 0.95) -> Esti
     return mean_estimate(gaps, lambda values: difference_interval(values, confidence), method)
 
 
-def difference_interval(gaps: Sequence[float], confidence: float) -> statistics.Interval | None:
-    interval = statistics.paired_t_interval if len(gaps) >= FEWEST_FOR_T else statistics.exact_bootstrap_interval
+def difference_interval(gaps: Sequence[float], confidence: float) -> intervals.Interval | None:
+    interval = statistics.paired_t_interval if len(gaps) >= FEWEST_FOR_T else intervals.exact_bootstrap_interval
     return interval(gaps, confidence)
 
 
@@ -68,7 +74,7 @@ def share(events: Iterable[bool]) -> Estimate:
     count, n = sum(events), len(events)
     if n == 0:
         return undefined("there is nothing to count", n=0)
-    return with_interval(count / n, n, statistics.wilson_interval(count, n), WILSON, count=count)
+    return with_interval(count / n, n, intervals.wilson_interval(count, n), WILSON, count=count)
 
 
 def clustered(values: Sequence[float], clusters: Sequence[Hashable | None]) -> Estimate:
@@ -109,10 +115,10 @@ def ratio_estimate(hits: Sequence[float], groups: Sequence[float]) -> Estimate:
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     """5th, 50th and 95th percentile, between two values by their distance, and the mean."""
     ordered = sorted(values)
-    return {name: _quantile(ordered, level) for name, level in QUANTILES.items()} | {"mean": mean(ordered)}
+    return {name: quantile(ordered, level) for name, level in QUANTILES.items()} | {"mean": mean(ordered)}
 
 
-def _quantile(ordered: Sequence[float], level: float) -> float:
+def quantile(ordered: Sequence[float], level: float) -> float:
     place = level * (len(ordered) - 1)
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)

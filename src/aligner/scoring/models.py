@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aligner import statistics, text_health
+from aligner import intervals, statistics, text_health
 from aligner.scoring.answers import Answer
 from aligner.scoring.estimates import (
     BOOTSTRAP,
@@ -14,6 +14,7 @@ from aligner.scoring.estimates import (
     STUDENT,
     Estimate,
     clustered,
+    differences,
     mean_estimate,
     quantiles,
     rate_estimate,
@@ -21,7 +22,6 @@ from aligner.scoring.estimates import (
     share,
     undefined,
 )
-from aligner.scoring.pairs import differences
 
 DISTINCT_ORDERS = (1, 2, 3)
 UNITS: dict[str, Callable[[Answer], int]] = {
@@ -61,7 +61,7 @@ def weighted(given: Sequence[Answer], references: Sequence[dict[str, Any]]) -> E
     weights = {group.get("weight", 1) for row in references for group in row["keywords"] if not isinstance(group, str)}
     if weights <= {1}:
         return undefined("no group of keywords has a weight of its own")
-    return mean_estimate([answer.keyword.weighted_rate for answer in given], statistics.exact_bootstrap_interval, BOOTSTRAP)
+    return mean_estimate([answer.keyword.weighted_rate for answer in given], intervals.exact_bootstrap_interval, BOOTSTRAP)
 
 
 def novel(given: Sequence[Answer]) -> Estimate:

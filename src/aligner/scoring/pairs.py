@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from aligner import statistics
+from aligner import intervals, statistics
+from aligner.intervals import deviation, mean
+from aligner.run.params import Score
 from aligner.scoring.answers import Answer
 from aligner.scoring.estimates import (
     ROUNDING,
     TOO_FEW,
     Estimate,
-    _quantile,
     clustered,
     detectable,
     difference_estimate,
     difference_interval,
+    differences,
+    quantile,
     rate_estimate,
     share,
     undefined,
     with_interval,
 )
 from aligner.scoring.models import UNITS, Answers, rates
-from aligner.statistics import deviation, mean
 
 LENGTH_TOLERANCE = 0.2
 FEWEST_OPPOSITE = 0.1
@@ -56,12 +57,6 @@ def compare(first: Sequence[float], second: Sequence[float], tie_threshold: floa
     return Outcome(wins, len(gaps) - wins - losses, losses)
 
 
-def differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    """First minus second, prompt by prompt, with what binary fractions add to zero taken away."""
-    gaps = [one - other for one, other in zip(first, second, strict=True)]
-    return [0.0 if abs(gap) <= ROUNDING else gap for gap in gaps]
-
-
 # ---- Two models ------------------------------------------------------------------------------------------------------
 
 
@@ -70,7 +65,7 @@ def win_rate(outcome: Outcome) -> dict[str, Any]:
     n = sum(outcome)
     if n == 0:
         return {**outcome._asdict(), "n": 0, "win_rate": undefined("no prompt", n=0)}
-    low, high = statistics.tango_interval(*outcome)
+    low, high = intervals.tango_interval(*outcome)
     estimate = with_interval(outcome.win_rate, n, ((1 + low) / 2, (1 + high) / 2), TANGO)
     return {**outcome._asdict(), "n": n, "decided": (outcome.wins + outcome.losses) / n, "win_rate": estimate}
 
@@ -85,7 +80,7 @@ def comparison(first: Sequence[float], second: Sequence[float], tie_threshold: f
     }
 
 
-def contest(answers: Answers, pair: Pair, concepts: Sequence[Hashable | None], rules: SimpleNamespace) -> dict[str, Any]:
+def contest(answers: Answers, pair: Pair, concepts: Sequence[Hashable | None], rules: Score) -> dict[str, Any]:
     """The comparison of two models on all prompts, but for what takes the other pairs: adjusted p-values and the verdict."""
     first, second = (answers[name] for name in pair)
     gaps = differences(rates(first), rates(second))
@@ -94,7 +89,7 @@ def contest(answers: Answers, pair: Pair, concepts: Sequence[Hashable | None], r
     return found | {
         "p_method": "sign-flip permutation of the differences",
         **reach(gaps, rules.alpha),
-        "sign_test": {"p": statistics.sign_test(found["wins"], found["losses"])},
+        "sign_test": {"p": intervals.sign_test(found["wins"], found["losses"])},
         "detectable": detectable(gaps, rules.alpha),
         "length": length_contest(first, second, rules.tie_threshold),
         "length_matched": {
@@ -133,7 +128,7 @@ def median_difference(first: Sequence[Answer], second: Sequence[Answer], measure
     """The median over prompts of first minus second, in the unit that is measured."""
     gaps = sorted(measured(one) - measured(other) for one, other in zip(first, second, strict=True))
     interval = statistics.median_interval(gaps)
-    found = with_interval(_quantile(gaps, 0.5), len(gaps), interval, MEDIAN)
+    found = with_interval(quantile(gaps, 0.5), len(gaps), interval, MEDIAN)
     return found if interval else found | {"reason": "the interval of a median takes at least six prompts"}
 
 
@@ -178,7 +173,7 @@ def of_equal_length(answers: Answers, pair: Pair, tie_threshold: float) -> dict[
     }
 
 
-def verdict(gaps: Sequence[float], outcome: Outcome, p_adjusted: float, rules: SimpleNamespace) -> dict[str, Any]:
+def verdict(gaps: Sequence[float], outcome: Outcome, p_adjusted: float, rules: Score) -> dict[str, Any]:
     """One word, or "inconclusive" with what could have been seen, and what it rests on.
 
     better, worse: the adjusted p is below alpha and the 1 - alpha interval of the mean difference leaves 0 out.
@@ -193,7 +188,7 @@ def verdict(gaps: Sequence[float], outcome: Outcome, p_adjusted: float, rules: S
     }
 
 
-def _word(gaps: Sequence[float], interval, close, p_adjusted: float, rules: SimpleNamespace) -> str:
+def _word(gaps: Sequence[float], interval, close, p_adjusted: float, rules: Score) -> str:
     if interval and p_adjusted < rules.alpha and (interval[0] > 0 or interval[1] < 0):
         return "better" if interval[0] > 0 else "worse"
     if close and -rules.equivalence_margin < close[0] and close[1] < rules.equivalence_margin:
@@ -203,7 +198,7 @@ def _word(gaps: Sequence[float], interval, close, p_adjusted: float, rules: Simp
     return f"inconclusive (MDE {shown} at n = {len(gaps)})"
 
 
-def equivalence_interval(gaps: Sequence[float], outcome: Outcome, confidence: float) -> statistics.Interval | None:
+def equivalence_interval(gaps: Sequence[float], outcome: Outcome, confidence: float) -> intervals.Interval | None:
     """The interval of the mean difference; Tango's of the net win rate when all differences are equal.
 
     Equal differences would give an interval of no width, and two tied prompts would prove equivalence. No difference is larger
@@ -212,11 +207,11 @@ def equivalence_interval(gaps: Sequence[float], outcome: Outcome, confidence: fl
     if len(gaps) < 2:
         return None
     if deviation(gaps) == 0:
-        return statistics.tango_interval(*outcome, confidence)
+        return intervals.tango_interval(*outcome, confidence)
     return difference_interval(gaps, confidence)
 
 
-def _bounds(interval: statistics.Interval | None, confidence: float) -> dict[str, Any]:
+def _bounds(interval: intervals.Interval | None, confidence: float) -> dict[str, Any]:
     low, high = interval or (None, None)
     return {"confidence": confidence, "low": low, "high": high} | ({} if interval else {"reason": TOO_FEW})
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
-from aligner import statistics
-from aligner.scoring.estimates import rate_estimate, with_interval
+from aligner import intervals, statistics
+from aligner.run.params import Score
+from aligner.scoring.estimates import differences, rate_estimate, with_interval
 from aligner.scoring.models import Answers, describe, diversity, rates, signs
-from aligner.scoring.pairs import Outcome, Pair, comparison, contest, differences, name_of, verdict
+from aligner.scoring.pairs import Outcome, Pair, comparison, contest, name_of, verdict
 
 # ---- All models ------------------------------------------------------------------------------------------------------
 
 
-def evaluate(
-    answers: Answers, references: Sequence[dict[str, Any]], pairs: Sequence[Pair], rules: SimpleNamespace
-) -> dict[str, Any]:
+def evaluate(answers: Answers, references: Sequence[dict[str, Any]], pairs: Sequence[Pair], rules: Score) -> dict[str, Any]:
     """The whole report: `rules` holds tie_threshold, alpha and equivalence_margin; names of pairs are first_vs_second."""
     models = {name: describe(given, references) for name, given in answers.items()}
     for name, diverse in diversity(answers).items():
@@ -32,17 +30,17 @@ def evaluate(
     }
 
 
-def settings(rules: SimpleNamespace) -> dict[str, Any]:
+def settings(rules: Score) -> dict[str, Any]:
     return {
         "primary_metric": "hit_rate: the mean over prompts of hits / groups",
         "family": "three pairwise comparisons on the primary metric; p_holm decides",
         "confidence": 0.95,
-        "bootstrap_seed": statistics.RESAMPLING_SEED,
-        **vars(rules),
+        "bootstrap_seed": intervals.RESAMPLING_SEED,
+        **rules.model_dump(),
     }
 
 
-def contests(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair], rules: SimpleNamespace) -> dict[str, Any]:
+def contests(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair], rules: Score) -> dict[str, Any]:
     """The family of three: each pair's comparison with p-values adjusted over all of them, and its verdict."""
     concepts = [reference.get("concept") for reference in references]
     found = [contest(answers, pair, concepts, rules) for pair in pairs]
@@ -66,7 +64,7 @@ def exploratory(
     answers: Answers,
     references: Sequence[dict],
     pairs: Sequence[Pair],
-    rules: SimpleNamespace,
+    rules: Score,
     contested: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Hit rates and comparisons by topic and kind, and differences in health: to look at, not to claim.
@@ -90,7 +88,7 @@ def exploratory(
 
 
 def by_group(
-    answers: Answers, references: Sequence[dict], groups_of: Callable, pairs: Sequence[Pair], rules: SimpleNamespace
+    answers: Answers, references: Sequence[dict], groups_of: Callable, pairs: Sequence[Pair], rules: Score
 ) -> dict[str, Any]:
     """For every group of prompts, in alphabetical order: each model's hit rate, and each pair's comparison."""
     places: dict[str, list[int]] = {}
@@ -100,7 +98,7 @@ def by_group(
     return {group: on_part(answers, places[group], pairs, rules) for group in sorted(places)}
 
 
-def on_part(answers: Answers, places: Sequence[int], pairs: Sequence[Pair], rules: SimpleNamespace) -> dict[str, Any]:
+def on_part(answers: Answers, places: Sequence[int], pairs: Sequence[Pair], rules: Score) -> dict[str, Any]:
     """Each model's hit rate and each pair's comparison on the prompts at these places alone."""
     part = {name: [given[place].rate for place in places] for name, given in answers.items()}
     return {
@@ -109,7 +107,7 @@ def on_part(answers: Answers, places: Sequence[int], pairs: Sequence[Pair], rule
     }
 
 
-def clean(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair], rules: SimpleNamespace) -> dict[str, Any]:
+def clean(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair], rules: Score) -> dict[str, Any]:
     """The figures on the prompts that share nothing with what was trained on (prepare marks the others with `overlap`)."""
     places = [place for place, reference in enumerate(references) if "overlap" not in reference]
     counts = {"prompts": len(places), "of": len(references)}
@@ -130,7 +128,7 @@ def health_contest(first: dict[str, list[bool]], second: dict[str, list[bool]]) 
         estimate = (counts[1] - counts[2]) / len(table)
         interval = statistics.newcombe_paired_interval(*counts)
         found[name] = with_interval(estimate, len(table), interval, "Newcombe paired")
-        found[name]["p"] = statistics.sign_test(counts[1], counts[2])
+        found[name]["p"] = intervals.sign_test(counts[1], counts[2])
     return found
 
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from aligner import statistics
+from aligner import intervals
 from aligner.model.batches import batches, padded, token_log_probabilities
 from aligner.model.chat import Chat
 from aligner.model.generation import complete, end_ids, end_place
@@ -74,7 +74,7 @@ def distance(model, reference: Path, answers: list[tuple[list[int], list[int]]],
     """
     sums = divergences(model, reference, answers, pad_id)
     per_token = sum(sums) / sum(len(ids) for _, ids in answers)
-    return [per_token, sum(sums) / len(sums), *(statistics.exact_bootstrap_interval(sums) or (None, None))]
+    return [per_token, sum(sums) / len(sums), *(intervals.exact_bootstrap_interval(sums) or (None, None))]
 
 
 def divergences(

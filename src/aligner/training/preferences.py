@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aligner import statistics
+from aligner import intervals
 
 RANKING_COLUMNS = ["group", "model", "ranking_accuracy", "low", "high", "prompts", "better", "worse", "p"]
 BEFORE = {"base": None, "sft": "base", "dpo": "sft"}  # the model that each one came from
@@ -66,14 +66,14 @@ def ranking_rows(rankings: dict[str, dict[str, list[float]]]) -> Iterator[list[A
         for name, before in BEFORE.items():
             n, right = len(ranks[name]), sum(ranks[name])
             compared = mcnemar(ranks[name], ranks[before]) if before else (None, None, None)
-            yield [way, name, right / n, *statistics.wilson_interval(right, n), n, *compared]
+            yield [way, name, right / n, *intervals.wilson_interval(right, n), n, *compared]
 
 
 def mcnemar(first: Sequence[float], second: Sequence[float]) -> tuple[int, int, float]:
     """How many pairs the first ranks better than the second, how many worse, and the p-value of no difference."""
     better = sum(a > b for a, b in zip(first, second, strict=True))
     worse = sum(a < b for a, b in zip(first, second, strict=True))
-    return better, worse, statistics.sign_test(better, worse)
+    return better, worse, intervals.sign_test(better, worse)
 
 
 def summary(
@@ -90,7 +90,7 @@ def summary(
     and bits per byte, is of the held-out SFT answers, all else of the held-out pairs.
     """
     n, longer = len(validation), _mean([_order(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in validation])
-    low, high = statistics.wilson_interval(measured["validation_accuracy"] * n, n)
+    low, high = intervals.wilson_interval(measured["validation_accuracy"] * n, n)
     chosen, rejected = (_mean([len(row[side]) for row in validation]) for side in ("chosen_ids", "rejected_ids"))
     named = {
         "validation_loss": measured["validation_loss"],
