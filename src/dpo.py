@@ -1,7 +1,7 @@
 """dpo: direct preference optimisation with TRL's DPOTrainer; it continues the SFT adapter, and the SFT policy is the reference.
 
 reads   data/prepared/dpo_{train,validation}.jsonl, sft_validation.jsonl, chat.json, models/sft, the base model
-writes  models/dpo/ (adapter, provenance), metrics/dpo.json, plots/dpo_{loss,rewards,accuracy,logps,ranking}.csv
+writes  models/dpo/ (adapter, provenance), {metrics,reports}/dpo.json, plots/dpo_{loss,rewards,accuracy,logps,ranking}.csv
 params  dpo, seed, model, the entry's loading keys and its dpo section
 command python src/dpo.py
 
@@ -20,7 +20,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from aligner.files import read_jsonl, write_csv, write_json
+from aligner.files import read_jsonl, write_csv, write_figures
 from aligner.model.chat import Chat
 from aligner.model.loading import check_provenance, load_adapter, load_base, save_adapter
 from aligner.model.runtime import Runtime
@@ -35,28 +35,14 @@ from aligner.training.loop import curve, train
 from aligner.training.preferences import RANKING_COLUMNS, preference_metrics, ranking_rows, rankings, summary
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 
-PARAMS = [
-    "dpo",
-    "model",
-    "models.${model}.attn_implementation",
-    "models.${model}.chat_template",
-    "models.${model}.device",
-    "models.${model}.dpo",
-    "models.${model}.dtype",
-    "models.${model}.gradient_checkpointing",
-    "models.${model}.padding_free",
-    "models.${model}.path",
-    "models.${model}.revision",
-    "models.${model}.threads",
-    "models.${model}.torch_compile",
-    "seed",
-]
+PARAMS = [*parameters.TRAINING, "dpo", "models.${model}.dpo", "seed"]
 TRAIN = Path("data/prepared/dpo_train.jsonl")
 VALIDATION = Path("data/prepared/dpo_validation.jsonl")
 SFT_VALIDATION = Path("data/prepared/sft_validation.jsonl")
 SFT_ADAPTER = Path("models/sft")
 ADAPTER = Path("models/dpo")
 METRICS = Path("metrics/dpo.json")
+REPORT = Path("reports/dpo.json")
 RANKING = Path("plots/dpo_ranking.csv")
 CURVES = {
     Path("plots/dpo_loss.csv"): {"loss": "training objective", "validation_loss": "held out"},
@@ -68,6 +54,12 @@ CURVES = {
     },
     Path("plots/dpo_accuracy.csv"): {"rewards/accuracies": "training", "validation_accuracy": "held out"},
     Path("plots/dpo_logps.csv"): {"validation_logp_chosen": "chosen", "validation_logp_rejected": "rejected"},
+}
+HEADLINE = {
+    "dpo": (
+        *("validation_loss", "reward_accuracy", "reward_margin", "chosen_logp_change"),
+        *("kl_per_answer_sampled", "ranking_accuracy", "perplexity", "health"),
+    )
 }
 STARTING_PAIRS = 16
 REWARD_TOLERANCE = {"torch.float32": 1e-3, "torch.bfloat16": 0.5}
@@ -106,12 +98,12 @@ def main(run: Run) -> None:
         ranks = rankings(held_out, validation)
         kl = divergence(trainer.model, SFT_ADAPTER, validation, chat, params.seed)
         fit = likelihood.of_answers(trainer.model, list(read_jsonl(SFT_VALIDATION)), chat, fast)
-        metrics = {"dpo": summary(final, ranks, kl, fit, validation)}
+        figures = {"dpo": summary(final, ranks, kl, fit, validation)}
         for path, series in CURVES.items():
             write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
         write_csv(RANKING, RANKING_COLUMNS, ranking_rows(ranks))
-        write_json(METRICS, metrics)
-    run.note(metrics=metrics)
+        write_figures(figures, REPORT, METRICS, HEADLINE)
+    run.note(metrics=figures)
     run.phase("measure")
 
 

@@ -28,19 +28,7 @@ from aligner.run.record import Run
 from aligner.run.stage import run_stage
 from aligner.run.terminal import bar
 
-PARAMS = [
-    "generate",
-    "model",
-    "models.${model}.attn_implementation",
-    "models.${model}.chat_template",
-    "models.${model}.device",
-    "models.${model}.dtype",
-    "models.${model}.generate",
-    "models.${model}.path",
-    "models.${model}.revision",
-    "models.${model}.threads",
-    "seed",
-]
+PARAMS = [*parameters.LOADING, "generate", "models.${model}.generate", "seed"]
 PROMPTS = Path("data/prepared/prompts.jsonl")
 CHAT = Path("data/prepared/chat.json")
 ADAPTERS = {"base": None, "sft": Path("models/sft"), "dpo": Path("models/dpo")}

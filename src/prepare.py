@@ -1,8 +1,8 @@
 """prepare: read and validate the raw files, split them, and turn every message into token ids, once.
 
 reads   the four files that prepare names in params.yaml (sft, pairs, eval, concepts) and the tokenizer of the chosen model
-writes  data/prepared/ (ids for sft, dpo and generate; references and concepts for score), reports/data.{json,md},
-        metrics/prepare.json
+writes  data/prepared/ (ids for sft, dpo and generate; references and concepts for score), reports/{prepare,data}.json,
+        reports/data.md, metrics/prepare.json
 params  prepare, model, the entry's path, revision, chat_template and max_length
 command python src/prepare.py            the stage, as dvc repro runs it
         python src/prepare.py --check data/raw/sft_examples.jsonl …    only look at files of yours
@@ -26,7 +26,7 @@ from aligner.data.leakage import EvalPrompts, require_clean
 from aligner.data.reader import Ledger, Row, check, read_rows
 from aligner.data.spool import Scratch
 from aligner.data.tokenise import RowOf, pair_row, sft_row, tokenised
-from aligner.files import write_json, write_jsonl, write_text
+from aligner.files import write_figures, write_json, write_jsonl, write_text
 from aligner.model.chat import Chat
 from aligner.model.hub import TOKENIZER_FILES, model_folder
 from aligner.run import params as parameters
@@ -46,9 +46,16 @@ PARAMS = [
 ]
 PREPARED = Path("data/prepared")
 METRICS = Path("metrics/prepare.json")
+COUNTS = Path("reports/prepare.json")
 REPORT = Path("reports/data.json")
 PAGE = Path("reports/data.md")
 
+HEADLINE = {
+    "sft_data": ("train", "near_duplicate"),
+    "dpo_data": ("train", "longer_chosen"),
+    "eval_data": ("prompts",),
+    "leakage": ("ngram_13", "validation_prompts"),
+}
 SHOWN_PROBLEMS = 1000
 
 
@@ -88,17 +95,17 @@ def main(run: Run) -> None:
     write_jsonl(PREPARED / "concepts.jsonl", concepts)
     write_json(PREPARED / "chat.json", {"fingerprint": chat.fingerprint, "end_id": chat.end_id, "pad_id": chat.pad_id})
     found = data_report.metrics(report)
-    metrics = {
+    figures = {
         "sft_data": summary(sft) | found["sft_data"],
         "dpo_data": summary(dpo) | found["dpo_data"],
         "eval_data": {"prompts": len(prompts)},
         "leakage": found["leakage"],
     }
-    write_json(METRICS, metrics)
+    write_figures(figures, COUNTS, METRICS, HEADLINE)
     write_json(REPORT, report)
-    write_text(PAGE, data_report.page(report, metrics))
+    write_text(PAGE, data_report.page(report, figures))
     ledgers = {"sft": sft.ledger, "dpo": dpo.ledger, "eval": eval_ledger, "concepts": concept_ledger}
-    run.note(metrics=metrics, ledger={name: ledger.line() for name, ledger in ledgers.items()})
+    run.note(metrics=figures, ledger={name: ledger.line() for name, ledger in ledgers.items()})
 
 
 def prepare_file(path: str, kind: str, row_of: RowOf, chat: Chat, params: StageParams, part: Part) -> None:

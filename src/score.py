@@ -1,7 +1,7 @@
 """score: compare base, SFT and DPO on the same prompts by the key ideas that their answers name.
 
 reads   data/generated/{base,sft,dpo}.jsonl, data/prepared/{references,concepts}.jsonl; for the page also
-        metrics/{prepare,sft,dpo}.json, plots/{sft,dpo_loss,dpo_rewards,dpo_accuracy,dpo_logps,dpo_ranking}.csv, requirements.txt
+        reports/{prepare,sft,dpo}.json, plots/{sft,dpo_loss,dpo_rewards,dpo_accuracy,dpo_logps,dpo_ranking}.csv, requirements.txt
 writes  metrics/score.json, plots/{hit_rate,topics,outcomes,lengths}.csv, reports/{score.json,side_by_side.md,index.html}
 params  score; all others of the run are shown on the page and decide nothing
 command python src/score.py
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from aligner.files import read_json, read_jsonl, write_csv, write_json, write_text
-from aligner.intervals import mean
 from aligner.report import page
 from aligner.report.side_by_side import side_by_side
 from aligner.run import params as parameters
@@ -46,10 +45,10 @@ LENGTHS = Path("plots/lengths.csv")
 REPORT = Path("reports/score.json")
 SIDE_BY_SIDE = Path("reports/side_by_side.md")
 PAGE = Path("reports/index.html")
-STAGE_METRICS = {
-    "prepare": Path("metrics/prepare.json"),
-    "sft": Path("metrics/sft.json"),
-    "dpo": Path("metrics/dpo.json"),
+STAGE_REPORTS = {
+    "prepare": Path("reports/prepare.json"),
+    "sft": Path("reports/sft.json"),
+    "dpo": Path("reports/dpo.json"),
 }
 CURVES = {
     "sft": Path("plots/sft.csv"),
@@ -74,7 +73,7 @@ def main(run: Run) -> None:
     run.phase("score")
 
     report = evaluate(answers, references, PAIRS, params.score) | {"canaries": silenced}
-    metrics = headline(answers, report)
+    metrics = headline(report)
     run.phase("compare")
 
     write_json(METRICS, metrics)
@@ -101,28 +100,18 @@ def score_answers(
     return {name: [given[name] for given in examined] for name in rows}
 
 
-def headline(answers: dict[str, list[Answer]], report: dict[str, Any]) -> dict[str, Any]:
-    """The few numbers that `dvc metrics diff` compares; all else is in the report."""
-    models = {
-        name: {
-            "hit_rate": four(report["models"][name]["hit_rate"]["estimate"]),
-            "lift": four(report["models"][name]["lift"]["estimate"]),
-            "precision": four(report["models"][name]["precision"]["estimate"]),
-            "degenerate": four(report["models"][name]["health"]["degenerate"]["estimate"]),
-            "ended_rate": four(mean(answer.stop == "end" for answer in given)),
-            "tokens_mean": round(mean(answer.tokens for answer in given), 1),
-        }
-        for name, given in answers.items()
+def headline(report: dict[str, Any]) -> dict[str, Any]:
+    """The eight figures that `dvc metrics diff` compares; all others are in the report."""
+    models, verdict = report["models"], report["pairs"]["dpo_vs_sft"]
+    figures: dict[str, Any] = {name: {"hit_rate": four(model["hit_rate"]["estimate"])} for name, model in models.items()}
+    for name in ("sft", "dpo"):
+        figures[name]["precision"] = four(models[name]["precision"]["estimate"])
+    figures["dpo_vs_sft"] = {
+        "win_rate": four(verdict["win_rate"]["estimate"]),
+        "p_adjusted": four(verdict["p_holm"]),
+        "verdict": verdict["decision"]["verdict"],
     }
-    pairs = {
-        name: {
-            "win_rate": four(pair["win_rate"]["estimate"]),
-            "p_adjusted": four(pair["p_holm"]),
-            "verdict": pair["decision"]["verdict"],
-        }
-        for name, pair in report["pairs"].items()
-    }
-    return models | pairs | {"eval": {"prompts": report["prompts"]}}
+    return figures
 
 
 def page_sources(
@@ -132,7 +121,7 @@ def page_sources(
     return page.Sources(
         params=params,
         pins=page.pins_of(existing(REQUIREMENTS).read_text(encoding="utf-8")),
-        metrics={name: read_json(path) for name, path in STAGE_METRICS.items()},
+        metrics={name: read_json(path) for name, path in STAGE_REPORTS.items()},
         curves={name: read_csv(path) for name, path in CURVES.items()},
         ranking=read_csv(RANKING),
         report=rounded(report),

@@ -1,7 +1,7 @@
 """sft: supervised fine-tuning of a LoRA adapter on the chosen base with TRL's SFTTrainer, loss on the assistant's tokens only.
 
 reads   data/prepared/sft_{train,validation}.jsonl, chat.json, the base model
-writes  models/sft/ (adapter, provenance), metrics/sft.json, plots/sft.csv
+writes  models/sft/ (adapter, provenance), metrics/sft.json, reports/sft.json, plots/sft.csv
 params  sft, lora, seed, model, the entry's loading keys and its sft section
 command python src/sft.py
 """
@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aligner.files import read_jsonl, write_csv, write_json
+from aligner.files import read_jsonl, write_csv, write_figures
 from aligner.model.chat import Chat
 from aligner.model.loading import load_base, save_adapter
 from aligner.model.runtime import Runtime
@@ -24,29 +24,15 @@ from aligner.training import likelihood, trl_internals
 from aligner.training.loop import curve, first_measures, train
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 
-PARAMS = [
-    "lora",
-    "model",
-    "models.${model}.attn_implementation",
-    "models.${model}.chat_template",
-    "models.${model}.device",
-    "models.${model}.dtype",
-    "models.${model}.gradient_checkpointing",
-    "models.${model}.padding_free",
-    "models.${model}.path",
-    "models.${model}.revision",
-    "models.${model}.sft",
-    "models.${model}.threads",
-    "models.${model}.torch_compile",
-    "seed",
-    "sft",
-]
+PARAMS = [*parameters.TRAINING, "lora", "models.${model}.sft", "seed", "sft"]
 TRAIN = Path("data/prepared/sft_train.jsonl")
 VALIDATION = Path("data/prepared/sft_validation.jsonl")
 ADAPTER = Path("models/sft")
 METRICS = Path("metrics/sft.json")
+REPORT = Path("reports/sft.json")
 CURVE = Path("plots/sft.csv")
 
+HEADLINE = {"sft": ("validation_loss", "perplexity", "bits_per_byte", "token_accuracy", "base_perplexity")}
 SERIES = {"loss": "training", "validation_loss": "held out"}
 
 
@@ -71,11 +57,11 @@ def main(run: Run) -> None:
         final = train(trainer, checkpoints, run, tokens, params.sft.eval_steps, measure)
         # LoRA's B is zero at step 0, so the first evaluation is the base model's.
         base = first_measures(trainer.state.log_history, final)
-        metrics = {"sft": summary(base, final, validation, likelihood.text_bytes(validation, chat))}
+        figures = {"sft": summary(base, final, validation, likelihood.text_bytes(validation, chat))}
         save_adapter(trainer.model, ADAPTER, params.model_entry.path, setup.provenance)
         write_csv(CURVE, ["step", "series", "value"], curve(trainer.state.log_history, SERIES))
-        write_json(METRICS, metrics)
-    run.note(metrics=metrics)
+        write_figures(figures, REPORT, METRICS, HEADLINE)
+    run.note(metrics=figures)
     run.phase("save")
 
 
@@ -102,7 +88,7 @@ def build_trainer(params: StageParams, runtime: Runtime, chat: Chat, rows: list[
 
 
 def summary(base: dict[str, float], final: dict[str, float], rows: list[dict[str, Any]], size: int) -> dict[str, float | None]:
-    """The numbers of metrics/sft.json: of the held-out `rows`, whose answers have `size` bytes, before and after training."""
+    """The numbers of reports/sft.json: of the held-out `rows`, whose answers have `size` bytes, before and after training."""
     return {
         "validation_loss": round(final["validation_loss"], 4),
         **likelihood.summary(final, size),

@@ -17,6 +17,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_figures(figures: dict[str, dict[str, Any]], report: Path, metrics: Path, headline: dict[str, tuple[str, ...]]) -> None:
+    """Writes all figures of a stage to `report`, and the headline ones to `metrics`, which `dvc metrics diff` compares."""
+    write_json(report, figures)
+    write_json(metrics, {section: {name: figures[section][name] for name in names} for section, names in headline.items()})
+
+
 def read_json(path: Path) -> Any:
     return json.loads(_existing(path).read_text(encoding="utf-8"))
 

@@ -270,6 +270,10 @@ see saw seen; sell sold; send sent; show shown; speak spoke spoken; spend spent;
 teach taught; tell told; think thought; throw threw thrown; understand understood; win won; write wrote written
 """
 _BASES: dict[str, set[str]] = {}
+for _entry in _IRREGULAR.strip().replace("\n", ";").split(";"):
+    _base, *_forms = _entry.split()
+    for _form in _forms:
+        _BASES.setdefault(_form, set()).add(_base)
 
 _SIBILANT = ("s", "x", "z", "ch", "sh", "o")
 _VOWEL = re.compile("[aeiouy]")

@@ -194,6 +194,12 @@ class StageParams(Section):
 
 
 ENTRY = "models.${model}"
+# The keys of a model's entry by which a stage loads it, and those by which it trains it.
+LOADING = [
+    "model",
+    *(f"{ENTRY}.{key}" for key in ("attn_implementation", "chat_template", "device", "dtype", "path", "revision", "threads")),
+]
+TRAINING = [*LOADING, *(f"{ENTRY}.{key}" for key in ("gradient_checkpointing", "padding_free", "torch_compile"))]
 
 
 def load(names: list[str], path: Path = PARAMS_FILE) -> StageParams:

@@ -83,7 +83,7 @@ def summary(
     fit: dict[str, float | None],
     validation: list[dict[str, Any]],
 ) -> dict[str, float | str | None]:
-    """What metrics/dpo.json holds: held-out measures with n and an interval, what moved, and the health in words.
+    """What reports/dpo.json holds: held-out measures with n and an interval, what moved, and the health in words.
 
     reward_accuracy_low and _high are Wilson's 95 % interval; longer_is_chosen is the accuracy of the rule "the longer answer is
     the chosen one"; changes of log-probability are means in nats per answer, and per token over all of them. `fit`, perplexity
