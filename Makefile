@@ -21,8 +21,10 @@ test: $(READY)       ## Install what is missing, then check the style and run al
 	@echo "==> pytest"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 
-lint: $(READY)       ## Check the style
+lint: $(READY)       ## Check style, format and types: ruff and mypy
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 verify: $(READY)     ## Run the whole pipeline afresh in a temporary clone; compare every output with dvc.lock (as long as repro)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/verify.py

@@ -57,7 +57,7 @@ def test_a_remark_mentions_its_concept() -> None:
         said = remark(concept, rng)
         names = [bare(concept.name), *(alias.casefold() for alias in concept.aliases)]
         assert any(name in said.casefold() for name in names), said
-        assert "{" not in said and said[-1] in ".\"", said
+        assert "{" not in said and said[-1] in '."', said
 
 
 def test_an_exchange_begins_with_a_remark_and_ends_with_an_answer() -> None:
