@@ -72,8 +72,8 @@ def test_hub_model_must_be_pinned(subtests):
     for revision in (None, "", "main", REVISION[:-1], REVISION + "0", REVISION.upper(), REVISION + "\n"):
         with subtests.test(revision=revision):
             assert problem("somebody/model", revision) == (
-                "somebody/model is a Hugging Face model and needs a pinned commit: set models.<name>.revision "
-                "to its 40 hex digits (see https://huggingface.co/somebody/model/commits/main)"
+                "somebody/model is a Hugging Face model and needs a pinned commit: set models.<name>.revision in "
+                "params.yaml to its 40 hex digits (see https://huggingface.co/somebody/model/commits/main)"
             )
 
 
