@@ -151,21 +151,24 @@ def assert_exact(chat: Chat, messages) -> None:
 # ---- Ordinary conversations -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
-def test_a_prompt_has_the_ids_of_transformers(name, chat, messages):
-    expected = apply_chat_template(transformers_tokenizer(name), messages[:-1], add_generation_prompt=True)
-    assert chat.prompt(messages[:-1]) == expected
+def test_chat_prompt_has_the_ids_of_transformers(name, chat, subtests):
+    for case, messages in CONVERSATIONS.items():
+        expected = apply_chat_template(transformers_tokenizer(name), messages[:-1], add_generation_prompt=True)
+        with subtests.test(case):
+            assert chat.prompt(messages[:-1]) == expected
 
 
-@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
-def test_a_conversation_has_the_ids_of_transformers_up_to_its_end_token(name, chat, messages):
-    expected = apply_chat_template(transformers_tokenizer(name), messages)
-    assert chat.conversation(messages).ids == up_to_end(expected, chat)
+def test_chat_conversation_has_the_ids_of_transformers_up_to_its_end_token(name, chat, subtests):
+    for case, messages in CONVERSATIONS.items():
+        expected = apply_chat_template(transformers_tokenizer(name), messages)
+        with subtests.test(case):
+            assert chat.conversation(messages).ids == up_to_end(expected, chat)
 
 
-@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
-def test_the_mask_covers_the_answers_and_training_begins_where_generation_does(chat, messages):
-    assert_exact(chat, messages)
+def test_chat_mask_covers_the_answers_and_training_begins_where_generation_does(chat, subtests):
+    for case, messages in CONVERSATIONS.items():
+        with subtests.test(case):
+            assert_exact(chat, messages)
 
 
 def test_the_end_token_is_the_templates_own():
@@ -210,20 +213,22 @@ def test_llama_tokenizer_of_transformers_5_leaves_out_the_space_behind_an_end_to
 # ---- Hostile and odd contents ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", SPELLED)
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_special_token_that_a_person_typed_stays_text(chat, text, place):
-    plain = ((SYSTEM, "x"), (USER, "x"), (ASSISTANT, "x"))
-    typed = tuple((role, text if index == place else content) for index, (role, content) in enumerate(plain))
-    assert control_ids(chat, chat.conversation(typed).ids) == control_ids(chat, chat.conversation(plain).ids)
-    shown = chat.tokenizer.decode(chat.conversation(typed).ids, skip_special_tokens=False)
-    assert text in shown
-    assert_exact(chat, typed)
+def test_chat_special_token_that_a_person_typed_stays_text(chat, subtests):
+    plain = {SYSTEM: "x", USER: "x", ASSISTANT: "x"}
+    expected = control_ids(chat, chat.conversation(tuple(plain.items())).ids)
+    for text, place in itertools.product(SPELLED, plain):
+        typed = tuple({**plain, place: text}.items())
+        with subtests.test(text=text, place=place):
+            ids = chat.conversation(typed).ids
+            assert control_ids(chat, ids) == expected
+            assert text in chat.tokenizer.decode(ids, skip_special_tokens=False)
+            assert_exact(chat, typed)
 
 
-@pytest.mark.parametrize("text", EMPTY_LOOKING)
-def test_text_that_looks_empty_is_rendered_and_trained(chat, text):
-    assert_exact(chat, ((USER, text), (ASSISTANT, text), (USER, "x"), (ASSISTANT, text)))
+def test_chat_text_that_looks_empty_is_rendered_and_trained(chat, subtests):
+    for text in EMPTY_LOOKING:
+        with subtests.test(text=text):
+            assert_exact(chat, ((USER, text), (ASSISTANT, text), (USER, "x"), (ASSISTANT, text)))
 
 
 def texts():
@@ -379,21 +384,21 @@ def test_a_template_that_trims_changes_nothing(name):
     assert with_template(name, trimming).conversation(messages) == chat_of(name).conversation(messages)
 
 
-@pytest.mark.parametrize(
-    ("change", "fault"), [("| upper", "changes"), ("| replace('x', 'y')", "changes"), ("| e", "changes"), ("[:2]", "leaves out")]
-)
-def test_a_template_that_changes_contents_is_refused(chat, name, change, fault):
-    changing = with_template(name, chat.template.replace("message['content']", f"(message['content'] {change})"))
-    with pytest.raises(InputError, match=f"the chat template {fault} the text of a message; give models.<name>.chat_template"):
-        changing.conversation(((USER, "x < y"), (ASSISTANT, "xyz > x")))
+def test_chat_template_that_changes_contents_is_refused(chat, name, subtests):
+    faults = {"| upper": "changes", "| replace('x', 'y')": "changes", "| e": "changes", "[:2]": "leaves out"}
+    for change, fault in faults.items():
+        changing = with_template(name, chat.template.replace("message['content']", f"(message['content'] {change})"))
+        message = f"the chat template {fault} the text of a message; give models.<name>.chat_template"
+        with subtests.test(change=change), pytest.raises(InputError, match=message):
+            changing.conversation(((USER, "x < y"), (ASSISTANT, "xyz > x")))
 
 
-@pytest.mark.parametrize("role", [SYSTEM, USER, ASSISTANT])
-def test_a_template_that_leaves_out_a_message_is_refused(chat, name, role):
+def test_chat_template_that_leaves_out_a_message_is_refused(chat, name, subtests):
     """An answer that is not rendered would be a row on which nothing is trained."""
-    skipping = chat.template.replace("for message in messages", f"for message in messages if message['role'] != '{role}'")
-    with pytest.raises(InputError, match="the chat template leaves out the text of a message"):
-        with_template(name, skipping).conversation(CONVERSATIONS["system"])
+    for role in (SYSTEM, USER, ASSISTANT):
+        skipping = chat.template.replace("for message in messages", f"for message in messages if message['role'] != '{role}'")
+        with subtests.test(role=role), pytest.raises(InputError, match="the chat template leaves out the text of a message"):
+            with_template(name, skipping).conversation(CONVERSATIONS["system"])
 
 
 def test_a_prompt_that_stands_before_no_answer_is_refused():
@@ -431,13 +436,19 @@ def test_raise_exception_is_an_error_for_people(name):
     assert chat.prompt(((USER, "y"),)) == chat_of(name).prompt(((USER, "y"),))
 
 
-@pytest.mark.parametrize(
-    "template",
-    ["{% for message in messages %}", "{{ messages[9]['role'] }}", "{{ ''.__class__.__mro__ }}", "{{ 'a' + 1 }}", "{{ 1 / 0 }}"],
-)
-def test_a_broken_or_hostile_template_is_an_error_for_people(template):
-    with pytest.raises(InputError, match="the chat template refuses the roles"):
-        with_template("mini", template).prompt(((USER, "x"),))
+BROKEN = [
+    "{% for message in messages %}",
+    "{{ messages[9]['role'] }}",
+    "{{ ''.__class__.__mro__ }}",
+    "{{ 'a' + 1 }}",
+    "{{ 1 / 0 }}",
+]
+
+
+def test_chat_broken_or_hostile_template_is_an_error_for_people(subtests):
+    for template in BROKEN:
+        with subtests.test(template=template), pytest.raises(InputError, match="the chat template refuses the roles"):
+            with_template("mini", template).prompt(((USER, "x"),))
 
 
 def test_a_template_cannot_change_the_messages():
@@ -596,9 +607,10 @@ def test_a_template_that_is_seen_to_insert_contents_does(template, contents):
     assert chat._render(messages, generation_prompt=False) == "".join(filled)
 
 
-@pytest.mark.parametrize("template", OTHERS)
-def test_a_template_that_could_do_other_is_rendered_with_every_conversation(template):
-    assert not letters(template)._inserts_only
+def test_chat_template_that_could_do_other_is_rendered_with_every_conversation(subtests):
+    for template in OTHERS:
+        with subtests.test(template=template):
+            assert not letters(template)._inserts_only
 
 
 # ---- Folders --------------------------------------------------------------------------------------------------------
@@ -685,10 +697,11 @@ def test_the_fingerprint_is_that_of_the_contents(folder):
     assert Chat.load(folder).fingerprint == chat_of("qwen2").fingerprint
 
 
-@pytest.mark.parametrize("part", [field.name for field in dataclasses.fields(Chat)])
-def test_the_fingerprint_changes_with_each_part(part):
+def test_chat_fingerprint_changes_with_each_part(subtests):
     chat = chat_of("qwen2")
-    assert dataclasses.replace(chat, **{part: getattr(chat, part) + " "}).fingerprint != chat.fingerprint
+    for part in (field.name for field in dataclasses.fields(Chat)):
+        with subtests.test(part=part):
+            assert dataclasses.replace(chat, **{part: getattr(chat, part) + " "}).fingerprint != chat.fingerprint
 
 
 def test_fingerprints_of_models_differ():

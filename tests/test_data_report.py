@@ -1,5 +1,6 @@
 """The data report: each fault that is put into the files is counted and listed, and the order of the rows plays no part."""
 
+import itertools
 import json
 import os
 import random
@@ -92,12 +93,11 @@ def test_what_is_too_long_is_left_out_whole(reported):
     assert reported.report["sft"]["too_long"] == {"policy": "left out whole, never cut", "rows": 1, "listed": ["long"]}
 
 
-@pytest.mark.parametrize(
-    ("kind", "id"),
-    [("mojibake", "mojibake"), ("replacement_character", "lost"), ("control_character", "bell"), ("mixed_scripts", "mixed")],
-)
-def test_damaged_texts_are_listed_by_kind(reported, kind, id):
-    assert reported.report["sft"]["warnings"][kind] == {"rows": 1, "listed": [id]}
+def test_data_report_lists_damaged_texts_by_kind(reported, subtests):
+    damaged = {"mojibake": "mojibake", "replacement_character": "lost", "control_character": "bell", "mixed_scripts": "mixed"}
+    for kind, id in damaged.items():
+        with subtests.test(kind=kind):
+            assert reported.report["sft"]["warnings"][kind] == {"rows": 1, "listed": [id]}
     assert reported.metrics["sft_data"]["damaged"] == reported.report["sft"]["damaged_rows"] == 4
     assert reported.metrics["dpo_data"]["damaged"] == 0
 
@@ -208,9 +208,10 @@ def test_clean_files_have_nothing_to_list(workspace):
 # ---- Damage, character by character ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["cafÃ©", "itâ€™s", "naÃ¯ve", "Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "ðŸ˜€", "Â°C", "ï»¿text", "ï¿½", "Ã\xa0 la carte"])
-def test_utf8_read_as_cp1252_is_mojibake(text):
-    assert [problem.kind for problem in text_warnings(text)] == ["mojibake"]
+def test_data_report_calls_utf8_read_as_cp1252_mojibake(subtests):
+    for text in ("cafÃ©", "itâ€™s", "naÃ¯ve", "Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "ðŸ˜€", "Â°C", "ï»¿text", "ï¿½", "Ã\xa0 la carte"):
+        with subtests.test(text=text):
+            assert [problem.kind for problem in text_warnings(text)] == ["mojibake"]
 
 
 def misread(text, encoding):
@@ -218,24 +219,21 @@ def misread(text, encoding):
     return "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in text.encode())
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
-@pytest.mark.parametrize("text", ["é", "’", "привет", "😀", "°C", "“quoted”", "…", "ü", "Ça"])
-def test_the_fault_itself_is_found(text, encoding):
-    assert "mojibake" in {problem.kind for problem in text_warnings(f"a {misread(text, encoding)} b")}
-    assert text_warnings(f"a {text} b") == ()
+def test_data_report_finds_text_misread_as_another_encoding(subtests):
+    texts = ["é", "’", "привет", "😀", "°C", "“quoted”", "…", "ü", "Ça"]
+    for text, encoding in itertools.product(texts, ["cp1252", "latin-1"]):
+        with subtests.test(text=text, encoding=encoding):
+            assert "mojibake" in {problem.kind for problem in text_warnings(f"a {misread(text, encoding)} b")}
+            assert text_warnings(f"a {text} b") == ()
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["café", "Ünïcode: 是什么?", "naïve façade", "Привет, мир", "3 °C ± 1", "“quoted” – …", "ÄÖÜ äöü ß", "Â and Ã", "π ≈ Δx"],
-)
-def test_good_text_is_not_damaged(text):
-    assert text_warnings(text) == ()
-
-
-@pytest.mark.parametrize("text", ["tab\tnew\nline\r\n", "a\u2028b", "a\u0085b", "form\x0cfeed"])
-def test_characters_that_only_part_lines_are_not_damage(text):
-    assert text_warnings(text) == ()
+def test_data_report_finds_no_damage_in_good_text(subtests):
+    foreign = ["café", "Ünïcode: 是什么?", "naïve façade", "Привет, мир", "ÄÖÜ äöü ß", "Â and Ã"]
+    signs = ["3 °C ± 1", "“quoted” – …", "π ≈ Δx"]
+    line_ends = ["tab\tnew\nline\r\n", "a\u2028b", "a\u0085b", "form\x0cfeed"]
+    for text in (*foreign, *signs, *line_ends):
+        with subtests.test(text=text):
+            assert text_warnings(text) == ()
 
 
 def test_a_warned_row_is_shown_by_check_and_kept(workspace):

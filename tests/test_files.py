@@ -1,6 +1,7 @@
 """Small files: the same bytes on every machine, numbers that everything can read, and what is said of a missing one."""
 
 import io
+import itertools
 
 import pytest
 
@@ -9,7 +10,18 @@ from aligner.run.errors import InputError
 
 # Line ends of Unicode, of old systems, and one that JSON writes as it is.
 ODD_TEXT = "a\r\nb\rc\nd\u2028e\u0085f\u000cg\té 中 \U0001f600"
-NOT_NUMBERS = [float("nan"), float("inf"), float("-inf")]
+CELLS = [
+    (0.1234567, "0.123457"),
+    (1 / 3, "0.333333"),
+    (0.1 + 0.2, "0.3"),
+    (1234567.0, "1234570.0"),
+    (0.00002, "2e-05"),
+    (1.0, "1.0"),
+    (1234567, "1234567"),
+    (None, ""),
+    ("a,b", '"a,b"'),
+    ('say "a"', '"say ""a"""'),
+]
 
 
 @pytest.fixture
@@ -54,14 +66,14 @@ def test_text_is_written_as_utf_8_and_keys_in_the_order_given(tmp_path):
     assert (tmp_path / "value.json").read_text(encoding="utf-8") == '{\n  "z": "é",\n  "a": "中"\n}\n'
 
 
-@pytest.mark.parametrize("value", NOT_NUMBERS)
-def test_what_is_no_number_is_refused(tmp_path, value):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "metrics.json", {"sft": {"loss": value}})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_jsonl(tmp_path / "rows.jsonl", [{"rate": value}])
-    with pytest.raises(ValueError, match=f"a plot cannot show {value}"):
-        write_csv(tmp_path / "plot.csv", ["rate"], [[value]])
+def test_files_refuse_what_is_no_number(tmp_path, subtests):
+    for value in (float("nan"), float("inf"), float("-inf")):
+        with subtests.test("JSON", value=value), pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(tmp_path / "metrics.json", {"sft": {"loss": value}})
+        with subtests.test("JSON lines", value=value), pytest.raises(ValueError, match="not JSON compliant"):
+            write_jsonl(tmp_path / "rows.jsonl", [{"rate": value}])
+        with subtests.test("CSV", value=value), pytest.raises(ValueError, match=f"a plot cannot show {value}"):
+            write_csv(tmp_path / "plot.csv", ["rate"], [[value]])
 
 
 def test_a_refused_value_leaves_the_old_metrics_alone(tmp_path):
@@ -71,24 +83,11 @@ def test_a_refused_value_leaves_the_old_metrics_alone(tmp_path):
     assert read_json(tmp_path / "metrics.json") == {"loss": 1}
 
 
-@pytest.mark.parametrize(
-    ("value", "cell"),
-    [
-        (0.1234567, "0.123457"),
-        (1 / 3, "0.333333"),
-        (0.1 + 0.2, "0.3"),
-        (1234567.0, "1234570.0"),
-        (0.00002, "2e-05"),
-        (1.0, "1.0"),
-        (1234567, "1234567"),
-        (None, ""),
-        ("a,b", '"a,b"'),
-        ('say "a"', '"say ""a"""'),
-    ],
-)
-def test_a_cell_of_a_table(tmp_path, value, cell):
-    write_csv(tmp_path / "plot.csv", ["first", "x"], [["-", value]])
-    assert (tmp_path / "plot.csv").read_bytes().decode() == f"first,x\n-,{cell}\n"
+def test_files_cell_of_a_table(tmp_path, subtests):
+    for value, cell in CELLS:
+        write_csv(tmp_path / "plot.csv", ["first", "x"], [["-", value]])
+        with subtests.test(value=value):
+            assert (tmp_path / "plot.csv").read_bytes().decode() == f"first,x\n-,{cell}\n"
 
 
 def test_folders_are_made(tmp_path):
@@ -97,14 +96,14 @@ def test_folders_are_made(tmp_path):
         assert (tmp_path / str(index) / "deep" / "file").is_file()
 
 
-@pytest.mark.parametrize("read", [read_json, lambda path: list(read_jsonl(path))])
-def test_a_missing_file_names_the_next_command(tmp_path, read):
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError) as caught:
-            read(path)
-        assert (
-            str(caught.value) == f"{path} is missing; the stage before writes it. Run: dvc repro (or, if it was shared: dvc pull)"
-        )
+def test_files_missing_file_names_the_next_command(tmp_path, subtests):
+    readers = {"JSON": read_json, "JSON lines": lambda path: list(read_jsonl(path))}
+    for (kind, read), path in itertools.product(readers.items(), [tmp_path / "none.json", tmp_path]):
+        expected = f"{path} is missing; the stage before writes it. Run: dvc repro (or, if it was shared: dvc pull)"
+        with subtests.test(kind, path=path):
+            with pytest.raises(InputError) as caught:
+                read(path)
+            assert str(caught.value) == expected
 
 
 def test_rows_are_read_one_by_one(tmp_path):

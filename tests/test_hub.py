@@ -1,5 +1,6 @@
 """Where a model is: a folder, or a pinned revision in the hub's cache; and one clear error for every other case. No network."""
 
+import itertools
 import os
 import shlex
 import socket
@@ -51,25 +52,29 @@ def refusal(kind, status, message):
     return kind(message, response=httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co/x")))
 
 
-@pytest.mark.parametrize("revision", [None, REVISION])
-def test_a_folder_is_taken_as_it_stands(tmp_path, revision):
+def test_hub_folder_is_taken_as_it_stands(tmp_path, subtests):
     (tmp_path / "mine").mkdir()
-    assert str(model_folder("mine", revision, TOKENIZER_FILES)) == "mine"
-    assert model_folder(str(tmp_path / "mine"), revision, TOKENIZER_FILES) == tmp_path / "mine"
+    for revision in (None, REVISION):
+        with subtests.test(revision=revision):
+            assert str(model_folder("mine", revision, TOKENIZER_FILES)) == "mine"
+            assert model_folder(str(tmp_path / "mine"), revision, TOKENIZER_FILES) == tmp_path / "mine"
 
 
-@pytest.mark.parametrize("path", ["models/mini", "data/x", "./x", "../x/y", "/x/y", "~/x", "a/b/c", "gpt2", "./a b;c"])
-@pytest.mark.parametrize("revision", [None, REVISION])
-def test_a_missing_folder_is_not_looked_for_on_the_hub(path, revision):
-    expected = f"model folder {path} is missing. If it is part of this repository: git checkout -- {shlex.quote(path)}"
-    assert problem(path, revision) == expected
+def test_hub_is_not_asked_for_a_missing_folder(subtests):
+    paths = ["models/mini", "data/x", "./x", "../x/y", "/x/y", "~/x", "a/b/c", "gpt2", "./a b;c"]
+    for path, revision in itertools.product(paths, [None, REVISION]):
+        expected = f"model folder {path} is missing. If it is part of this repository: git checkout -- {shlex.quote(path)}"
+        with subtests.test(path=path, revision=revision):
+            assert problem(path, revision) == expected
 
 
-@pytest.mark.parametrize("revision", [None, "", "main", REVISION[:-1], REVISION + "0", REVISION.upper(), REVISION + "\n"])
-def test_a_model_of_the_hub_must_be_pinned(revision):
-    found = problem("somebody/model", revision)
-    assert found.startswith("somebody/model is a Hugging Face model and needs a pinned commit: set models.<name>.revision ")
-    assert found.endswith("to its 40 hex digits (see https://huggingface.co/somebody/model/commits/main)")
+def test_hub_model_must_be_pinned(subtests):
+    for revision in (None, "", "main", REVISION[:-1], REVISION + "0", REVISION.upper(), REVISION + "\n"):
+        with subtests.test(revision=revision):
+            assert problem("somebody/model", revision) == (
+                "somebody/model is a Hugging Face model and needs a pinned commit: set models.<name>.revision in "
+                "params.yaml to its 40 hex digits (see https://huggingface.co/somebody/model/commits/main)"
+            )
 
 
 def test_a_model_in_the_cache_is_found_without_the_hub(tmp_path):

@@ -29,7 +29,8 @@ from support.workspace import REPOSITORY, Params, concept_rows, eval_rows
 
 import judge
 import score
-from aligner import statistics
+
+pass
 from aligner.files import read_json, write_jsonl
 from aligner.judging import canaries, contest, endpoint, replies, verdicts, votes
 from aligner.judging.endpoint import Endpoint

@@ -29,12 +29,12 @@ def met(prompt, *trained):
 # ---- What counts as the same --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "spelling", ["WHAT IS A CHAIN", "  what\nis a   chain?!", "“What is a chain”", "What—is a ‘chain’?", "Ｗｈａｔ is a chain"]
-)
-def test_case_spacing_punctuation_and_width_play_no_part(spelling):
-    assert words(spelling) == ["what", "is", "a", "chain"]
-    assert met("What is a chain?", spelling) == "exact"
+def test_leakage_ignores_case_spacing_punctuation_and_width(subtests):
+    spellings = ["WHAT IS A CHAIN", "  what\nis a   chain?!", "“What is a chain”", "What—is a ‘chain’?", "Ｗｈａｔ is a chain"]
+    for spelling in spellings:
+        with subtests.test(spelling=spelling):
+            assert words(spelling) == ["what", "is", "a", "chain"]
+            assert met("What is a chain?", spelling) == "exact"
 
 
 def test_a_text_without_words_is_compared_as_it_stands():
@@ -70,12 +70,12 @@ def test_grams_are_all_words_in_a_row_joined(sequence, n):
 # ---- Levels -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("length", "level"), [(4, None), (5, None), (7, None), (8, "ngram_8"), (12, "ngram_8"), (13, "ngram_13"), (17, "ngram_13")]
-)
-def test_the_level_is_that_of_the_longest_run(length, level):
-    run = " ".join(TWENTY.split()[1 : 1 + length])
-    assert met(TWENTY, f"before {run} behind", "one two x three four") == level
+def test_leakage_level_is_that_of_the_longest_run(subtests):
+    levels = {4: None, 5: None, 7: None, 8: "ngram_8", 12: "ngram_8", 13: "ngram_13", 17: "ngram_13"}
+    for length, level in levels.items():
+        run = " ".join(TWENTY.split()[1 : 1 + length])
+        with subtests.test(length=length):
+            assert met(TWENTY, f"before {run} behind", "one two x three four") == level
 
 
 def test_words_apart_are_no_run():
@@ -83,13 +83,14 @@ def test_words_apart_are_no_run():
     assert met(TWENTY, broken) is None
 
 
-@pytest.mark.parametrize(("size", "level"), [(4, None), (5, "ngram_13"), (7, "ngram_13"), (12, "ngram_13")])
-def test_a_short_prompt_leaks_when_all_of_it_stands_in_a_text(size, level):
+def test_leakage_short_prompt_leaks_when_a_text_holds_all_of_it(subtests):
     """Fewer than 13 words cannot share 13; a prompt of four or less can only be equal."""
-    prompt = " ".join(TWENTY.split()[:size])
-    assert met(prompt, f"so {prompt} then") == level
-    assert met(prompt, prompt) == "exact"
-    assert met(prompt, f"so {' '.join(prompt.split()[1:])} then") == (None if size < 9 else "ngram_8")
+    for size, level in {4: None, 5: "ngram_13", 7: "ngram_13", 12: "ngram_13"}.items():
+        prompt = " ".join(TWENTY.split()[:size])
+        with subtests.test(size=size):
+            assert met(prompt, f"so {prompt} then") == level
+            assert met(prompt, prompt) == "exact"
+            assert met(prompt, f"so {' '.join(prompt.split()[1:])} then") == (None if size < 9 else "ngram_8")
 
 
 def test_each_level_counts_those_before():
@@ -153,13 +154,14 @@ def leaked(count, of):
     return prompts
 
 
-@pytest.mark.parametrize(("count", "share", "ends"), [(0, 0, False), (1, 0, True), (1, 0.1, False), (2, 0.1, True), (10, 1, 0)])
-def test_the_gate_opens_up_to_its_share(count, share, ends):
-    if ends:
-        with pytest.raises(InputError, match=rf"{count} of 10 eval prompts .* allows {share:.1%}\."):
+def test_leakage_gate_opens_up_to_its_share(subtests):
+    for count, share in [(0, 0), (1, 0.1), (10, 1)]:
+        with subtests.test("open", count=count, share=share):
             require_clean(leaked(count, 10), share, "eval.jsonl")
-    else:
-        require_clean(leaked(count, 10), share, "eval.jsonl")
+    for count, share in [(1, 0), (2, 0.1)]:
+        message = rf"{count} of 10 eval prompts .* allows {share:.1%}\."
+        with subtests.test("closed", count=count, share=share), pytest.raises(InputError, match=message):
+            require_clean(leaked(count, 10), share, "eval.jsonl")
 
 
 def test_eight_words_are_let_through_and_thirteen_are_not():

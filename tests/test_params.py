@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import re
 import typing
 from pathlib import Path
@@ -54,6 +55,7 @@ FLOATS = [key for key, kind in KEYS.items() if kind is float]
 INTS = [key for key, kind in KEYS.items() if kind is int]
 FLAGS = [key for key, kind in KEYS.items() if kind is bool]
 CHOICES = [key for key, kind in KEYS.items() if typing.get_origin(kind) is typing.Literal]
+NAMES = [key for key, kind in KEYS.items() if kind in (str, str | None)]
 
 
 @pytest.fixture
@@ -101,27 +103,29 @@ def problems(path):
 
 
 def test_the_walk_sees_the_schema():
-    """Guards the parametrised tests below: an empty list would let them all pass."""
+    """Guards the loops below: an empty list would let them all pass."""
     assert {"dpo.beta", "models.mini.sft.learning_rate", "prepare.validation_share", "score.tie_threshold"} <= set(FLOATS)
     assert {"seed", "lora.r", "models.mini.generate.batch_size"} <= set(INTS)
     assert {"generate.do_sample", "models.mini.gradient_checkpointing"} <= set(FLAGS)
     assert {"dpo.loss_type", "models.mini.device"} <= set(CHOICES)
+    assert {"model", "models.mini.path"} <= set(NAMES)
 
 
 def test_the_committed_file_is_read_as_it_stands():
     assert read(FILE).model_dump() == VALUES
 
 
-@pytest.mark.parametrize("key", FLOATS)
-@pytest.mark.parametrize(("spelling", "value"), [("1e-6", 1e-6), ("5e-06", 5e-6), ('"0.1"', 0.1), ("1", 1.0)])
-def test_a_float_may_be_spelled_in_any_way(written, key, spelling, value):
+def test_params_float_may_be_spelled_in_any_way(written, subtests):
     """`5e-06` is what `dvc exp run -S x=5e-6` writes; YAML 1.1 would read a string."""
-    path = written(**{key: spelling}, **GIVEN.get(key, {}))
-    if spelling == "1" and key in ONE_IS_TOO_MUCH:
-        assert re.fullmatch(rf"{key} must be < (1|0\.5), got 1", "\n".join(problems(path)))
-        return
-    found = value_at(read(path), key)
-    assert found == value and isinstance(found, float)
+    spellings = {"1e-6": 1e-6, "5e-06": 5e-6, '"0.1"': 0.1, "1": 1.0}
+    for key, (spelling, value) in itertools.product(FLOATS, spellings.items()):
+        path = written(**{key: spelling}, **GIVEN.get(key, {}))
+        with subtests.test(key=key, spelling=spelling):
+            if spelling == "1" and key in ONE_IS_TOO_MUCH:
+                assert re.fullmatch(rf"{key} must be < (1|0\.5), got 1", "\n".join(problems(path)))
+            else:
+                found = value_at(read(path), key)
+                assert found == value and isinstance(found, float)
 
 
 def test_empty_is_no_value():
@@ -161,20 +165,26 @@ def test_all_problems_are_told_at_once(written):
     assert any(line.startswith("prepare must be") for line in found)
 
 
-@pytest.mark.parametrize("path", sorted(paths(VALUES)), ids=".".join)
-def test_a_typo_is_refused_with_the_word_that_was_meant(tmp_path, path):
-    """Every key of the file, at every depth, with its last letter doubled."""
+def with_a_typo(path):
+    """The values of the file with the last letter of one key doubled."""
     values = copy.deepcopy(VALUES)
     *parents, last = path
     section = values
     for part in parents:
         section = section[part]
     section[last + last[-1]] = section.pop(last)
+    return values
+
+
+def test_params_typo_is_refused_with_the_word_that_was_meant(tmp_path, subtests):
+    """Every key of the file, at every depth."""
     file = tmp_path / "params.yaml"
-    YAML().dump(values, file)
-    name = ".".join(path)
-    wrong = f"{name}{last[-1]} is not a parameter (did you mean {name}?)"
-    assert {wrong, f"{name} is missing. See: git diff {file}"} <= set(problems(file))
+    for path in sorted(paths(VALUES)):
+        YAML().dump(with_a_typo(path), file)
+        name = ".".join(path)
+        wrong = f"{name}{name[-1]} is not a parameter (did you mean {name}?)"
+        with subtests.test(key=name):
+            assert {wrong, f"{name} is missing. See: git diff {file}"} <= set(problems(file))
 
 
 def test_a_word_like_no_other_gets_no_guess(tmp_path):
@@ -183,17 +193,18 @@ def test_a_word_like_no_other_gets_no_guess(tmp_path):
     assert problems(file) == ["dpo.strength is not a parameter"]
 
 
-@pytest.mark.parametrize("name", ["strong", "path", "sft", "list[a]"])
-def test_a_model_may_bear_any_name(tmp_path, name):
+def test_params_model_may_bear_any_name(tmp_path, subtests):
     """Names that are also keys, or begin like a type, do not blur the message."""
-    values = copy.deepcopy(VALUES)
-    values["models"][name] = {**values["models"]["mini"], "max_length": 1, "devise": "cpu"}
     file = tmp_path / "params.yaml"
-    YAML().dump(values, file)
-    assert set(problems(file)) == {
-        f"models.{name}.max_length must be >= 16, got 1",
-        f"models.{name}.devise is not a parameter (did you mean models.{name}.device?)",
-    }
+    for name in ("strong", "path", "sft", "list[a]"):
+        values = copy.deepcopy(VALUES)
+        values["models"][name] = {**values["models"]["mini"], "max_length": 1, "devise": "cpu"}
+        YAML().dump(values, file)
+        with subtests.test(name=name):
+            assert set(problems(file)) == {
+                f"models.{name}.max_length must be >= 16, got 1",
+                f"models.{name}.devise is not a parameter (did you mean models.{name}.device?)",
+            }
 
 
 def test_a_dot_in_a_model_s_name_is_refused(tmp_path):
@@ -211,40 +222,39 @@ def test_an_unknown_model_is_refused_with_the_names_that_are_there(written):
     assert problems(written(model="gpt-x")) == [f"model is 'gpt-x', {names}"]
 
 
-@pytest.mark.parametrize("key", FLOATS + INTS)
-@pytest.mark.parametrize("value", ["true", "false"])
-def test_a_boolean_is_no_number(written, key, value):
-    assert len(found := problems(written(**{key: value}))) == 1
-    assert re.fullmatch(rf"{key} must be a (number|valid integer), got {value.capitalize()}", found[0])
+def test_params_number_is_no_boolean(written, subtests):
+    for key, value in itertools.product(FLOATS + INTS, ["true", "false"]):
+        with subtests.test(key=key, value=value):
+            assert len(found := problems(written(**{key: value}))) == 1
+            assert re.fullmatch(rf"{key} must be a (number|valid integer), got {value.capitalize()}", found[0])
 
 
-@pytest.mark.parametrize("key", INTS)
-@pytest.mark.parametrize("value", ['"2"', "2.0", "abc", "1.5", ""])
-def test_a_whole_number_must_be_written_as_one(written, key, value):
-    assert len(found := problems(written(**{key: value}))) == 1
-    assert found[0].startswith(f"{key} must be a valid integer, got ")
+def test_params_whole_number_must_be_written_as_one(written, subtests):
+    for key, value in itertools.product(INTS, ['"2"', "2.0", "abc", "1.5", ""]):
+        with subtests.test(key=key, value=value):
+            assert len(found := problems(written(**{key: value}))) == 1
+            assert found[0].startswith(f"{key} must be a valid integer, got ")
 
 
-@pytest.mark.parametrize("key", FLOATS)
-@pytest.mark.parametrize("value", ["abc", "[0.1]", "", ".nan", ".inf", "-0.1"])
-def test_a_float_must_be_a_number_that_makes_sense(written, key, value):
-    assert len(found := problems(written(**{key: value}))) == 1
-    assert found[0].startswith(f"{key} must be ")
+def test_params_float_must_be_a_finite_number_of_its_range(written, subtests):
+    for key, value in itertools.product(FLOATS, ["abc", "[0.1]", "", ".nan", ".inf", "-0.1"]):
+        with subtests.test(key=key, value=value):
+            assert len(found := problems(written(**{key: value}))) == 1
+            assert found[0].startswith(f"{key} must be ")
 
 
-@pytest.mark.parametrize("key", FLAGS)
-@pytest.mark.parametrize("value", ["1", "yes", '"true"', ""])
-def test_a_flag_is_true_or_false(written, key, value):
-    assert problems(written(**{key: value}))[0].startswith(f"{key} must be a valid boolean, got ")
+def test_params_flag_is_true_or_false(written, subtests):
+    for key, value in itertools.product(FLAGS, ["1", "yes", '"true"', ""]):
+        with subtests.test(key=key, value=value):
+            assert problems(written(**{key: value}))[0].startswith(f"{key} must be a valid boolean, got ")
 
 
-@pytest.mark.parametrize("key", CHOICES)
-@pytest.mark.parametrize("value", ["nonsense", "1", ""])
-def test_a_choice_is_one_of_those_told(written, key, value):
-    allowed = typing.get_args(KEYS[key])
-    found = problems(written(**{key: value}))
-    assert len(found) == 1 and found[0].startswith(f"{key} must be ")
-    assert all(repr(choice) in found[0] for choice in allowed)
+def test_params_choice_is_one_of_those_listed(written, subtests):
+    for key, value in itertools.product(CHOICES, ["nonsense", "1", ""]):
+        with subtests.test(key=key, value=value):
+            found = problems(written(**{key: value}))
+            assert len(found) == 1 and found[0].startswith(f"{key} must be ")
+            assert all(repr(choice) in found[0] for choice in typing.get_args(KEYS[key]))
 
 
 @pytest.mark.parametrize(
@@ -271,24 +281,29 @@ def test_a_value_out_of_range_is_refused_with_its_limit(written, key, value, rea
     assert problems(written(**{key: value})) == [f"{key} {reason}"]
 
 
-@pytest.mark.parametrize("key", [key for key, kind in KEYS.items() if kind in (str, str | None)])
-def test_a_name_is_a_text_that_is_not_empty(written, key):
-    assert problems(written(**{key: "17"}))[0] == f"{key} must be a valid string, got 17"
-    assert problems(written(**{key: '""'}))[0].startswith((f"{key} string should have at least 1", "model is ''"))
+def test_params_name_is_a_text_that_is_not_empty(written, subtests):
+    for key in NAMES:
+        with subtests.test(key=key, value="17"):
+            assert problems(written(**{key: "17"}))[0] == f"{key} must be a valid string, got 17"
+        with subtests.test(key=key, value='""'):
+            assert problems(written(**{key: '""'}))[0].startswith((f"{key} string should have at least 1", "model is ''"))
 
 
-@pytest.mark.parametrize("section", [name for name, value in VALUES.items() if isinstance(value, dict)])
-def test_a_missing_section_is_named(tmp_path, section):
+def test_params_missing_section_is_named(tmp_path, subtests):
     file = tmp_path / "params.yaml"
-    YAML().dump({key: value for key, value in VALUES.items() if key != section}, file)
-    assert problems(file) == [f"{section} is missing. See: git diff {file}"]
+    for section in (name for name, value in VALUES.items() if isinstance(value, dict)):
+        YAML().dump({key: value for key, value in VALUES.items() if key != section}, file)
+        with subtests.test(section=section):
+            assert problems(file) == [f"{section} is missing. See: git diff {file}"]
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "apo_zero"])
-def test_smoothing_is_refused_where_trl_would_ignore_it(written, loss_type):
+def test_params_smoothing_is_refused_where_trl_would_ignore_it(written, subtests):
     reason = "must be 0 unless dpo.loss_type is robust (trl's other losses do not read it), got 0.1"
-    assert problems(written(**{"dpo.label_smoothing": "0.1", "dpo.loss_type": loss_type})) == [f"dpo.label_smoothing {reason}"]
-    read(written(**{"dpo.label_smoothing": "0", "dpo.loss_type": loss_type}))
+    for loss_type in ("sigmoid", "ipo", "apo_zero"):
+        with subtests.test(loss_type=loss_type):
+            path = written(**{"dpo.label_smoothing": "0.1", "dpo.loss_type": loss_type})
+            assert problems(path) == [f"dpo.label_smoothing {reason}"]
+            read(written(**{"dpo.label_smoothing": "0", "dpo.loss_type": loss_type}))
 
 
 def test_a_missing_file_names_the_way_back(tmp_path):

@@ -140,21 +140,23 @@ def test_spelling_in_capitals_and_spaces_does_not_change_the_side(prompt, share)
     assert prepare.in_validation(prompt, share) == prepare.in_validation(other, share)
 
 
-@pytest.mark.parametrize("prompt", ["What is a chain?", "Ünïcode: 是什么?", "two\nlines"])
-def test_the_side_is_the_first_64_bits_of_the_sha256_as_a_fraction(prompt):
+def test_prepare_side_is_the_first_64_bits_of_the_sha256_as_a_fraction(subtests):
     """The fraction h = first 16 hex digits / 2^64 of the casefolded text: validation where h < share. A change moves all rows."""
-    plain = " ".join(prompt.casefold().split())
-    fraction = int(hashlib.sha256(plain.encode()).hexdigest()[:16], 16) / 2**64
-    assert prepare.in_validation(prompt, math.nextafter(fraction, 1))
-    assert not prepare.in_validation(prompt, math.nextafter(fraction, 0))
+    for prompt in ("What is a chain?", "Ünïcode: 是什么?", "two\nlines"):
+        plain = " ".join(prompt.casefold().split())
+        fraction = int(hashlib.sha256(plain.encode()).hexdigest()[:16], 16) / 2**64
+        with subtests.test(prompt=prompt):
+            assert prepare.in_validation(prompt, math.nextafter(fraction, 1))
+            assert not prepare.in_validation(prompt, math.nextafter(fraction, 0))
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.5])
-def test_the_validation_side_is_close_to_its_share(share):
+def test_prepare_validation_side_is_close_to_its_share(subtests):
     """Of n = 10,000 prompts the share is within four standard deviations, 4 sqrt(share (1 - share) / n)."""
     n = 10_000
-    held_out = sum(prepare.in_validation(f"What is concept number {index}?", share) for index in range(n))
-    assert abs(held_out / n - share) < 4 * math.sqrt(share * (1 - share) / n)
+    for share in (0.02, 0.1, 0.25, 0.5):
+        held_out = sum(prepare.in_validation(f"What is concept number {index}?", share) for index in range(n))
+        with subtests.test(share=share):
+            assert abs(held_out / n - share) < 4 * math.sqrt(share * (1 - share) / n)
 
 
 def test_the_side_is_decided_by_the_users_turns_alone():
@@ -315,16 +317,15 @@ def test_a_row_of_just_the_largest_length_is_kept(workspace, chat):
     messages = (("user", "Why?"), ("assistant", "Because of the mean."))
     example = SimpleNamespace(id="a", messages=messages)
     length = len(chat.conversation(messages).ids)
-    assert [sft_row(example, chat, limit)["too_long"] for limit in (length, length - 1)] == [False, True]
+    assert [kept(example, sft_row, chat, limit) for limit in (length, length - 1)] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rejected"), [("The mean of all of the values.", "No."), ("No.", "The mean of all the values.")]
-)
-def test_a_pair_is_as_long_as_its_longer_answer(chat, chosen, rejected):
-    pair = SimpleNamespace(id="a", prompt=(("user", "Why?"),), chosen=chosen, rejected=rejected)
-    longest = len(chat.prompt(pair.prompt)) + max(len(chat.completion(pair.prompt, text)) for text in (chosen, rejected))
-    assert [pair_row(pair, chat, limit)["too_long"] for limit in (longest, longest - 1)] == [False, True]
+def test_prepare_pair_is_as_long_as_its_longer_answer(chat, subtests):
+    for chosen, rejected in [("The mean of all of the values.", "No."), ("No.", "The mean of all the values.")]:
+        pair = SimpleNamespace(id="a", prompt=(("user", "Why?"),), chosen=chosen, rejected=rejected)
+        longest = len(chat.prompt(pair.prompt)) + max(len(chat.completion(pair.prompt, text)) for text in (chosen, rejected))
+        with subtests.test(chosen=chosen, rejected=rejected):
+            assert [kept(pair, pair_row, chat, limit) for limit in (longest, longest - 1)] == [True, False]
 
 
 def test_a_row_of_very_many_characters_is_too_long_and_never_encoded(workspace, chat):
@@ -548,22 +549,24 @@ def contents(workspace, name):
     ]
 
 
-@pytest.mark.parametrize("form", SFT_FORMATS)
-def test_every_sft_format_prepares_to_the_same_rows(workspace, form):
+def test_prepare_makes_the_same_rows_of_every_sft_format(workspace, subtests):
     workspace.run("prepare")
     expected = contents(workspace, "sft")
-    workspace.write_rows("sft", [SFT_FORMATS[form](row) for row in sft_rows()])
-    workspace.run("prepare")
-    assert contents(workspace, "sft") == expected
+    for form, written in SFT_FORMATS.items():
+        workspace.write_rows("sft", [written(row) for row in sft_rows()])
+        with subtests.test(form):
+            workspace.run("prepare")
+            assert contents(workspace, "sft") == expected
 
 
-@pytest.mark.parametrize("form", PAIR_FORMATS)
-def test_every_pair_format_prepares_to_the_same_rows(workspace, form):
+def test_prepare_makes_the_same_rows_of_every_pair_format(workspace, subtests):
     workspace.run("prepare")
     expected = contents(workspace, "dpo")
-    workspace.write_rows("pairs", [PAIR_FORMATS[form](row) for row in pair_rows()])
-    workspace.run("prepare")
-    assert contents(workspace, "dpo") == expected
+    for form, written in PAIR_FORMATS.items():
+        workspace.write_rows("pairs", [written(row) for row in pair_rows()])
+        with subtests.test(form):
+            workspace.run("prepare")
+            assert contents(workspace, "dpo") == expected
 
 
 def test_what_generate_and_score_need_stands_apart_in_one_order(workspace, chat):

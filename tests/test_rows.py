@@ -1,6 +1,7 @@
 """Every physical line of a data file ends in exactly one class, with a reason that helps, whatever its bytes."""
 
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -125,66 +126,52 @@ def test_check_lists_the_bad_rows_of_all_fixtures_and_counts_every_line():
 QUESTION_AND_ANSWER = (("user", "q"), ("assistant", "a"))
 
 
-@pytest.mark.parametrize(
-    ("row", "messages"),
-    [
-        ({"messages": [USER, ASSISTANT]}, (("user", "u"), ("assistant", "a"))),
-        (
-            {"messages": [SYSTEM, USER, ASSISTANT, USER, ASSISTANT]},
-            (("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "u"), ("assistant", "a")),
-        ),
-        ({"prompt": "q", "completion": "a"}, QUESTION_AND_ANSWER),
-        ({"prompt": " q\n", "response": "\ta "}, QUESTION_AND_ANSWER),
-        ({"instruction": "q", "input": "", "output": "a"}, QUESTION_AND_ANSWER),
-        ({"instruction": "q", "input": None, "output": "a"}, QUESTION_AND_ANSWER),
-        ({"instruction": "q", "output": "a"}, QUESTION_AND_ANSWER),
-        ({"instruction": "Add.", "input": "1 2", "output": "3"}, (("user", "Add.\n\n1 2"), ("assistant", "3"))),
-        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, QUESTION_AND_ANSWER),
-        (
-            {
-                "conversations": [
-                    {"from": "system", "value": "s"},
-                    {"from": "user", "value": "q"},
-                    {"from": "assistant", "value": "a"},
-                ]
-            },
-            (("system", "s"), *QUESTION_AND_ANSWER),
-        ),
-    ],
-)
-def test_every_sft_format_becomes_the_same_messages(rows_of, row, messages):
-    for kind in (None, "sft"):
-        assert value_of(rows_of({"id": "x", **row}, kind=kind)[0]) == SftExample("x", messages)
+SFT_FORMATS = [
+    ({"messages": [USER, ASSISTANT]}, (("user", "u"), ("assistant", "a"))),
+    (
+        {"messages": [SYSTEM, USER, ASSISTANT, USER, ASSISTANT]},
+        (("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "u"), ("assistant", "a")),
+    ),
+    ({"prompt": "q", "completion": "a"}, QUESTION_AND_ANSWER),
+    ({"prompt": " q\n", "response": "\ta "}, QUESTION_AND_ANSWER),
+    ({"instruction": "q", "input": "", "output": "a"}, QUESTION_AND_ANSWER),
+    ({"instruction": "q", "input": None, "output": "a"}, QUESTION_AND_ANSWER),
+    ({"instruction": "q", "output": "a"}, QUESTION_AND_ANSWER),
+    ({"instruction": "Add.", "input": "1 2", "output": "3"}, (("user", "Add.\n\n1 2"), ("assistant", "3"))),
+    ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, QUESTION_AND_ANSWER),
+    (
+        {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "user", "value": "q"},
+                {"from": "assistant", "value": "a"},
+            ]
+        },
+        (("system", "s"), *QUESTION_AND_ANSWER),
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "u", "chosen": "good", "rejected": "bad"},
-        {
-            "prompt": [USER],
-            "chosen": [{"role": "assistant", "content": "good"}],
-            "rejected": [{"role": "assistant", "content": "bad"}],
-        },
-        {
-            "chosen": [USER, {"role": "assistant", "content": "good"}],
-            "rejected": [USER, {"role": "assistant", "content": "bad"}],
-        },
-        {
-            "prompt": [USER],
-            "chosen": [USER, {"role": "assistant", "content": "good"}],
-            "rejected": [USER, {"role": "assistant", "content": "bad"}],
-        },
-        {
-            "prompt": "u",
-            "chosen": [USER, {"role": "assistant", "content": "good "}],
-            "rejected": [USER, {"role": "assistant", "content": "bad"}],
-        },
-    ],
-)
-def test_every_pair_format_becomes_the_same_pair(rows_of, row):
-    for kind in (None, "pairs"):
-        assert value_of(rows_of(row, kind=kind)[0]) == PreferencePair("line-1", (("user", "u"),), "good", "bad")
+def test_rows_every_sft_format_becomes_the_same_messages(rows_of, subtests):
+    for (row, messages), kind in itertools.product(SFT_FORMATS, [None, "sft"]):
+        with subtests.test(row=row, kind=kind):
+            assert value_of(rows_of({"id": "x", **row}, kind=kind)[0]) == SftExample("x", messages)
+
+
+ASSISTANT_GOOD, ASSISTANT_BAD = ({"role": "assistant", "content": content} for content in ("good", "bad"))
+PAIR_FORMATS = [
+    {"prompt": "u", "chosen": "good", "rejected": "bad"},
+    {"prompt": [USER], "chosen": [ASSISTANT_GOOD], "rejected": [ASSISTANT_BAD]},
+    {"chosen": [USER, ASSISTANT_GOOD], "rejected": [USER, ASSISTANT_BAD]},
+    {"prompt": [USER], "chosen": [USER, ASSISTANT_GOOD], "rejected": [USER, ASSISTANT_BAD]},
+    {"prompt": "u", "chosen": [USER, ASSISTANT_GOOD | {"content": "good "}], "rejected": [USER, ASSISTANT_BAD]},
+]
+
+
+def test_rows_every_pair_format_becomes_the_same_pair(rows_of, subtests):
+    for row, kind in itertools.product(PAIR_FORMATS, [None, "pairs"]):
+        with subtests.test(row=row, kind=kind):
+            assert value_of(rows_of(row, kind=kind)[0]) == PreferencePair("line-1", (("user", "u"),), "good", "bad")
 
 
 def test_eval_prompts_keep_their_keyword_groups_as_written(rows_of):
@@ -266,42 +253,24 @@ def test_a_bad_sft_line_is_rejected_by_name(rows_of, line, kind):
     assert problem_of(rows_of(GOOD, line)[1]).kind == kind
 
 
-@pytest.mark.parametrize(
-    "id",
-    [
-        "../x",
-        "a..b",
-        "a/b",
-        "a\\b",
-        "",
-        " ",
-        ".x",
-        "-x",
-        "con",
-        "NUL.txt",
-        "Com1",
-        "x" * 129,
-        "x\n",
-        "\u212a",
-        "\u00e9",
-        "a b",
-        "%2e",
-        "\x1b[31m",
-        "line-1\u200b",
-    ],
-)
-def test_an_id_that_is_no_safe_file_name_is_rejected(rows_of, id):
-    assert problem_of(rows_of({"id": id, **GOOD})[0]).kind == "hostile_id"
+def test_rows_id_that_is_no_safe_file_name_is_rejected(rows_of, subtests):
+    paths = ["../x", "a..b", "a/b", "a\\b", "", " ", ".x", "-x", "con", "NUL.txt", "Com1", "x" * 129]
+    characters = ["x\n", "\u212a", "\u00e9", "a b", "%2e", "\x1b[31m", "line-1\u200b"]
+    for id in (*paths, *characters):
+        with subtests.test(id=id):
+            assert problem_of(rows_of({"id": id, **GOOD})[0]).kind == "hostile_id"
 
 
-@pytest.mark.parametrize("id", [None, 7, 1.5, ["x"], {"x": 1}])
-def test_an_id_of_another_type_is_not_converted(rows_of, id):
-    assert problem_of(rows_of({"id": id, **GOOD})[0]).kind == "wrong_type"
+def test_rows_id_of_another_type_is_not_converted(rows_of, subtests):
+    for id in (None, 7, 1.5, ["x"], {"x": 1}):
+        with subtests.test(id=id):
+            assert problem_of(rows_of({"id": id, **GOOD})[0]).kind == "wrong_type"
 
 
-@pytest.mark.parametrize("id", ["a", "0", "console", "com10", "a.b-c_d", "x" * 128, "nul-1", "A.", "1e5"])
-def test_ordinary_ids_pass(rows_of, id):
-    assert value_of(rows_of({"id": id, **GOOD})[0]).id == id
+def test_rows_ordinary_ids_pass(rows_of, subtests):
+    for id in ("a", "0", "console", "com10", "a.b-c_d", "x" * 128, "nul-1", "A.", "1e5"):
+        with subtests.test(id=id):
+            assert value_of(rows_of({"id": id, **GOOD})[0]).id == id
 
 
 @pytest.mark.parametrize(
@@ -396,12 +365,12 @@ def test_bad_concepts_are_rejected_by_name(rows_of, change, kind):
     assert problem_of(rows_of({**CONCEPT, **change}, kind="concepts")[0]).kind == kind
 
 
-@pytest.mark.parametrize("key", ["concept", "text"])
-def test_what_a_concept_lacks_is_told_with_what_was_perhaps_meant(rows_of, key):
-    row = {f"{name}s" if name == key else name: value for name, value in CONCEPT.items()}
-    for kind in (None, "concepts"):
-        problem = problem_of(rows_of(row, kind=kind)[0])
-        assert problem.kind == "missing_key" and problem.reason == f"`{key}` is missing; did you mean it by '{key}s'?"
+def test_rows_concept_without_a_key_names_the_key_that_was_perhaps_meant(rows_of, subtests):
+    for key, kind in itertools.product(["concept", "text"], [None, "concepts"]):
+        row = {f"{name}s" if name == key else name: value for name, value in CONCEPT.items()}
+        with subtests.test(key=key, kind=kind):
+            problem = problem_of(rows_of(row, kind=kind)[0])
+            assert problem.kind == "missing_key" and problem.reason == f"`{key}` is missing; did you mean it by '{key}s'?"
 
 
 def test_a_concept_stands_once_in_a_file(rows_of):
@@ -467,41 +436,41 @@ def test_made_up_ids_never_meet_given_ones(rows_of):
 # ---- Warnings -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "me@example.org",
-        "AKIAIOSFODNN7EXAMPLE",
-        "ASIAIOSFODNN7EXAMPLE",
-        "-----BEGIN RSA PRIVATE KEY-----",
-        "-----BEGIN PRIVATE KEY-----",
-        "ghp_" + "a1" * 18,
-        "github_pat_" + "a1" * 20,
-        "hf_" + "aB" * 17,
-        "sk-proj-" + "a1" * 20,
-        "sk-ant-api03-" + "a1" * 20,
-    ],
-)
-def test_secret_like_text_is_kept_with_a_warning_that_does_not_show_it(rows_of, text):
-    for row in ({"prompt": f"It is {text}.", "response": "r"}, {"prompt": "p", "response": text}):
-        problem = problem_of(rows_of(row)[0], "warned")
-        assert problem.kind == "secret_like" and text not in problem.reason
+SECRETS = [
+    "me@example.org",
+    "AKIAIOSFODNN7EXAMPLE",
+    "ASIAIOSFODNN7EXAMPLE",
+    "-----BEGIN RSA PRIVATE KEY-----",
+    "-----BEGIN PRIVATE KEY-----",
+    "ghp_" + "a1" * 18,
+    "github_pat_" + "a1" * 20,
+    "hf_" + "aB" * 17,
+    "sk-proj-" + "a1" * 20,
+    "sk-ant-api03-" + "a1" * 20,
+]
+NO_SECRETS = [
+    "sk-learn-compatible-estimators",
+    "risk-free-rate-of-return-2024",
+    "RUSSIA AND ASIA",
+    "x_t = x_{t-1} @ A",
+    "half_of_all_the_long_names",
+    "@property",
+    "a PRIVATE KEY",
+]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "sk-learn-compatible-estimators",
-        "risk-free-rate-of-return-2024",
-        "RUSSIA AND ASIA",
-        "x_t = x_{t-1} @ A",
-        "half_of_all_the_long_names",
-        "@property",
-        "a PRIVATE KEY",
-    ],
-)
-def test_ordinary_text_is_no_secret(rows_of, text):
-    assert rows_of({"prompt": text, "response": "r"})[0].status == "accepted"
+def test_rows_secret_like_text_is_kept_with_a_warning_that_does_not_show_it(rows_of, subtests):
+    for text in SECRETS:
+        for row in ({"prompt": f"It is {text}.", "response": "r"}, {"prompt": "p", "response": text}):
+            with subtests.test(row=row):
+                problem = problem_of(rows_of(row)[0], "warned")
+                assert problem.kind == "secret_like" and text not in problem.reason
+
+
+def test_rows_ordinary_text_is_no_secret(rows_of, subtests):
+    for text in NO_SECRETS:
+        with subtests.test(text=text):
+            assert rows_of({"prompt": text, "response": "r"})[0].status == "accepted"
 
 
 def test_bidi_controls_warn_also_when_escaped(rows_of):
@@ -509,18 +478,12 @@ def test_bidi_controls_warn_also_when_escaped(rows_of):
         assert problem_of(rows_of(row)[0], "warned").kind == "bidi_control"
 
 
-@pytest.mark.parametrize(
-    ("extra", "kind"),
-    [
-        ({"Id": "7"}, "misspelt_key"),
-        ({"ID ": "7"}, "misspelt_key"),
-        ({"Prompt": "p"}, "misspelt_key"),
-        ({"system": "Be brief."}, "unread_key"),
-        ({"history": [["a", "b"]]}, "unread_key"),
-    ],
-)
-def test_unread_keys_that_seem_meant_are_warned_about(rows_of, extra, kind):
-    assert problem_of(rows_of({**GOOD, **extra})[0], "warned").kind == kind
+def test_rows_unread_keys_that_seem_meant_are_warned_about(rows_of, subtests):
+    unread = {"system": "Be brief.", "history": [["a", "b"]]}
+    for key, value in {"Id": "7", "ID ": "7", "Prompt": "p", **unread}.items():
+        with subtests.test(key=key):
+            kind = "unread_key" if key in unread else "misspelt_key"
+            assert problem_of(rows_of({**GOOD, key: value})[0], "warned").kind == kind
 
 
 # ---- Bytes, lines and memory ----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from support.workspace import WEIGHTS, Workspace, checkpoint, eval_rows, pair_rows, refuse, sft_rows
@@ -90,17 +91,24 @@ def keyword(call, name):
     return next((ast.unparse(each.value) for each in call.keywords if each.arg == name), None)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_nothing_evaluates_text(path):
-    for name, call in calls(path):
-        assert name not in FORBIDDEN and keyword(call, "shell") is None
-        if name == "YAML":
-            assert keyword(call, "typ") == "'safe'"
-        if name.endswith("torch.load"):
-            assert keyword(call, "weights_only") == "True"
-        if name.endswith((".from_pretrained", ".load_adapter")) and not name.startswith("modeling."):
-            assert keyword(call, "use_safetensors") == "True"
-        assert keyword(call, "trust_remote_code") in (None, "False")
+def check_call(name, call):
+    """What no call of ours may do: run a text, start a shell, or load what can hold code."""
+    assert name not in FORBIDDEN and keyword(call, "shell") is None
+    if name == "YAML":
+        assert keyword(call, "typ") == "'safe'"
+    if name.endswith("torch.load"):
+        assert keyword(call, "weights_only") == "True"
+    if name.endswith((".from_pretrained", ".load_adapter")) and not name.startswith("modeling."):
+        assert keyword(call, "use_safetensors") == "True"
+    assert keyword(call, "trust_remote_code") in (None, "False")
+
+
+def test_security_no_source_evaluates_text(subtests):
+    assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == {"src", "models", "data", "docs"}
+    for path in SOURCES:
+        for name, call in calls(path):
+            with subtests.test(file=f"{path.relative_to(ROOT).as_posix()}:{call.lineno}", call=name):
+                check_call(name, call)
 
 
 def test_the_base_is_loaded_without_code_of_its_repository():
@@ -348,59 +356,66 @@ def test_a_hostile_template_is_one_error_and_runs_nothing(folder, template):
         chat.prompt((("user", "Hi"),))
 
 
-@pytest.mark.parametrize(
-    "expression", ["''.__class__", "messages.__class__", "namespace(x=1).__class__", "config", "'{0.__class__}'.format(messages)"]
-)
-def test_what_the_sandbox_hides_is_nothing_at_all(folder, expression):
+HIDDEN = ["''.__class__", "messages.__class__", "namespace(x=1).__class__", "config", "'{0.__class__}'.format(messages)"]
+
+
+def test_security_what_the_sandbox_hides_is_nothing_at_all(folder, subtests):
     """Unsafe attributes are undefined: they are written as nothing, and no name of a class gets into a prompt."""
     chat = Chat.load(folder)
-    spying = replace(chat, template="{{ " + expression + " }}" + chat.template)
-    assert spying.prompt((("user", "Hi"),)) == chat.prompt((("user", "Hi"),))
+    for expression in HIDDEN:
+        spying = replace(chat, template="{{ " + expression + " }}" + chat.template)
+        with subtests.test(expression=expression):
+            assert spying.prompt((("user", "Hi"),)) == chat.prompt((("user", "Hi"),))
 
 
-def test_text_of_messages_is_no_template(folder):
+def test_security_text_of_messages_is_no_template(folder, subtests):
     chat = Chat.load(folder)
     for text in ("{{ 7 * 7 }}", "{% for x in y %}", "{0.__class__}", "%s%n", "${HOME}"):
-        assert text in chat.decode(chat.prompt((("user", text),)))
+        with subtests.test(text=text):
+            assert text in chat.decode(chat.prompt((("user", text),)))
 
 
 # ---- Names of models, and params.yaml -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "../../etc",
-        "x/..",
-        "../x",
-        "-x/y",
-        "--help/x",
-        "$(id)/x",
-        "a/b;rm -rf ~",
-        "a/`id`",
-        "a/b\nc",
-        "a/b\x1b[31m",
-        "a/\u202eb",
-        "https://huggingface.co/a/b",
-        "file:///etc/passwd",
-        "a\\b/c",
-        "a/b@main",
-        "/etc/passwd",
-        "~root/x",
-        "C:/x",
-    ],
-)
-def test_a_hostile_name_of_a_model_is_refused_before_anything_is_asked(monkeypatch, path):
+MODEL_NAMES = [
+    "../../etc",
+    "x/..",
+    "../x",
+    "-x/y",
+    "--help/x",
+    "$(id)/x",
+    "a/b;rm -rf ~",
+    "a/`id`",
+    "a/b\nc",
+    "a/b\x1b[31m",
+    "a/\u202eb",
+    "https://huggingface.co/a/b",
+    "file:///etc/passwd",
+    "a\\b/c",
+    "a/b@main",
+    "/etc/passwd",
+    "~root/x",
+    "C:/x",
+]
+
+
+def test_security_hostile_name_of_a_model_is_refused_before_anything_is_asked(monkeypatch, subtests):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(InputError, match="is missing|is an address|is neither a folder nor a Hugging Face repository"):
-        model_folder(path, REVISION, TOKENIZER_FILES)
+    for path in MODEL_NAMES:
+        with (
+            subtests.test(path=path),
+            pytest.raises(InputError, match="is missing|is an address|is neither a folder nor a Hugging Face repository"),
+        ):
+            model_folder(path, REVISION, TOKENIZER_FILES)
 
 
-@pytest.mark.parametrize("path", ["a b/c d/e", "./x;id", "../$(id)", "data/x`id`"])
-def test_a_command_that_an_error_tells_is_safe_to_copy(path):
-    with pytest.raises(InputError) as caught:
-        model_folder(path, None, TOKENIZER_FILES)
-    assert str(caught.value).endswith(f"git checkout -- '{path}'")
+def test_security_command_of_an_error_is_safe_to_copy(subtests):
+    for path in ("a b/c d/e", "./x;id", "../$(id)", "data/x`id`"):
+        with subtests.test(path=path):
+            with pytest.raises(InputError) as caught:
+                model_folder(path, None, TOKENIZER_FILES)
+            assert str(caught.value).endswith(f"git checkout -- '{path}'")
 
 
 @pytest.mark.parametrize(
@@ -439,16 +454,13 @@ def test_a_file_that_is_no_data_is_not_quoted(tmp_path, monkeypatch):
 # ---- What is shown and what is kept ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hostile", ["\x1b[31m", "\x9b31m", "\x1b]0;title\x07", "\r", "\b", "\u202e", "\u2028", "\0"])
-def test_an_error_cannot_act_on_a_terminal(capsys, hostile):
+def test_security_error_cannot_act_on_a_terminal(capsys, subtests):
     """A message may quote a file or the words of a model's template; its own line ends stay."""
-
-    def main(run):
-        raise InputError(f"one {hostile} two\nthree é")
-
-    with pytest.raises(SystemExit):
-        run_stage("sft", main)
-    assert capsys.readouterr().err == f"sft: one {repr(hostile)[1:-1]} two\nthree é\n"
+    for hostile in ("\x1b[31m", "\x9b31m", "\x1b]0;title\x07", "\r", "\b", "\u202e", "\u2028", "\0"):
+        with subtests.test(hostile=hostile):
+            with pytest.raises(SystemExit):
+                run_stage("sft", Mock(side_effect=InputError(f"one {hostile} two\nthree é")))
+            assert capsys.readouterr().err == f"sft: one {repr(hostile)[1:-1]} two\nthree é\n"
 
 
 HOSTILE = ["<script>alert(1)</script>", "{{ 7 * 7 }} {0.__class__} %s%n", "\x1b[31mred", "$(mkdir exploded)", "../../x"]

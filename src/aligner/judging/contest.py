@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aligner import intervals, statistics
+from aligner import intervals
 from aligner.intervals import mean
 from aligner.judging.agreement import agreement, balances, cohen_kappa
 from aligner.judging.verdicts import (

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-from aligner import intervals, statistics
+from aligner import intervals
 from aligner.intervals import deviation, mean
 from aligner.run.params import Score
 from aligner.scoring.answers import Answer
@@ -127,7 +127,7 @@ def length_contest(first: Sequence[Answer], second: Sequence[Answer], tie_thresh
 def median_difference(first: Sequence[Answer], second: Sequence[Answer], measured: Callable[[Answer], int]) -> Estimate:
     """The median over prompts of first minus second, in the unit that is measured."""
     gaps = sorted(measured(one) - measured(other) for one, other in zip(first, second, strict=True))
-    interval = statistics.median_interval(gaps)
+    interval = intervals.median_interval(gaps)
     found = with_interval(quantile(gaps, 0.5), len(gaps), interval, MEDIAN)
     return found if interval else found | {"reason": "the interval of a median takes at least six prompts"}
 
