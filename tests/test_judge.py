@@ -701,6 +701,7 @@ MALFORMED = {
     "half a JSON": (b'{"choices": [', "no JSON"),
     "bytes": (b"\xff\xfe\x00", "no JSON"),
     "deep": (b"[" * 200_000, "no JSON"),
+    "a number without end": (b"9" * 5000, "no JSON"),
     "nothing": (b"", "no JSON"),
     "a list": (b"[]", "another schema"),
     "null": (b"null", "another schema"),
