@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright import sync_api
@@ -54,7 +54,7 @@ class Tab:
     """
 
     def __init__(self, browser: sync_api.Browser, width: int = 1400, height: int = 1000, **settings: Any) -> None:
-        window = {"width": width, "height": height}
+        window = sync_api.ViewportSize(width=width, height=height)
         self._context = browser.new_context(viewport=window, is_mobile=width < 600, **settings)
         self.requests: list[str] = []
         self.dialogs: list[str] = []
@@ -89,7 +89,7 @@ class Tab:
         for key in keys:
             self._page.keyboard.press(key)
 
-    def prefer(self, colours: str) -> None:
+    def prefer(self, colours: Literal["light", "dark"]) -> None:
         """The colours that the system prefers: light or dark."""
         self._page.emulate_media(color_scheme=colours)
 
