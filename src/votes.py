@@ -38,7 +38,7 @@ from aligner.run.terminal import write_line
 def main(arguments: argparse.Namespace, out: TextIO) -> int:
     """The exit code: 0, or 1 where a vote is bad."""
     judged = read_run() if arguments.run is None else None
-    votes, problems = read_votes(arguments.files, arguments.run or judged.run, judged)
+    votes, problems = read_votes(arguments.files, judged.run if judged else arguments.run, judged)
     for problem in problems:
         write_line(out, problem)
     if problems or not votes:

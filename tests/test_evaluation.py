@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_statistics import PHI2, differences_of
 
-from aligner import intervals, keywords
+from aligner import intervals, keywords, statistics
 from aligner.keywords import scorer
 from aligner.keywords.scorer import KeywordScore
 from aligner.run.errors import InputError

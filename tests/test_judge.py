@@ -31,6 +31,7 @@ import judge
 import score
 
 pass
+from aligner import statistics
 from aligner.files import read_json, write_jsonl
 from aligner.judging import canaries, contest, endpoint, replies, verdicts, votes
 from aligner.judging.endpoint import Endpoint
@@ -703,6 +704,7 @@ MALFORMED = {
     "half a JSON": (b'{"choices": [', "no JSON"),
     "bytes": (b"\xff\xfe\x00", "no JSON"),
     "deep": (b"[" * 200_000, "no JSON"),
+    "a number without end": (b"9" * 5000, "no JSON"),
     "nothing": (b"", "no JSON"),
     "a list": (b"[]", "another schema"),
     "null": (b"null", "another schema"),

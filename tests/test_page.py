@@ -1,6 +1,7 @@
 """reports/index.html: what stands on it, that text of models can do nothing there, and, in a real browser, how it behaves."""
 
 import base64
+import contextlib
 import hashlib
 import html
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import test_score
 from support import browser
+from support.browser import needs_browser
 from test_score import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, write_inputs, write_params
 
 import score
@@ -379,24 +381,38 @@ def test_a_rate_without_interval_is_a_dot_alone():
 
 # ---- In a browser -------------------------------------------------------------------------------------------------------
 
-needs_browser = pytest.mark.skipif(browser.find() is None, reason=browser.NONE_FOUND)
+INJECTED = "window.injected = 0; window.opened = []; window.open = (url) => window.opened.push(url);"
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    with browser.Browser(browser.find()) as opened:
-        opened.before_every_page("window.injected = 0; window.opened = []; window.open = (url) => window.opened.push(url);")
+    with browser.started() as opened:
         yield opened
 
 
 @pytest.fixture
-def tab(chromium):
-    """A wide window with nothing kept, nothing noted, and the light colours."""
-    chromium.size(1400, 1000)
-    chromium.send("Page.navigate", url="about:blank")
-    for noted in (chromium.requests, chromium.dialogs, chromium.errors):
-        noted.clear()
-    return chromium
+def new_tab(chromium):
+    """new_tab(width=1400, …) opens a tab with nothing kept, nothing noted, and the light colours."""
+    with contextlib.ExitStack() as opened:
+
+        def make(**settings):
+            tab = browser.Tab(chromium, **settings)
+            opened.callback(tab.close)
+            tab.before_every_page(INJECTED)
+            return tab
+
+        yield make
+
+
+@pytest.fixture
+def tab(new_tab):
+    """A wide window."""
+    return new_tab()
+
+
+@pytest.fixture
+def phone(new_tab):
+    return new_tab(width=390, height=844)
 
 
 @pytest.fixture(scope="module")
@@ -429,6 +445,20 @@ def choose(tab, id, value):
 
 def quiet(tab):
     return (tab.dialogs, tab.errors, browser.outside(tab.requests)) == ([], [], [])
+
+
+@needs_browser
+def test_a_tab_notes_what_a_page_does(tab, tmp_path):
+    """So an empty note, which the tests below ask for, says something."""
+    script = "alert('one'); fetch('http://127.0.0.1:1/two').catch(() => 0); setTimeout(() => { throw new Error('three'); })"
+    refused = "<meta http-equiv=Content-Security-Policy content=\"img-src 'none'\"><img src='http://127.0.0.1:1/four'>"
+    (tmp_path / "page.html").write_text(f"{refused}<script>{script}</script>", encoding="utf-8")
+    tab.open(tmp_path / "page.html")
+    tab.evaluate("new Promise((done) => setTimeout(done, 300))")
+    assert tab.dialogs == ["one"] and "http://127.0.0.1:1/two" in browser.outside(tab.requests)
+    for word in ("three", "Failed to load resource", "Content Security Policy"):
+        assert [error for error in tab.errors if word in error], (word, tab.errors)
+    assert not quiet(tab)
 
 
 @needs_browser
@@ -545,39 +575,36 @@ def test_colours_follow_the_system_until_one_chooses(tab, pages):
     paper = "getComputedStyle(document.body).backgroundColor"
     tab.open(pages["calm"])
     light = tab.evaluate(paper)
-    tab.size(1400, 1000, dark=True)
+    tab.prefer("dark")
     dark = tab.evaluate(paper)
     assert light != dark
     tab.evaluate("document.getElementById('theme').click()")
     assert tab.evaluate(paper) == light
     tab.open(pages["calm"])
     assert tab.evaluate(paper) == light, "the choice is kept"
-    tab.evaluate("localStorage.clear()")
 
 
 @needs_browser
 @pytest.mark.parametrize("name", ["calm", "hostile"])
-def test_nothing_is_wider_than_a_phone(tab, pages, name):
-    tab.size(390, 844)
-    tab.open(pages[name])
-    assert tab.evaluate("document.documentElement.scrollWidth") == 390
-    tab.open(pages[name], "#vote")
-    begin(tab)
-    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+def test_nothing_is_wider_than_a_phone(phone, pages, name):
+    phone.open(pages[name])
+    assert phone.evaluate("document.documentElement.scrollWidth") == 390
+    phone.open(pages[name], "#vote")
+    begin(phone)
+    assert phone.evaluate("document.documentElement.scrollWidth") == 390
 
 
 @needs_browser
-def test_on_a_phone_the_verdicts_are_in_reach_however_long_the_answers(tab, pages):
-    tab.size(390, 844)
-    tab.open(pages["hostile"], "#vote")
-    begin(tab)
+def test_on_a_phone_the_verdicts_are_in_reach_however_long_the_answers(phone, pages):
+    phone.open(pages["hostile"], "#vote")
+    begin(phone)
     bottom = "document.querySelector('.verdicts button:last-child').getBoundingClientRect().bottom"
     tall = "document.querySelector('.answers').getBoundingClientRect().height"
     for _ in HOSTILE[1:]:
-        assert tab.evaluate(bottom) <= 844
-        if tab.evaluate(tall) > 844:
+        assert phone.evaluate(bottom) <= 844
+        if phone.evaluate(tall) > 844:
             return
-        tab.press("3")
+        phone.press("3")
     raise AssertionError("no pair of answers was longer than the window")
 
 
@@ -585,22 +612,18 @@ def test_on_a_phone_the_verdicts_are_in_reach_however_long_the_answers(tab, page
 @pytest.mark.skipif("AXE" not in os.environ, reason="AXE names no axe.min.js (npm pack axe-core)")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1400, 390])
-def test_axe_finds_nothing_serious(tab, pages, width, dark):
-    tab.size(width, 900, dark)
-    tab.send("Page.setBypassCSP", enabled=True)
-    try:
-        for steps in ([], ["vote"], ["vote", "begin"]):
-            tab.open(pages["calm"], "#vote" if steps else "")
-            tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-            if "begin" in steps:
-                begin(tab)
-            tab.evaluate(Path(os.environ["AXE"]).read_text(encoding="utf-8"))
-            told = "found.violations.map((each) => [each.impact, each.id, each.nodes[0].html])"
-            found = tab.evaluate(f"axe.run().then((found) => {told})")
-            assert [each for each in found if each[0] in ("serious", "critical")] == []
-            assert found == []
-    finally:
-        tab.send("Page.setBypassCSP", enabled=False)
+def test_axe_finds_nothing_serious(new_tab, pages, width, dark):
+    tab = new_tab(width=width, height=900, color_scheme="dark" if dark else "light", bypass_csp=True)
+    for steps in ([], ["vote"], ["vote", "begin"]):
+        tab.open(pages["calm"], "#vote" if steps else "")
+        tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        if "begin" in steps:
+            begin(tab)
+        tab.evaluate(Path(os.environ["AXE"]).read_text(encoding="utf-8"))
+        told = "found.violations.map((each) => [each.impact, each.id, each.nodes[0].html])"
+        found = tab.evaluate(f"axe.run().then((found) => {told})")
+        assert [each for each in found if each[0] in ("serious", "critical")] == []
+        assert found == []
 
 
 # ---- The blind vote, in a browser ---------------------------------------------------------------------------------------
@@ -637,12 +660,9 @@ def exported(tab):
 
 @pytest.fixture
 def ballots(tab, pages):
-    """The calm page, ready to vote, with nothing kept."""
-    tab.open(pages["calm"])
-    tab.evaluate("localStorage.clear()")
+    """The calm page, ready to vote."""
     tab.open(pages["calm"], "#vote")
-    yield tab
-    tab.evaluate("localStorage.clear()")
+    return tab
 
 
 @needs_browser
@@ -729,15 +749,12 @@ def test_equal_answers_are_not_asked(ballots, pages, tmp_path, monkeypatch):
 @needs_browser
 def test_votes_are_cast_and_exported_where_the_browser_keeps_nothing(tab, pages):
     refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }, configurable: true});"
-    added = tab.send("Page.addScriptToEvaluateOnNewDocument", source=refuse)["identifier"]
-    try:
-        tab.open(pages["calm"], "#vote")
-        begin(tab)
-        assert tab.evaluate("document.getElementById('unkept').hidden") is False
-        tab.press("1", "2")
-        assert len(exported(tab)["text"].splitlines()) == 2 and quiet(tab)
-    finally:
-        tab.send("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
+    tab.before_every_page(refuse)
+    tab.open(pages["calm"], "#vote")
+    begin(tab)
+    assert tab.evaluate("document.getElementById('unkept').hidden") is False
+    tab.press("1", "2")
+    assert len(exported(tab)["text"].splitlines()) == 2 and quiet(tab)
 
 
 @needs_browser

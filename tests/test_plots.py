@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 from support import browser
+from support.browser import needs_browser
 
 import score
 
@@ -121,7 +122,6 @@ def test_the_page_names_no_script_of_others_and_carries_their_licences():
         assert owner in before[: before.index("-->")]
 
 
-needs_browser = pytest.mark.skipif(browser.find() is None, reason=browser.NONE_FOUND)
 DRAWN = """[...document.querySelectorAll('main > div')].map((each) => ({
     titles: [...each.querySelectorAll('.role-title-text')].map((title) => title.textContent),
     axes: [...each.querySelectorAll('.role-axis-title')].map((title) => title.textContent),
@@ -139,9 +139,8 @@ DRAWN = """[...document.querySelectorAll('main > div')].map((each) => ({
 )
 def test_every_plot_is_drawn_with_no_network(repository, command, folder):
     dvc(repository, "plots", *command)
-    with browser.Browser(browser.find()) as tab:
-        tab.size(1280, 900)
-        tab.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+    with browser.started() as chromium:
+        tab = browser.Tab(chromium, width=1280, height=900, offline=True)
         tab.open(repository / folder / "index.html")
         tab.evaluate("Promise.all(drawing).then(() => true)")
         drawn = tab.evaluate(DRAWN)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pass
+from aligner import statistics
 from aligner.intervals import (
     clopper_pearson_interval,
     exact_bootstrap_interval,

@@ -54,7 +54,7 @@ def balances(pair: tuple[str, str], votes: Sequence[Vote]) -> Counter[str]:
     """For each prompt that was voted on, the votes for the first model less those for the second."""
     balance: Counter[str] = Counter()
     for vote in votes:
-        balance[vote.id] += {pair[0]: 1, pair[1]: -1}.get(vote.winner, 0)
+        balance[vote.id] += {pair[0]: 1, pair[1]: -1}.get(vote.winner or "", 0)
     return balance
 
 
@@ -75,7 +75,7 @@ def agreement(ratings: Sequence[tuple[str, ...]]) -> Estimate:
     return share(len(set(choices)) == 1 for choices in ratings)
 
 
-def cohen_kappa(ratings: Sequence[tuple[str, str]]) -> Estimate:
+def cohen_kappa(ratings: Sequence[tuple[str, ...]]) -> Estimate:
     """(p_o - p_e) / (1 - p_e): agreement of two raters beyond chance, p_e = sum_k p_1k p_2k (Cohen 1960)."""
     n = len(ratings)
     if n == 0:

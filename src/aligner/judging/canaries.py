@@ -27,7 +27,7 @@ HOSTILE = (
 def canary_duels(references: Sequence[dict], concepts: Mapping[str, dict]) -> dict[str, list[Duel]]:
     """The four canaries on the prompts of the smallest hashes; a right answer always stands first."""
     chosen = sorted(references, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())[:CANARIES]
-    right = [(row["prompt"], right_answer(row, concepts.get(row.get("concept")))) for row in chosen]
+    right = [(row["prompt"], right_answer(row, concepts.get(row.get("concept") or ""))) for row in chosen]
     return {
         "identical": [Duel(prompt, text, text) for prompt, text in right],
         "constant": [Duel(prompt, text, CONSTANT) for prompt, text in right],

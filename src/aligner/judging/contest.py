@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aligner import intervals
+from aligner import intervals, statistics
 from aligner.intervals import mean
 from aligner.judging.agreement import agreement, balances, cohen_kappa
 from aligner.judging.verdicts import (
@@ -102,10 +102,10 @@ def length_controlled(duels: Sequence[Duel], judgements: Sequence[Judgement]) ->
     if not known or opposite < FEWEST_OPPOSITE * len(known):
         return undefined("on fewer than 10% of the prompts the other model is longer: the fit would extrapolate", n=len(known))
     found = statistics.length_controlled_win_rate([None if value is None else 1 + value for value in shares], own, others)
-    if found["estimate"] is None:
+    if found["estimate"] is None or found["standard_error"] is None:
         return undefined("the judgements do not determine the fit", n=len(known))
     rate = found["estimate"] / 100
-    made = {"estimate": rate, "standard_error": found["standard_error"] / 100, "n": len(known), "prior": None}
+    made: Estimate = {"estimate": rate, "standard_error": found["standard_error"] / 100, "n": len(known), "prior": None}
     if abs(rate - mean(value for *_, value in known)) > EXTREME_CHANGE:
         made["warning"] = "more than 10 pp from the mean preference: do not trust it"
     return made
@@ -116,7 +116,7 @@ def beside_keywords(
 ) -> dict[str, Any]:
     """How the judge agrees with the hit rates of both models, prompt by prompt."""
     hit = [CHOICES[compare([one], [other], tie_threshold).index(1)] for one, other in zip(*rates, strict=True)]
-    return agreed([(given.choice, choice) for given, choice in zip(judgements, hit, strict=True) if given.choice])
+    return agreed([(own, choice) for given, choice in zip(judgements, hit, strict=True) if (own := given.choice)])
 
 
 def beside_people(
@@ -126,7 +126,7 @@ def beside_people(
     balance = balances(pair, [vote for vote in votes if vote.pair == tuple(sorted(pair))])
     chosen = {id: FIRST if value > 0 else SECOND if value < 0 else TIE for id, value in balance.items()}
     given = {row["id"]: judgement.choice for row, judgement in zip(references, judgements, strict=True)}
-    return agreed([(given[id], choice) for id, choice in sorted(chosen.items()) if given.get(id)])
+    return agreed([(own, choice) for id, choice in sorted(chosen.items()) if (own := given.get(id))])
 
 
 def agreed(ratings: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -160,7 +160,8 @@ def pair_reports(
     for pair in PAIRS:
         name = name_of(pair)
         found[name], judgements[name] = contest(duels[name], replies)
-        found[name]["keywords"] = beside_keywords(judgements[name], tuple(rates[model] for model in pair), rules.tie_threshold)
+        both = rates[pair[0]], rates[pair[1]]
+        found[name]["keywords"] = beside_keywords(judgements[name], both, rules.tie_threshold)
         if votes is not None:
             found[name]["people"] = beside_people(pair, judgements[name], references, votes)
     decided(found, judgements, rules)

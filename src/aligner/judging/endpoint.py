@@ -20,7 +20,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -103,7 +103,7 @@ class Endpoint:
         self._transport = Transport(key, timeout)
         self._client = client(self.url, self._transport, timeout)
 
-    def ask_all(self, bodies: Mapping[str, dict], parallel: int) -> Iterator[tuple[str, Reply | Failure]]:
+    def ask_all(self, bodies: Mapping[str, dict], parallel: int) -> Generator[tuple[str, Reply | Failure], None, None]:
         """(name, outcome) of every request, in the order in which they come; at most `parallel` are under way at once.
 
         When the caller closes the iterator (contextlib.closing) no further request is sent. The pool's workers are daemons: no
@@ -226,7 +226,7 @@ def checked_key(key: str | None, url: str) -> str | None:
     if not LEGIBLE_KEY.fullmatch(key):
         raise InputError("the key holds characters that no key has (a space or a line end?); look at the environment variable")
     parts = urlsplit(url)
-    if parts.scheme == "http" and not is_this_machine(parts.hostname):
+    if parts.scheme == "http" and not is_this_machine(parts.hostname or ""):
         raise InputError(f"a key is not sent to {parts.hostname} without TLS, where others could read it. Use https, or no key")
     return key
 

@@ -51,12 +51,13 @@ def read_completion(raw: bytes) -> Reply:
     """The first choice of a chat completion; Malformed says what it is instead."""
     try:
         found = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise Malformed("no JSON") from None
+    try:
         choice = found["choices"][0]
         content, finish, model = choice["message"].get("content"), choice.get("finish_reason"), found.get("model")
         rows = (choice.get("logprobs") or {}).get("content") or []
         tokens = [(text(row["token"]), [candidate(each) for each in row.get("top_logprobs") or []]) for row in rows]
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise Malformed("no JSON") from None
     except IndexError:
         raise Malformed("no choices") from None
     except (KeyError, TypeError, AttributeError):

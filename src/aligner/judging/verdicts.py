@@ -106,8 +106,7 @@ def read_verdict(reply: Reply, code: str) -> Verdict:
     if reply.tokens is None:
         return Verdict(letter, WORTH[letter])
     said = last_mark("".join(token for token, _ in reply.tokens), code)
-    known = said is not None and said[0] == found[0]
-    soft = soft_share(candidates_at(reply.tokens, said.start(1))) if known else None
+    soft = soft_share(candidates_at(reply.tokens, said.start(1))) if said and said[0] == found[0] else None
     return Verdict(letter, *soft) if soft else Verdict(fault="no verdict among the log-probabilities")
 
 
@@ -130,8 +129,8 @@ def soft_share(candidates: Iterable[Candidate]) -> tuple[float, float] | None:
     Without a tie among the candidates this is AlpacaEval's exp(lp_A - logsumexp(lp_A, lp_B)). A candidate may carry spaces,
     brackets or stars around its word; those of one word add up. None when no word is among them.
     """
-    words = [(LETTERS.get(each.token.strip(" \n\t[]*").casefold()), each.logprob) for each in candidates]
-    words = [(word, logprob) for word, logprob in words if word]
+    named = [(LETTERS.get(each.token.strip(" \n\t[]*").casefold()), each.logprob) for each in candidates]
+    words = [(word, logprob) for word, logprob in named if word]
     if not words:
         return None
     largest = max(logprob for _, logprob in words)
@@ -184,10 +183,10 @@ EQUAL = Judgement((TIE, TIE), 0.5)
 def judged(straight: Verdict, swapped: Verdict) -> Judgement:
     """Both orders together: (share + (1 - share when swapped)) / 2, so that a preference for a position falls out."""
     choices = (
-        {"A": FIRST, "B": SECOND, "tie": TIE}.get(straight.letter),
-        {"A": SECOND, "B": FIRST, "tie": TIE}.get(swapped.letter),
+        {"A": FIRST, "B": SECOND, "tie": TIE, None: None}[straight.letter],
+        {"A": SECOND, "B": FIRST, "tie": TIE, None: None}[swapped.letter],
     )
-    if None in choices:
+    if straight.share is None or swapped.share is None:
         return Judgement(choices, None)
     return Judgement(choices, (straight.share + (1 - swapped.share)) / 2)
 

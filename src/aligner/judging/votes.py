@@ -40,7 +40,8 @@ class Vote(NamedTuple):
     @property
     def pair(self) -> tuple[str, str]:
         """Both models in alphabetical order, whatever their sides."""
-        return tuple(sorted((self.left_model, self.right_model)))
+        first, second = sorted((self.left_model, self.right_model))
+        return first, second
 
     @property
     def winner(self) -> str | None:
@@ -187,9 +188,9 @@ def preference_pairs(votes: Sequence[Vote]) -> tuple[list[dict[str, str]], Count
     tallies: dict[tuple[str, str, str], Counter[str]] = {}
     left_out: Counter = Counter()
     for vote in votes:
-        texts = tuple(sorted((vote.left_answer.strip(), vote.right_answer.strip())))
+        one, other = sorted((vote.left_answer.strip(), vote.right_answer.strip()))
         preferred = {"A": vote.left_answer, "B": vote.right_answer}.get(vote.verdict)
-        tallies.setdefault((vote.prompt, *texts), Counter()).update([] if preferred is None else [preferred.strip()])
+        tallies.setdefault((vote.prompt, one, other), Counter()).update([] if preferred is None else [preferred.strip()])
     pairs = []
     for (prompt, one, other), tally in tallies.items():
         if not tally:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-from aligner import intervals
+from aligner import intervals, statistics
 from aligner.intervals import deviation, mean
 
 # 4/5 - 3/5 is a little more than 0.2 in binary; hit rates that differ at all differ by far more than this.

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-from aligner import intervals
+from aligner import intervals, statistics
 from aligner.intervals import deviation, mean
 from aligner.run.params import Score
 from aligner.scoring.answers import Answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aligner import intervals
+from aligner import intervals, statistics
 from aligner.run.params import Score
 from aligner.scoring.estimates import differences, rate_estimate, with_interval
 from aligner.scoring.models import Answers, describe, diversity, rates, signs
