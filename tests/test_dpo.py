@@ -1,7 +1,6 @@
 """dpo: rewards, losses and gradients against the golden cases, against plain arithmetic, and against TRL's own trainer."""
 
 import csv
-import json
 import math
 import random
 import shutil
@@ -13,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import trajectories
+from support.golden import DPO_REWARDS as GOLDEN
 from support.next_token import NextToken
 from support.workspace import Workspace, pair_rows
 
@@ -21,7 +21,6 @@ from aligner import decoding, likelihood, modeling, statistics, training
 from aligner import params as parameters
 from aligner.errors import InputError
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "textbook.json").read_text(encoding="utf-8"))["dpo_reward_cases"]
 NAMES = {
     "validation_loss": "loss",
     "validation_reward_chosen": "reward_chosen",

@@ -1,16 +1,13 @@
 """Keyword groups: the golden cases, every match mode at its edges, and what a response gets."""
 
-import json
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.golden import KEYWORDS as GOLDEN
 
 from aligner.keywords import base_forms, hits, normalise, prepare, score, validate_group
-
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "keyword_cases.json").read_text(encoding="utf-8"))["cases"]
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])

@@ -10,9 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import test_score
 from support import browser
-from test_score import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, write_inputs, write_params
+from support.scored import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, run, write_inputs, write_params
 
 import score
 import votes
@@ -56,7 +55,7 @@ def enter(folder, monkeypatch):
 
 def written(references=REFERENCES, answers=ANSWERS):
     write_inputs(references, answers)
-    test_score.run()
+    run()
     return score.PAGE.read_text(encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 from support.clones import Clone, stand_in
-from test_contract import NO_DEPS, ROOT, SCRIPTS, first_party, parts
+from support.pipeline_files import NO_DEPS, ROOT, SCRIPTS, first_party, parts
 
 PRETRAIN = "models/base/dvc.yaml:pretrain"
 GENERATE = ["generate@base", "generate@sft", "generate@dpo"]

@@ -16,7 +16,6 @@ import importlib
 import json
 import shutil
 import socket
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from aligner.records import Run
+from support import shelf
 from support.tiny_models import BUILDERS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -144,16 +144,9 @@ class Workspace:
         return {path for path in paths if not path.startswith((WEIGHTS, "experiments/", ".cache/"))}
 
 
-@functools.cache
 def checkpoint(name: str) -> Path:
-    """A checkpoint that this process builds once; take a copy to change it."""
-    return BUILDERS[name](Path(shelf().name) / name)
-
-
-@functools.cache
-def shelf() -> tempfile.TemporaryDirectory:
-    """Where this process keeps its checkpoints; gone when it ends."""
-    return tempfile.TemporaryDirectory(prefix="checkpoints-")
+    """A checkpoint that a session builds once; take a copy to change it."""
+    return shelf.built(f"checkpoint-{name}", BUILDERS[name])
 
 
 def refuse(*arguments: Any) -> None:
