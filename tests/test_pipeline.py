@@ -18,6 +18,8 @@ from support.clones import ROOT, Clone, started
 
 import verify
 
+pytestmark = pytest.mark.slow
+
 STAGES = ["prepare", "sft", "dpo", "generate@base", "generate@sft", "generate@dpo", "score"]
 OUTPUTS = {
     "data/prepared": {

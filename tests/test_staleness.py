@@ -20,6 +20,8 @@ from ruamel.yaml import YAML
 from support.clones import Clone, stand_in
 from support.pipeline_files import NO_DEPS, ROOT, SCRIPTS, first_party, parts
 
+pytestmark = pytest.mark.slow
+
 PRETRAIN = "models/base/dvc.yaml:pretrain"
 GENERATE = ["generate@base", "generate@sft", "generate@dpo"]
 STAGES = ["prepare", "sft", "dpo", *GENERATE, "score"]

@@ -8,7 +8,9 @@ change anything.
 
 from __future__ import annotations
 
+import functools
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +21,17 @@ FOLDER: Path | None = None
 
 def built(name: str, build: Callable[[Path], object]) -> Path:
     """The folder `name` of the shelf. One process builds it while others that need it wait; what broke off is built anew."""
-    assert FOLDER is not None, "tests/conftest.py sets it before the first test"
-    folder, done = FOLDER / name, FOLDER / f"{name}.done"
-    with FileLock(FOLDER / f"{name}.lock"):
+    shelf = FOLDER or Path(own().name)
+    folder, done = shelf / name, shelf / f"{name}.done"
+    with FileLock(shelf / f"{name}.lock"):
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
             build(folder)
             done.touch()
     return folder
+
+
+@functools.cache
+def own() -> tempfile.TemporaryDirectory:
+    """The shelf of a process that is no test (benchmarks/kills.py); gone when it ends."""
+    return tempfile.TemporaryDirectory(prefix="shelf-")
