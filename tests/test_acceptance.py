@@ -284,6 +284,7 @@ def test_7_few_clusters_are_told_and_drawn_again(folder, concepts):
 # ---- 8: the same bytes ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_8_the_same_bytes_in_any_process(folder, tmp_path):
     """Three processes with other hash seeds and threads, one folder each: every output is equal to the byte."""
     references = [row | {"concept": f"c{i % 5}"} for i, row in enumerate(prompts(40))]

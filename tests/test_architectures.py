@@ -154,6 +154,7 @@ def test_answers_do_not_depend_on_the_batch(copy):
     assert copy.rows("data/generated/sft.jsonl") == together
 
 
+@pytest.mark.slow
 def test_a_second_run_writes_the_same_bytes(copy, model):
     first = finished_workspaces.folder(model)
     copy.run_all()
@@ -211,6 +212,7 @@ def test_an_answer_must_fit_into_the_positions(copy):
         copy.run("generate", "base")
 
 
+@pytest.mark.slow
 def test_one_answer_to_everything_is_learned_with_its_end(model, tmp_path, monkeypatch):
     """Ten rows with one answer, 75 steps: it is given and ended, though GPT-2 and TinyLlama pad with their end token.
 

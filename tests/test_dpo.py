@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import trajectories
+from support import shelf, trajectories
 from support.golden import DPO_REWARDS as GOLDEN
 from support.next_token import NextToken
 from support.workspace import Workspace, pair_rows
@@ -46,9 +46,12 @@ PINNED = {
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """A workspace with an SFT adapter of random weights: a policy of its own, far from the base."""
-    workspace = Workspace(tmp_path, monkeypatch, **PINNED)
-    write_sft_adapter(setting(workspace))
-    return workspace
+    return Workspace.copy(shelf.built("dpo-begin", begin), tmp_path, monkeypatch)
+
+
+def begin(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        write_sft_adapter(setting(Workspace(folder, patch, **PINNED)))
 
 
 def setting(workspace, **changes):
@@ -547,11 +550,17 @@ OUTPUTS += ["metrics/dpo.json", str(dpo.RANKING), *map(str, dpo.CURVES)]
 
 
 @pytest.fixture
-def finished(workspace):
-    workspace.params["dpo.eval_steps"] = 2
-    workspace.run("prepare")
-    workspace.run("dpo")
-    return workspace
+def finished(tmp_path, monkeypatch):
+    """A workspace in which dpo has run."""
+    return Workspace.copy(shelf.built("dpo", run_to_the_end), tmp_path, monkeypatch)
+
+
+def run_to_the_end(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = Workspace.copy(shelf.built("dpo-begin", begin), folder, patch)
+        workspace.params["dpo.eval_steps"] = 2
+        workspace.run("prepare")
+        workspace.run("dpo")
 
 
 def contents(folder):

@@ -376,7 +376,9 @@ def test_a_rate_without_interval_is_a_dot_alone():
 
 # ---- In a browser -------------------------------------------------------------------------------------------------------
 
-needs_browser = pytest.mark.skipif(browser.find() is None, reason=browser.NONE_FOUND)
+
+def needs_browser(test):
+    return pytest.mark.slow(pytest.mark.skipif(browser.find() is None, reason=browser.NONE_FOUND)(test))
 
 
 @pytest.fixture(scope="module")

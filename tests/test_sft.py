@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import trajectories
+from support import shelf, trajectories
 from support.next_token import NextToken
 from support.workspace import Workspace
 
@@ -33,9 +33,13 @@ LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0, "target_modules": "all-linea
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
+    return pinned(tmp_path, monkeypatch)
+
+
+def pinned(folder, monkeypatch):
     lora = {f"lora.{key}": value for key, value in LORA.items()}
     settings = {**trajectories.settings("sft"), "sft.train_sampling_strategy": "random"}
-    return Workspace(tmp_path, monkeypatch, **lora, **settings)
+    return Workspace(folder, monkeypatch, **lora, **settings)
 
 
 def setting(workspace, **changes):
@@ -286,6 +290,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
     assert recomputed == {key: pytest.approx(values, rel=1e-5) for key, values in stored.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("fast", [False, True])
 def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
@@ -338,11 +343,17 @@ def test_measuring_more_often_does_not_change_the_training(workspace):
 
 
 @pytest.fixture
-def finished(workspace):
-    workspace.params.update({"sft.eval_steps": 2, "sft.num_train_epochs": 2})
-    workspace.run("prepare")
-    workspace.run("sft")
-    return workspace
+def finished(tmp_path, monkeypatch):
+    """A workspace in which sft has run."""
+    return Workspace.copy(shelf.built("sft", run_to_the_end), tmp_path, monkeypatch)
+
+
+def run_to_the_end(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = pinned(folder, patch)
+        workspace.params.update({"sft.eval_steps": 2, "sft.num_train_epochs": 2})
+        workspace.run("prepare")
+        workspace.run("sft")
 
 
 def test_the_adapter_folder_holds_exactly_three_files(finished):
@@ -407,6 +418,7 @@ def test_the_curve_has_both_series_from_the_first_to_the_last_step(finished):
     assert float(rows[-1]["value"]) == pytest.approx(final, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_process_with_another_hash_seed(finished):
     """target_modules is a set, whose order follows the hash seed."""
     files = [*(f"models/sft/{name}" for name in sorted(ADAPTER_FILES)), "metrics/sft.json", "plots/sft.csv"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -43,8 +42,7 @@ def folder(model: str = "mini") -> Path:
 
 def copy(model: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A copy to be changed, which becomes the current directory."""
-    shutil.copytree(folder(model), place, dirs_exist_ok=True)
-    return Workspace.reopen(place, monkeypatch)
+    return Workspace.copy(folder(model), place, monkeypatch)
 
 
 def traces(model: str = "mini") -> dict[str, Trace]:
@@ -56,7 +54,6 @@ def traces(model: str = "mini") -> dict[str, Trace]:
 def run_all(place: Path, model: str) -> None:
     """Fills `place` with the workspace and the traces of its stages."""
     listen()
-    (place / "workspace").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         workspace = Workspace(place / "workspace", patch, model=model, **FAST)
         found = {stage: [sorted(names) for names in trace(workspace, *stage.split("@"))] for stage in STAGES}

@@ -103,8 +103,14 @@ class Workspace:
         workspace.params = Params(folder / "params.yaml", folder / "params.yaml")
         return workspace
 
+    @classmethod
+    def copy(cls, source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+        """A copy of the workspace that `source` holds."""
+        return cls.reopen(shutil.copytree(source, folder, dirs_exist_ok=True), monkeypatch)
+
     def _enter(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(folder)
         monkeypatch.delenv("DVC_ROOT", raising=False)
         monkeypatch.setenv("CI", "1")
