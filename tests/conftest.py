@@ -1,11 +1,31 @@
-"""Settings for all tests: property tests try the same examples on every run, so that a red run can be run again.
+"""Settings for all tests: threads, property tests, and the shelf where the workers of pytest-xdist share what is slow to build.
 
-For other examples each time: python -m pytest --hypothesis-profile=search
+Property tests try the same examples on every run, so that a red run can be run again: 100 each, 20 under `make test`
+(--hypothesis-profile=quick). For other examples each time: python -m pytest --hypothesis-profile=search
 """
 
-from hypothesis import HealthCheck, settings
+import os
 
+# One thread for each of the workers, and none that spins for work while the other worker computes. OpenMP reads both once, when
+# torch loads. What is small enough for a test gains nothing from a second thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from support import shelf  # noqa: E402
+
+QUICK = 20
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # both would judge the machine, not the code
 settings.register_profile("fixed", derandomize=True, **COMMON)
+settings.register_profile("quick", derandomize=True, max_examples=QUICK, **COMMON)
 settings.register_profile("search", **COMMON)
 settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Names the shelf: a worker's own temporary folder stands beside those of the others."""
+    base = tmp_path_factory.getbasetemp()
+    shelf.FOLDER = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shelf"
+    shelf.FOLDER.mkdir(exist_ok=True)

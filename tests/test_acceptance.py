@@ -22,12 +22,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import test_dpo
-import test_keywords
-import test_statistics
-import test_text_health
-from test_evaluation import PAIRS, nulls
-from test_score import FILES, FROM_OTHER_STAGES, TAIL, run, write_params
+from support import golden
+from support.scored import FILES, FROM_OTHER_STAGES, PAIRS, TAIL, nulls, run, write_params
 
 import score
 from aligner import intervals
@@ -94,15 +90,15 @@ def scored(references, rows):
 
 
 def test_1_every_golden_case_is_tested():
-    """The tests of the modules run over all of these; the two textbook cases of unused methods are named there."""
+    """The modules' tests run over all of support/golden.py; test_statistics.py names the textbook cases it leaves out."""
     files = {path.name: json.loads(path.read_bytes()) for path in (ROOT / "tests" / "golden").glob("*.json")}
-    textbook, texts = files["textbook.json"], files["text_metrics.json"]
-    assert set(test_statistics.TEXTBOOK) == {case["id"] for case in textbook["cases"]}
-    assert all(test_statistics.check_of(each) for each in set(test_statistics.TEXTBOOK) - test_statistics.UNUSED)
-    assert test_dpo.GOLDEN == textbook["dpo_reward_cases"]
-    assert test_statistics.PHI2 == files["paired_phi2.json"]
-    assert test_text_health.GOLDEN == texts
-    assert test_keywords.GOLDEN == files["keyword_cases.json"]["cases"]
+    assert set(files) == {"textbook.json", "paired_phi2.json", "text_metrics.json", "keyword_cases.json", "trajectories.json"}
+    textbook = files["textbook.json"]
+    assert [golden.TEXTBOOK[case["id"]] for case in textbook["cases"]] == textbook["cases"] == list(golden.TEXTBOOK.values())
+    assert golden.DPO_REWARDS == textbook["dpo_reward_cases"]
+    assert golden.PHI2 == files["paired_phi2.json"]
+    assert golden.TEXTS == files["text_metrics.json"]
+    assert golden.KEYWORDS == files["keyword_cases.json"]["cases"]
 
 
 # ---- 2: order and sides -----------------------------------------------------------------------------------------------
@@ -276,6 +272,7 @@ def test_7_few_clusters_are_told_and_drawn_again(folder, concepts):
 # ---- 8: the same bytes ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_8_the_same_bytes_in_any_process(folder, tmp_path):
     """Three processes with other hash seeds and threads, one folder each: every output is equal to the byte."""
     references = [row | {"concept": f"c{i % 5}"} for i, row in enumerate(prompts(40))]

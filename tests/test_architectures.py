@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
+from support import finished as finished_workspaces
 from support.tiny_models import POSITIONS
 from support.workspace import RAW, WEIGHTS, Workspace
 
@@ -20,7 +21,6 @@ LAYERS = {
     "qwen2": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
     "gpt2": {"c_attn", "c_proj", "c_fc"},
 }
-FAST = {"models.mini.sft.learning_rate": 0.02, "models.mini.dpo.learning_rate": 0.02}
 PREPARED = ["chat.json", "concepts.jsonl", "prompts.jsonl", "references.jsonl"]
 ROWS = ["sft_train.jsonl", "sft_validation.jsonl", "dpo_train.jsonl", "dpo_validation.jsonl"]
 ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "provenance.json"]
@@ -47,20 +47,16 @@ def model(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def finished(model, tmp_path_factory):
+@pytest.fixture
+def finished(model, monkeypatch):
     """A workspace in which all stages have run; only to be read."""
-    with pytest.MonkeyPatch.context() as patch:
-        workspace = Workspace(tmp_path_factory.mktemp(model), patch, model=model, **FAST)
-        workspace.run_all()
-        yield workspace
+    return Workspace.reopen(finished_workspaces.folder(model), monkeypatch)
 
 
 @pytest.fixture
-def copy(finished, tmp_path, monkeypatch):
+def copy(model, tmp_path, monkeypatch):
     """A copy of the finished workspace, to be changed."""
-    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
-    return Workspace.reopen(tmp_path, monkeypatch)
+    return finished_workspaces.copy(model, tmp_path, monkeypatch)
 
 
 def adapter(workspace: Workspace, stage: str) -> dict:
@@ -158,9 +154,11 @@ def test_answers_do_not_depend_on_the_batch(copy):
     assert copy.rows("data/generated/sft.jsonl") == together
 
 
-def test_a_second_run_writes_the_same_bytes(copy, finished):
+@pytest.mark.slow
+def test_a_second_run_writes_the_same_bytes(copy, model):
+    first = finished_workspaces.folder(model)
     copy.run_all()
-    assert [path for path in sorted(OUTPUTS) if (copy.folder / path).read_bytes() != (finished.folder / path).read_bytes()] == []
+    assert [path for path in sorted(OUTPUTS) if (copy.folder / path).read_bytes() != (first / path).read_bytes()] == []
 
 
 def test_an_adapter_of_another_base_is_refused(copy):
@@ -177,7 +175,7 @@ def test_an_adapter_of_another_base_is_refused(copy):
     copy.run("generate", "base")
 
 
-def test_an_adapter_of_another_architecture_is_refused(copy, finished, model, tmp_path_factory, monkeypatch):
+def test_an_adapter_of_another_architecture_is_refused(finished, model, tmp_path_factory, monkeypatch):
     other = "gpt2" if model != "gpt2" else "qwen2"
     workspace = Workspace(tmp_path_factory.mktemp("other"), monkeypatch, model=other)
     workspace.run("prepare")
@@ -214,6 +212,7 @@ def test_an_answer_must_fit_into_the_positions(copy):
         copy.run("generate", "base")
 
 
+@pytest.mark.slow
 def test_one_answer_to_everything_is_learned_with_its_end(model, tmp_path, monkeypatch):
     """Ten rows with one answer, 75 steps: it is given and ended, though GPT-2 and TinyLlama pad with their end token.
 

@@ -108,6 +108,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert factors[:10] == sorted(factors[:10]) and factors[9:] == sorted(factors[9:], reverse=True)
 
 
+@pytest.mark.slow
 def test_rebuilding_gives_the_same_bytes(tmp_path: Path) -> None:
     """A small model, trained twice by the recipe itself, in other folders and with another hash seed."""
     found = [rebuild(tmp_path / name, hash_seed) for name, hash_seed in (("one", "0"), ("another", "12345"))]

@@ -165,6 +165,7 @@ def test_a_stage_time_holds_what_passed_before_its_record():
     assert bench.stage_times({"total": 3.0}, 1.0) == {"seconds": 4.0, "startup_share": 0.25}
 
 
+@pytest.mark.slow
 def test_a_leg_that_cannot_start_says_why():
     with Leg("ours", 1, kind="sft", way="ours", params="nowhere.yaml") as leg, pytest.raises(SystemExit, match="nowhere.yaml"):
         leg.go()
@@ -217,6 +218,7 @@ def test_the_tables_of_growth_are_those_of_its_files(monkeypatch):
 # ---- Programs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_a_gpu_its_benchmark_says_so_in_one_line():
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, ROOT / "benchmarks/gpu.py"], env=environment, capture_output=True, text=True)
@@ -224,6 +226,7 @@ def test_without_a_gpu_its_benchmark_says_so_in_one_line():
     assert done.stderr == "gpu: torch sees no CUDA device here, so nothing was measured\n"
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_to_its_end(monkeypatch, capsys):
     """With a tiny model on the CPU: every leg of every part, real trainers, equal losses."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -237,6 +240,7 @@ def test_the_gpu_benchmark_runs_to_its_end(monkeypatch, capsys):
     assert found["generate"]["ours"]["tokens_per_s"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", bench.STAGES)
 def test_help_takes_less_than_half_a_second(stage, tmp_path):
     """Of CPU time, which other work on the machine changes least; the best of three."""

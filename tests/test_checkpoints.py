@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from ruamel.yaml import YAML
-from support import killed
+from support import killed, shelf
 from support.workspace import REPOSITORY, Workspace
 
 from aligner.run.errors import InputError
@@ -27,13 +27,15 @@ KILLS = 10
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole():
     """A folder in which both stages ran to their end, uninterrupted: the bytes to compare with."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+    return shelf.built("trained", run_to_the_end)
+
+
+def run_to_the_end(folder):
     killed.prepare(folder)
     for stage in STAGES:
         assert killed.finish(killed.start(stage, folder, seconds=1000)) == 0, said(folder)
-    return folder
 
 
 @pytest.fixture
@@ -72,6 +74,7 @@ def stop(stage, folder, signum=signal.SIGTERM):
 # ---- The same bytes -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_bytes(whole, again, stage):
     folder = again(stage)
@@ -84,6 +87,7 @@ def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_bytes(whole, 
     assert steps_of(folder, stage) == [] and killed.run_folder(folder, stage) is None
 
 
+@pytest.mark.slow
 def test_what_is_resumed_is_hard_to_resume(whole):
     """Dropout, an epoch that ends in the middle, logs between whose lines a run may end, and a model that learns."""
     (record,) = (json.loads(path.read_text()) for path in (whole / "experiments").glob("sft-*.json"))
@@ -95,6 +99,7 @@ def test_what_is_resumed_is_hard_to_resume(whole):
     assert float(rows[-1]["value"]) < float(rows[0]["value"]) - 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "changes"),
     [
@@ -137,6 +142,7 @@ def every_step(monkeypatch):
 # ---- Being asked to stop --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "signum"), [("sft", signal.SIGTERM), ("dpo", signal.SIGINT)])
 def test_sigterm_and_ctrl_c_save_the_step_and_say_how_to_go_on(whole, again, stage, signum):
     folder = again(stage)
@@ -179,14 +185,14 @@ FILES |= {"adapter_config.json", "provenance.json", "SHA256SUMS"}
 
 
 @pytest.fixture(scope="module")
-def stopped(whole, tmp_path_factory):
+def stopped():
     """A folder in which sft was stopped after a few steps."""
-    folder = tmp_path_factory.mktemp("stopped") / "run"
-    shutil.copytree(whole, folder)
-    for name in killed.outputs(folder, "sft"):
-        (folder / name).unlink()
-    stop("sft", folder)
-    return folder
+    return shelf.built("stopped", run_a_few_steps)
+
+
+def run_a_few_steps(folder):
+    killed.prepare(folder)
+    assert stop("sft", folder) == 130, said(folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -219,6 +225,7 @@ def test_sums_are_those_of_sha256sum(stopped):
     assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=newest).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [*DAMAGES, "both"])
 def test_the_checkpoint_before_a_damaged_one_is_taken(whole, stopped, tmp_path, damage):
     folder = shutil.copytree(stopped, tmp_path / "run")
@@ -259,6 +266,7 @@ def test_no_pickle_of_a_checkpoint_can_run_code(stopped, tmp_path):
 # ---- A full disk ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(whole, tmp_path, monkeypatch, stage):
     folder = shutil.copytree(whole, tmp_path / "run")
@@ -284,6 +292,7 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(whole, tmp_pat
     assert killed.outputs(folder, stage) == killed.outputs(whole, stage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest", [8_000, 40_000])
 def test_a_write_that_the_system_refuses_is_one_message(again, largest):
     """Files may not grow beyond a limit: what safetensors and torch then say is no OSError."""
@@ -341,6 +350,7 @@ def test_a_lock_is_given_back_whatever_happens(tmp_path):
             raise ZeroDivisionError
 
 
+@pytest.mark.slow
 def test_a_second_trainer_of_the_stage_is_kept_out_whatever_its_parameters(again):
     folder = again("sft")
     first = killed.start("sft", folder, slowly=0.05)
@@ -395,6 +405,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
     assert now() == found[10]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_names_its_run_by_parameters_data_base_and_adapter(whole, tmp_path, monkeypatch, stage):
     """And not by the folder it runs in."""
@@ -536,6 +547,7 @@ def dvc_repro(folder):
     return subprocess.Popen(["dvc", "repro", "sft"], cwd=folder, env=environment, start_new_session=True, **pipes)
 
 
+@pytest.mark.slow
 def test_a_killed_dvc_leaves_a_training_that_keeps_a_second_one_out(whole, repository):
     """The child of a killed dvc lives on. The next dvc repro is told who trains; when that one is gone, it goes on from there."""
     first = dvc_repro(repository)

@@ -4,14 +4,13 @@ DVC follows no imports and reads no constants, so these tests hold the two toget
 stages on a tiny model while every file that they open is noted.
 """
 
-import ast
 import csv
-import functools
 import importlib
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -19,20 +18,28 @@ from pathlib import Path
 
 import pathspec
 import pytest
-from ruamel.yaml import YAML
-from support.workspace import RAW, Workspace
+from support import finished
+from support.pipeline_files import (
+    BASE_PIPELINE,
+    BASE_PLOTS,
+    NO_DEPS,
+    PARAMS,
+    PIPELINE,
+    PLOTS,
+    ROOT,
+    SCRIPTS,
+    STAGES,
+    declared,
+    expanded,
+    first_party,
+    imported_names,
+    parts,
+    read_yaml,
+    sources,
+)
+from support.workspace import RAW
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ["prepare", "sft", "dpo", "generate", "score"]
 BASE = "models/base/weights"
-# No dep of any stage: they hold no value and write no output (what they check or record changes no result).
-NO_DEPS = {
-    "src/aligner/__init__.py",
-    "src/aligner/params.py",
-    "src/aligner/records.py",
-    "src/aligner/run/__init__.py",
-    "src/aligner/run/imports.py",
-}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
 # Scripts that are no stage: people run them on what they made.
 SIDE_SCRIPTS = {"judge", "votes"}
@@ -40,101 +47,10 @@ SIDE_SCRIPTS = {"judge", "votes"}
 BY_PROVENANCE = {"generate@sft": {BASE}, "generate@dpo": {BASE}}
 
 
-def read_yaml(path):
-    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-
-
-PARAMS = read_yaml(ROOT / "params.yaml")
-PIPELINE = read_yaml(ROOT / "dvc.yaml")
-BASE_PIPELINE = read_yaml(ROOT / "models/base/dvc.yaml")
-
-
-def filled_in(text, names):
-    """A string of dvc.yaml with each `${…}` replaced, as DVC does."""
-    return re.sub(r"\$\{([\w.]+)\}", lambda found: functools.reduce(lambda at, key: at[key], found[1].split("."), names), text)
-
-
-def expanded(spec):
-    """(name, stage) of every stage as it will run: one for each item of a foreach, and no `${…}` left but in params."""
-    for name, stage in spec["stages"].items():
-        items = stage.get("foreach")
-        for key, item in items.items() if items else [(None, None)]:
-            names = {**PARAMS, "key": key, "item": item}
-            yield (f"{name}@{key}" if items else name), fill(stage["do"] if items else stage, names)
-
-
-def fill(value, names):
-    if isinstance(value, dict):
-        return {fill(key, names): fill(item, names) for key, item in value.items()}
-    if isinstance(value, list):
-        return [fill(item, names) for item in value]
-    return filled_in(value, names) if isinstance(value, str) else value
-
-
-STAGES = dict(expanded(PIPELINE))
-
-
-def declared(stage, *kinds):
-    """The paths that stand under deps, outs, metrics or plots of a stage."""
-    return {
-        path for kind in kinds for entry in STAGES[stage].get(kind, []) for path in ([entry] if isinstance(entry, str) else entry)
-    }
-
-
-def plots(spec, folder):
-    """(path, settings) of every plot of a dvc.yaml in `folder`."""
-    for _, stage in expanded(spec):
-        for entry in stage.get("plots", []):
-            for path, settings in entry.items():
-                yield folder / path, settings
-
-
-PLOTS = dict(plots(PIPELINE, Path()))
-BASE_PLOTS = dict(plots(BASE_PIPELINE, Path("models/base")))
-
-
 def data_deps(stage):
     """The deps that a stage reads as data; score alone shows the pins, the others only depend on them."""
     unread = set() if stage == "score" else {"requirements.txt"}
     return {path for path in declared(stage, "deps") if not path.startswith("src/")} - unread
-
-
-# ---- Reading the code -----------------------------------------------------------------------------------------------
-
-
-def imported_names(path, inside_functions=True):
-    """Full names of what a file imports: `from a import b` counts as both `a` and `a.b`."""
-    for node in nodes(ast.parse(path.read_text(encoding="utf-8")), inside_functions):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import, which this walk does not follow"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def nodes(node, inside_functions):
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if inside_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from nodes(child, inside_functions)
-
-
-def own_file(name, source):
-    """The file of a module of ours, or None; packages count with their __init__.py."""
-    path = source / name.replace(".", "/")
-    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
-
-
-def first_party(script, source):
-    """Every file of ours that a script imports, by itself or through another, the script included."""
-    found, waiting = set(), [script]
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += filter(None, (own_file(name, source) for name in imported_names(path)))
-    return found
 
 
 def paths_in(value):
@@ -154,10 +70,6 @@ def constant_paths(script):
     return set(paths_in(list(constants.values())))
 
 
-def sources():
-    return sorted((ROOT / "src").rglob("*.py"))
-
-
 # ---- dvc.yaml against the scripts -----------------------------------------------------------------------------------
 
 
@@ -175,11 +87,6 @@ def test_deps_are_exactly_the_modules_that_the_script_imports(stage):
     modules = {path.relative_to(ROOT).as_posix() for path in first_party(script, ROOT / "src")} - NO_DEPS
     wanted = modules | {path.relative_to(ROOT).as_posix() for module in modules for path in parts(ROOT / module)}
     assert {path for path in declared(stage, "deps") if path.startswith("src/")} == wanted
-
-
-def parts(module):
-    """What a module shows stands beside it under its name: page.html, page.css and page.js beside page.py."""
-    return {path for path in module.parent.glob(f"{module.stem}.*") if path.suffix != ".py"}
 
 
 def test_every_file_of_the_sources_is_a_module_or_a_part_of_one():
@@ -270,41 +177,17 @@ def test_the_recipe_of_the_base_has_its_imports_and_parameters_as_deps():
 
 # ---- What the stages really read and write --------------------------------------------------------------------------
 
-OPENED = []
-LISTENING = []
 
-
-def note_opened(event, arguments):
-    """An audit hook, which Python never forgets: it notes files that are opened for reading while somebody listens."""
-    if LISTENING and event == "open" and isinstance(arguments[0], str | os.PathLike):
-        path, mode, flags = arguments
-        if (mode or "r").startswith("r") and not (flags or 0) & (os.O_WRONLY | os.O_RDWR):
-            OPENED.append(os.path.realpath(path))
+@pytest.fixture(scope="module")
+def traces():
+    """What each stage read and made when all of them ran on a tiny model."""
+    return finished.traces()
 
 
 @pytest.fixture(scope="module")
-def traces(tmp_path_factory):
-    """All stages, run on a tiny model: the folder, and for each stage what it read and which files it made."""
-    sys.addaudithook(note_opened)
-    with pytest.MonkeyPatch.context() as patch:
-        workspace = Workspace(tmp_path_factory.mktemp("contract"), patch)
-        yield workspace.folder, {stage: trace(workspace, *stage.split("@")) for stage in STAGES}
-
-
-def trace(workspace, *stage):
-    before = workspace.files()
-    OPENED.clear()
-    LISTENING.append(stage)
-    workspace.run(*stage)
-    LISTENING.clear()
-    root = os.path.realpath(workspace.folder) + os.sep
-    read = {Path(path.removeprefix(root)).as_posix() for path in OPENED if path.startswith(root)}
-    return {name for name in read if not unrelated(name)}, {name for name in workspace.files() - before if not unrelated(name)}
-
-
-def unrelated(name):
-    """Parameters, run records, and the scratch folder of prepare, which is gone when it ends."""
-    return name == "params.yaml" or name.startswith(("experiments/", ".cache/checkpoints/", ".cache/rows-"))
+def ran():
+    """The folder in which they ran; only to be read."""
+    return finished.folder()
 
 
 def covers(path, file):
@@ -313,7 +196,7 @@ def covers(path, file):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_reads_its_deps_and_nothing_else(traces, stage):
-    read = traces[1][stage][0]
+    read = traces[stage].read
     deps = data_deps(stage)
     assert {file for file in read if not any(covers(path, file) for path in deps | BY_PROVENANCE.get(stage, set()))} == set()
     assert {path for path in deps if not any(covers(path, file) for file in read)} == set()
@@ -321,7 +204,7 @@ def test_a_stage_reads_its_deps_and_nothing_else(traces, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_writes_what_it_declares_and_nothing_else(traces, stage):
-    made = traces[1][stage][1]
+    made = traces[stage].made
     listed = declared(stage, "outs", "metrics", "plots")
     assert {file for file in made if not any(covers(path, file) for path in listed)} == set()
     assert {path for path in listed if not any(covers(path, file) for file in made)} == set()
@@ -391,8 +274,8 @@ def check_columns(file, settings):
 
 
 @pytest.mark.parametrize("path", PLOTS, ids=str)
-def test_the_columns_of_a_plot_are_written(traces, path):
-    check_columns(traces[0] / path, PLOTS[path])
+def test_the_columns_of_a_plot_are_written(ran, path):
+    check_columns(ran / path, PLOTS[path])
 
 
 @pytest.mark.parametrize("path", [*PLOTS, *BASE_PLOTS], ids=str)
@@ -428,16 +311,16 @@ def check_metrics(found):
         assert math.isfinite(value) and round(value, 4) == value, f"{name}: {value!r}"
 
 
-def test_metrics_are_finite_numbers_or_verdicts_with_names_of_their_own(traces):
-    found = list(metric_names(traces[0]))
+def test_metrics_are_finite_numbers_or_verdicts_with_names_of_their_own(ran):
+    found = list(metric_names(ran))
     assert {"sft", "dpo", "base", "dpo_vs_sft"} <= {name.split(".")[0] for name, _ in found}
     check_metrics(found)
 
 
-def test_committed_metrics_have_the_names_that_the_stages_write(traces):
+def test_committed_metrics_have_the_names_that_the_stages_write(ran):
     committed = list(metric_names(ROOT))
     check_metrics(committed)
-    written = {name for name, _ in metric_names(traces[0])}
+    written = {name for name, _ in metric_names(ran)}
     assert {name for name, _ in committed} <= written
     if all((ROOT / path).is_file() for stage in STAGES for path in declared(stage, "metrics")):
         assert {name for name, _ in committed} == written
@@ -487,6 +370,6 @@ def test_help_is_quick_and_leaves_nothing_behind(tmp_path, script):
 
 
 @pytest.mark.parametrize("script", ["prepare", "score"])
-def test_stages_without_a_model_load_no_model_library(traces, script):
-    _, modules = run_script(script, cwd=traces[0])
+def test_stages_without_a_model_load_no_model_library(ran, tmp_path, script):
+    _, modules = run_script(script, cwd=shutil.copytree(ran, tmp_path / "run"))
     assert modules & (HEAVY - {"scipy"}) == set() and "ruamel" in modules

@@ -1,7 +1,6 @@
 """dpo: rewards, losses and gradients against the golden cases, against plain arithmetic, and against TRL's own trainer."""
 
 import csv
-import json
 import math
 import random
 import shutil
@@ -12,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import trajectories
+from support import shelf, trajectories
+from support.golden import DPO_REWARDS as GOLDEN
 from support.next_token import NextToken
 from support.workspace import Workspace, pair_rows
 
@@ -30,7 +30,6 @@ from aligner.training.loop import observe
 from aligner.training.preferences import RANKING_COLUMNS, health, mcnemar, preference_metrics, ranking_rows, rankings, summary
 from aligner.training.setup import trainer_tokenizer, training_arguments
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "textbook.json").read_text(encoding="utf-8"))["dpo_reward_cases"]
 NAMES = {
     "validation_loss": "loss",
     "validation_reward_chosen": "reward_chosen",
@@ -56,9 +55,12 @@ PINNED = {
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """A workspace with an SFT adapter of random weights: a policy of its own, far from the base."""
-    workspace = Workspace(tmp_path, monkeypatch, **PINNED)
-    write_sft_adapter(setting(workspace))
-    return workspace
+    return Workspace.copy(shelf.built("dpo-begin", begin), tmp_path, monkeypatch)
+
+
+def begin(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        write_sft_adapter(setting(Workspace(folder, patch, **PINNED)))
 
 
 def setting(workspace, **changes):
@@ -67,7 +69,7 @@ def setting(workspace, **changes):
     params = parameters.load(dpo.PARAMS)
     quiet()
     return SimpleNamespace(
-        params=params, where=runtime(params.models, params.seed), chat=load_chat(params.models)
+        params=params, runtime=runtime.start(params.model_entry, params.seed), chat=load_chat(params.model_entry)
     )
 
 
@@ -78,16 +80,16 @@ def write_sft_adapter(given):
     config = LoraConfig(
         task_type="CAUSAL_LM", r=4, lora_alpha=2, lora_dropout=0.1, target_modules="all-linear", init_lora_weights=False
     )
-    model = get_peft_model(load_base(given.params.models, given.where), config)
-    save_adapter(model, dpo.SFT_ADAPTER, given.params.models.path, provenance_of(given))
+    model = get_peft_model(load_base(given.params.model_entry, given.runtime), config)
+    save_adapter(model, dpo.SFT_ADAPTER, given.params.model_entry.path, provenance_of(given))
 
 
 def provenance_of(given):
-    return {"base": base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
+    return {"base": base_fingerprint(given.params.model_entry), "chat": given.chat.fingerprint}
 
 
 def load_policy(given):
-    base = load_base(given.params.models, given.where)
+    base = load_base(given.params.model_entry, given.runtime)
     return load_adapter(base, dpo.SFT_ADAPTER, trainable=True)
 
 
@@ -97,7 +99,7 @@ def build(workspace, rows, reference=None, **changes):
     policy = load_policy(given)
     if reference is None:
         reference = log_probabilities(policy, rows, given.chat.pad_id)
-    return dpo.build_trainer(given.params, given.where, given.chat, policy, rows, reference)
+    return dpo.build_trainer(given.params, given.runtime, given.chat, policy, rows, reference)
 
 
 def train(workspace, rows, **changes):
@@ -353,7 +355,7 @@ def naive(model, prompt, answer):
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_log_probabilities_equal_rows_one_at_a_time(tmp_path, monkeypatch, model, batch_size):
     given = setting(Workspace(tmp_path, monkeypatch, model=model))
-    base, rows = load_base(given.params.models, given.where).eval(), random_rows(10)
+    base, rows = load_base(given.params.model_entry, given.runtime).eval(), random_rows(10)
     found = log_probabilities(base, rows, given.chat.pad_id, batch_size)
     for row, (chosen, rejected) in zip(rows, found, strict=True):
         assert chosen == pytest.approx(naive(base, row["prompt_ids"], row["chosen_ids"]), rel=1e-6)
@@ -397,7 +399,7 @@ def test_the_check_itself_changes_nothing_that_follows(workspace):
 def of_the_base(workspace, rows):
     """The log-probabilities of the base without its adapter: what a wrong reference would most likely be."""
     given = setting(workspace)
-    return log_probabilities(load_base(given.params.models, given.where), rows, given.chat.pad_id)
+    return log_probabilities(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id)
 
 
 def moved_along(pairs):
@@ -468,7 +470,7 @@ def stock_trainer(given, rows):
         output_dir="stock",
         beta=given.params.dpo.beta,
         **training_arguments(
-            given.params.dpo, given.params.models.dpo, given.params.models, given.params.seed, given.where
+            given.params.dpo, given.params.model_entry.dpo, given.params.model_entry, given.params.seed, given.runtime
         ),
     )
     tokenizer = trainer_tokenizer(given.chat)
@@ -557,11 +559,17 @@ OUTPUTS += ["metrics/dpo.json", str(dpo.RANKING), *map(str, dpo.CURVES)]
 
 
 @pytest.fixture
-def finished(workspace):
-    workspace.params["dpo.eval_steps"] = 2
-    workspace.run("prepare")
-    workspace.run("dpo")
-    return workspace
+def finished(tmp_path, monkeypatch):
+    """A workspace in which dpo has run."""
+    return Workspace.copy(shelf.built("dpo", run_to_the_end), tmp_path, monkeypatch)
+
+
+def run_to_the_end(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = Workspace.copy(shelf.built("dpo-begin", begin), folder, patch)
+        workspace.params["dpo.eval_steps"] = 2
+        workspace.run("prepare")
+        workspace.run("dpo")
 
 
 def contents(folder):
@@ -577,7 +585,7 @@ def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_si
     """sum_v p(v) log(p(v) / q(v)), one row at a time in double precision, at the tokens of the chosen answers; then no trace."""
     given, rows = setting(workspace), random_rows(9)
     policy = train(workspace, rows).model
-    reference = load_adapter(load_base(given.params.models, given.where), dpo.SFT_ADAPTER).eval()
+    reference = load_adapter(load_base(given.params.model_entry, given.runtime), dpo.SFT_ADAPTER).eval()
     expected = [naive_divergence(policy.eval(), reference, row) for row in rows]
     policy.train()
     found = divergences(policy, answers_of(rows), given.chat.pad_id, batch_size)
@@ -688,10 +696,10 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     """Of models that are loaded anew, the base without any adapter, and by the stock forward pass, up to the last bits."""
     given, rows = setting(finished), finished.rows("data/prepared/dpo_validation.jsonl")
     policies = [
-        load_adapter(load_base(given.params.models, given.where), Path(folder))
+        load_adapter(load_base(given.params.model_entry, given.runtime), Path(folder))
         for folder in ("models/dpo", "models/sft")
     ]
-    base = load_base(given.params.models, given.where)
+    base = load_base(given.params.model_entry, given.runtime)
     said = {
         name: log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)
     }

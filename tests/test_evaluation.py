@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_statistics import PHI2, differences_of
+from support.golden import PHI2, differences_of
+from support.scored import PAIRS, nulls
 
 from aligner import intervals, keywords, statistics
 from aligner.keywords import scorer
@@ -29,7 +30,6 @@ from aligner.scoring.concepts import Catalogue, Foreign, Ideas
 from aligner.scoring.pairs import comparison
 from aligner.scoring.report import evaluate, rounded
 
-PAIRS = [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
 RULES = SimpleNamespace(tie_threshold=0, alpha=0.05, equivalence_margin=0.05)
 GROUPS = 4
 TAIL = "and then the talk goes on for a while, about the weather, the garden, a train to the sea, and much else."
@@ -398,17 +398,6 @@ def test_clusters_that_some_prompts_lack_are_told():
 
 
 # ---- Too small, too even, not a number ------------------------------------------------------------------------------
-
-
-def nulls(value, where="report"):
-    """Every place of a null that has no reason beside it, and every number that is not finite."""
-    if isinstance(value, dict):
-        if None in value.values() and not value.get("reason"):
-            yield where
-        for key, each in value.items():
-            yield from nulls(each, f"{where}.{key}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield where
 
 
 EDGES = {

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny_models import BUILDERS
+from support.workspace import checkpoint
 
 from aligner.model import runtime
 from aligner.training import llama_layer, padding_free
@@ -22,8 +23,8 @@ PAD = 0
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
-def folder(request, tmp_path_factory):
-    return BUILDERS[request.param](tmp_path_factory.mktemp(request.param))
+def folder(request):
+    return checkpoint(request.param)
 
 
 def policy(folder, fast: bool, pairs: bool = False, dropout: float = 0.0, attention: str = "sdpa", checkpointing: bool = False):

@@ -31,7 +31,7 @@ def setting(workspace, **changes):
     params = parameters.load(generate.PARAMS)
     quiet()
     return SimpleNamespace(
-        params=params, where=runtime(params.models, params.seed), chat=load_chat(params.models)
+        params=params, runtime=runtime.start(params.model_entry, params.seed), chat=load_chat(params.model_entry)
     )
 
 
@@ -39,7 +39,7 @@ def prepared(workspace, **changes):
     """The same with prompts of very different length, and the base model."""
     given = setting(workspace, **changes)
     given.prompts = [prompt(given.chat, text, n) for n, text in enumerate(texts_of_many_lengths())]
-    given.model = generate.load_model(given.params.models, given.where, given.chat, None)
+    given.model = generate.load_model(given.params.model_entry, given.runtime, given.chat, None)
     return given
 
 
@@ -89,7 +89,7 @@ def test_greedy_answers_equal_a_plain_loop_whatever_the_batch_size(tmp_path, mon
         answer = {"id": row["id"], "answer": given.chat.decode(new).strip(), "stop": "end" if len(new) < NEW_TOKENS else "length"}
         expected[row["id"]] = {**answer, "prompt_tokens": len(row["prompt_ids"]), "answer_tokens": len(new)}
     for size in (1, 2, 5, 50):
-        given.params.models.generate.batch_size = size
+        given.params.model_entry.generate.batch_size = size
         assert answers_of(given) == expected
     assert len({row["answer"] for row in expected.values()}) > 2
 
@@ -274,9 +274,9 @@ def write_adapter(given, folder):
 
     torch.manual_seed(1)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
-    model = get_peft_model(load_base(given.params.models, given.where), config)
-    provenance = {"base": base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
-    save_adapter(model, folder, given.params.models.path, provenance)
+    model = get_peft_model(load_base(given.params.model_entry, given.runtime), config)
+    provenance = {"base": base_fingerprint(given.params.model_entry), "chat": given.chat.fingerprint}
+    save_adapter(model, folder, given.params.model_entry.path, provenance)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -284,10 +284,10 @@ def test_the_merged_adapter_answers_as_the_unmerged_one(tmp_path, monkeypatch, m
     given = prepared(Workspace(tmp_path, monkeypatch, model=model, **{"generate.max_new_tokens": NEW_TOKENS}))
     plain = answers_of(given)
     write_adapter(given, Path("models/sft"))
-    given.model = generate.load_model(given.params.models, given.where, given.chat, Path("models/sft"))
+    given.model = generate.load_model(given.params.model_entry, given.runtime, given.chat, Path("models/sft"))
     merged = answers_of(given)
     assert not [name for name, _ in given.model.named_parameters() if "lora" in name]
-    given.model = load_adapter(load_base(given.params.models, given.where), Path("models/sft")).eval()
+    given.model = load_adapter(load_base(given.params.model_entry, given.runtime), Path("models/sft")).eval()
     assert [name for name, _ in given.model.named_parameters() if "lora" in name]
     assert answers_of(given) == merged != plain
 

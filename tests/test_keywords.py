@@ -1,18 +1,15 @@
 """Keyword groups: the golden cases, every match mode at its edges, and what a response gets."""
 
-import json
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.golden import KEYWORDS as GOLDEN
 
 from aligner.keywords.groups import hits, validate_group
 from aligner.keywords.scorer import score
 from aligner.keywords.text import base_forms, normalise, prepare
-
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "keyword_cases.json").read_text(encoding="utf-8"))["cases"]
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["id"])

@@ -1,7 +1,9 @@
-"""Every knob is alive: each key of params.yaml, moved to another legal value, changes what its stages really do.
+"""Every knob is alive: each key of params.yaml, moved to another legal value, changes what its stages do.
 
-The stages run for real on a tiny random model. What a stage does is all that it writes, what it says of the device, and what
-the model meets (`observed`). A key without a rule fails, and so does a stage that declares a key and does nothing with it.
+The stages run on a tiny random model: prepare and score to their end, the others until they would train or answer. What they
+have built by then is compared: SFTConfig, DPOConfig, LoraConfig, GenerationConfig, the model, the rows (`built`). Some keys of
+each kind, and those that act later, are followed to the last output (TO_THE_END). A key without a rule fails, and so does a
+stage that declares a key and does nothing with it.
 """
 
 import contextlib
@@ -13,10 +15,10 @@ from typing import Any, NamedTuple
 
 import pytest
 from ruamel.yaml import YAML
+from support import finished, shelf
 from support.workspace import RAW, REPOSITORY, Params, Workspace, checkpoint, sft_rows
 
 from aligner.files import write_jsonl
-from aligner.model import loading
 from aligner.model.loading import load_base
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
@@ -51,13 +53,13 @@ RULES = {
     "models.*.dtype": Rule("bfloat16"),
     "models.*.attn_implementation": Rule("eager"),
     "models.*.threads": Rule(2),
-    "models.*.fast_path": Rule(False),
+    "models.*.padding_free": Rule(False),
     "models.*.gradient_checkpointing": Rule(True),
     "models.*.torch_compile": Rule(True),
-    "models.*.sft.learning_rate": Rule(0.02),
+    "models.*.sft.learning_rate": Rule(0.03),
     "models.*.sft.per_device_train_batch_size": Rule(2),
     "models.*.sft.gradient_accumulation_steps": Rule(2),
-    "models.*.dpo.learning_rate": Rule(0.02),
+    "models.*.dpo.learning_rate": Rule(0.03),
     "models.*.dpo.per_device_train_batch_size": Rule(2),
     "models.*.dpo.gradient_accumulation_steps": Rule(2),
     "models.*.generate.batch_size": Rule(3),
@@ -103,6 +105,22 @@ RULES = {
     "score.equivalence_margin": Rule(0.9),
 }
 
+# Followed to the outputs: how often to measure (which no configuration holds), and one or two keys of every other kind.
+TO_THE_END = {
+    ("sft", "sft.eval_steps"),
+    ("sft", "sft.num_train_epochs"),
+    ("sft", "lora.r"),
+    ("sft", "models.*.sft.learning_rate"),
+    ("sft", "models.*.padding_free"),
+    ("dpo", "dpo.eval_steps"),
+    ("dpo", "dpo.beta"),
+    ("dpo", "dpo.loss_type"),
+    ("dpo", "seed"),
+    ("generate", "seed"),
+    ("generate", "generate.max_new_tokens"),
+    ("generate", "models.*.dtype"),
+}
+
 
 def leaves(values, parents=()):
     """Dotted names of the keys that hold a value; an entry of `models` is `*`."""
@@ -130,16 +148,18 @@ PAIRS = sorted((stage, key) for stage in STAGES for key in declared(stage))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def everything():
     """The folder of a workspace that has been through all stages, with other inputs lying beside the first ones."""
+    return shelf.built("knobs", lay_out)
+
+
+def lay_out(folder):
     with pytest.MonkeyPatch.context() as patch:
-        workspace = Workspace(tmp_path_factory.mktemp("knobs"), patch)
-        workspace.run_all()
+        workspace = finished.copy("mini", folder, patch)
         for name in ("base", "sft", "dpo"):
             path = f"data/generated/{name}.jsonl"
             write_jsonl(Path(path), [{**row, "answer": "the sum" if name == "dpo" else ""} for row in workspace.rows(path)])
-        lay_out_alternatives(workspace.folder)
-        yield workspace.folder
+    lay_out_alternatives(folder)
 
 
 def lay_out_alternatives(folder):
@@ -163,32 +183,37 @@ def known():
 
 
 @pytest.fixture
-def observe(finished, tmp_path, monkeypatch):
-    """`observe(stage, changes)`: what the stage does in a fresh copy of the finished workspace with changed params."""
+def observe(everything, tmp_path, monkeypatch):
+    """`observe(stage, changes, to_the_end)`: what the stage does in a fresh copy of that workspace with changed params."""
     import torch
     from huggingface_hub import constants
 
     threads = torch.get_num_threads()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(finished / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(everything / "hub"))
 
-    def run(stage, changes):
+    def run(stage, changes, to_the_end):
         folder = tmp_path / f"copy-{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("hub"))
-        monkeypatch.chdir(folder)
+        shutil.copytree(everything, folder, ignore=shutil.ignore_patterns("hub"))
         Params(folder / "params.yaml", folder / "params.yaml").update(changes)
-        parameters.read()  # whatever stands there must be legal
         with pytest.MonkeyPatch.context() as patch:
-            return observed(stage, folder, spy(patch))
+            Workspace.reopen(folder, patch)
+            parameters.read()  # whatever stands there must be legal
+            return observed(stage, folder, spy(patch, to_the_end))
 
     yield run
     torch.set_num_threads(threads)
 
 
-def spy(patch):
+class Stopped(Exception):
+    """Carries what a stage has built out of it, before it trains or answers."""
+
+
+def spy(patch, to_the_end):
     """Notes each base that a stage loads, with its way of attention, the shape of every batch of ids that it meets, and what is
-    to be compiled; that takes half a minute and is left to test_sft.py."""
+    to be compiled; that takes half a minute and is left to test_sft.py. Unless it may run to its end, the stage is stopped."""
     import torch
+    import transformers
 
     met = {"bases": [], "attention": [], "shapes": [], "compiled": []}
     load_base = load_base
@@ -200,20 +225,51 @@ def spy(patch):
         base.get_input_embeddings().register_forward_pre_hook(lambda layer, inputs: met["shapes"].append(tuple(inputs[0].shape)))
         return base
 
-    patch.setattr(loading, "load_base", noting)
+    def stop(how):
+        def instead(built, *arguments, **options):
+            raise Stopped(how(built, **options))
+
+        return instead
+
+    patch.setattr(modeling, "load_base", noting)
     patch.setattr(torch.nn.Module, "compile", lambda layer, **how: met["compiled"].append((type(layer).__name__, how)))
     patch.setattr(torch.compiler, "set_stance", lambda stance: contextlib.nullcontext())
+    if not to_the_end:
+        patch.setattr(transformers.Trainer, "train", stop(trainer_as_built))
+        patch.setattr(transformers.GenerationMixin, "generate", stop(generation_as_built))
     return met
 
 
+def trainer_as_built(trainer, **options):
+    """Its SFTConfig or DPOConfig, its LoraConfig and first weights, its rows, and which forward pass each module has."""
+    model = trainer.model
+    return {
+        "config": trainer.args.to_dict(),
+        "lora": model.peft_config["default"].to_dict(),
+        "weights": {name: value.tolist() for name, value in model.named_parameters() if value.requires_grad},
+        "rows": trainer.train_dataset.to_list(),
+        "forward": {name: module.forward.__qualname__ for name, module in model.named_modules()},
+    }
+
+
+def generation_as_built(model, generation_config, input_ids, **options):
+    """Its GenerationConfig, the first prompts, and the random state that they are answered from."""
+    import torch
+
+    return {"config": generation_config.to_dict(), "prompts": input_ids.tolist(), "seed": torch.initial_seed()}
+
+
 def observed(stage, folder, met):
-    """All that a run of `stage` shows: its error, or what it wrote, where it ran, and what the model met."""
-    run = Run(stage)
+    """All that a run of `stage` shows: its error, or what it built or wrote, where it ran, and what the model met."""
+    run, built = Run(stage), None
     try:
         importlib.import_module(stage).main(run, *STAGES[stage])
+    except Stopped as stopped:
+        (built,) = stopped.args
     except InputError as error:
         return str(error)
     return {
+        "built": built,
         "files": written(folder),
         "where": {name: run.fields.get(name) for name in ("device", "dtype", "threads")},
         "attention": met["attention"],
@@ -247,17 +303,33 @@ def test_every_key_of_the_file_has_a_rule_and_a_stage_that_reads_it():
     assert {key for _, key in PAIRS} == set(KEYS)
 
 
+def test_what_is_followed_to_the_end_is_declared():
+    assert set(PAIRS) >= TO_THE_END
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_same_parameters_do_the_same(observe, stage):
+@pytest.mark.parametrize("to_the_end", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["built", "to the end"])
+def test_the_same_parameters_do_the_same(observe, stage, to_the_end):
     """What makes the comparisons below mean something: nothing differs by itself."""
-    assert observe(stage, SAMPLING) == observe(stage, SAMPLING)
+    assert observe(stage, SAMPLING, to_the_end) == observe(stage, SAMPLING, to_the_end)
 
 
-@pytest.mark.parametrize(("stage", "key"), PAIRS)
-def test_a_declared_key_changes_what_the_stage_does(observe, known, stage, key):
+@pytest.mark.parametrize(("stage", "key"), sorted(set(PAIRS) - TO_THE_END))
+def test_a_declared_key_changes_what_the_stage_builds(observe, known, stage, key):
+    assert_it_matters(observe, known, stage, key, to_the_end=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "key"), sorted(TO_THE_END))
+def test_a_declared_key_changes_what_the_stage_writes(observe, known, stage, key):
+    assert_it_matters(observe, known, stage, key, to_the_end=True)
+
+
+def assert_it_matters(observe, known, stage, key, to_the_end):
     rule = RULES[key]
-    if (stage, str(rule.given)) not in known:
-        known[stage, str(rule.given)] = observe(stage, rule.given)
-    before = known[stage, str(rule.given)]
+    start = (stage, str(rule.given), to_the_end)
+    if start not in known:
+        known[start] = observe(stage, rule.given, to_the_end)
+    before = known[start]
     assert isinstance(before, dict) != (key == "prepare.on_bad_row"), f"an error to begin with: {before}"
-    assert observe(stage, {**rule.given, in_entry(key): rule.value}) != before
+    assert observe(stage, {**rule.given, in_entry(key): rule.value}, to_the_end) != before

@@ -11,10 +11,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import test_score
 from support import browser
 from support.browser import needs_browser
-from test_score import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, write_inputs, write_params
+from support.scored import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, run, write_inputs, write_params
 
 import score
 import votes
@@ -59,7 +58,7 @@ def enter(folder, monkeypatch):
 
 def written(references=REFERENCES, answers=ANSWERS):
     write_inputs(references, answers)
-    test_score.run()
+    run()
     return score.PAGE.read_text(encoding="utf-8")
 
 
@@ -217,8 +216,8 @@ def test_text_health_and_length_are_shown_beside_the_win_rate(folder):
 
 def test_likelihood_and_ranking_of_every_model_stand_beside_the_training_numbers(folder):
     """From the files of sft and dpo; where an answer leaves something undefined, the reason stands in its place."""
-    sft, dpo = (json.loads(score.STAGE_METRICS[stage].read_text())[stage] for stage in ("sft", "dpo"))
-    score.STAGE_METRICS["dpo"].write_text(json.dumps({"dpo": dpo | {"bits_per_byte": None, "kl_per_answer_sampled": None}}))
+    sft, dpo = (json.loads(score.STAGE_REPORTS[stage].read_text())[stage] for stage in ("sft", "dpo"))
+    score.STAGE_REPORTS["dpo"].write_text(json.dumps({"dpo": dpo | {"bits_per_byte": None, "kl_per_answer_sampled": None}}))
     shown = html.unescape(written())
     rows = {row[0]: row[1:] for row in table_rows(shown, "How likely the models find held-out answers")}
     perplexities = (sft["base_perplexity"], sft["perplexity"], dpo["perplexity"])
@@ -310,7 +309,7 @@ def test_no_control_or_bidi_character_stands_in_the_page(folder):
 
 
 def test_hostile_parameters_and_metrics_are_escaped(folder):
-    path = score.STAGE_METRICS["dpo"]
+    path = score.STAGE_REPORTS["dpo"]
     metrics = json.loads(path.read_text())["dpo"]
     path.write_text(json.dumps({"dpo": metrics | {"health": HOSTILE[0]}}))
     text = score.RANKING.read_text().replace("whole answer", HOSTILE[0].replace(",", ""))

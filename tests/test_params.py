@@ -343,10 +343,10 @@ def test_yaml_tags_run_nothing(tmp_path):
 def test_load_gives_what_is_declared_and_nothing_else():
     params = load(["seed", "dpo", "models.${model}.path", "models.${model}.sft"], FILE)
     assert params.seed == VALUES["seed"] and vars(params.dpo) == VALUES["dpo"]
-    assert params.models.path == VALUES["models"]["mini"]["path"]
-    assert vars(params.models.sft) == VALUES["models"]["mini"]["sft"]
-    assert set(vars(params)) == {"seed", "dpo", "models"} and set(vars(params.models)) == {"path", "sft"}
-    for section, name in [(params, "sft"), (params, "model"), (params.models, "dtype"), (params.models, "dpo")]:
+    assert params.model_entry.path == VALUES["models"]["mini"]["path"]
+    assert vars(params.model_entry.sft) == VALUES["models"]["mini"]["sft"]
+    assert set(vars(params)) == {"seed", "dpo", "models"} and set(vars(params.model_entry)) == {"path", "sft"}
+    for section, name in [(params, "sft"), (params, "model"), (params.model_entry, "dtype"), (params.model_entry, "dpo")]:
         with pytest.raises(AttributeError, match=name):
             getattr(section, name)
 

@@ -1,22 +1,31 @@
 """The documented commands, end to end, in a temporary clone: dvc repro, exp run, metrics diff, the queue, plots, apply.
 
-Slow (some minutes): everything that a person does on the first day, with the default parameters and the embedded base.
+Slow (some minutes): everything that a person does on the first day, with the default parameters and the embedded base. The
+pipeline runs once; every test that changes something does so in a copy, so that tests may run in any order and worker.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support import shelf
 from support.clones import ROOT, Clone, started
 
 import verify
+
+pass
+
+pytestmark = pytest.mark.slow
 
 STAGES = ["prepare", "sft", "dpo", "generate@base", "generate@sft", "generate@dpo", "score"]
 OUTPUTS = {
@@ -46,27 +55,48 @@ class Fresh:
     is_known: bool  # whether this kind of machine is known to give the bytes of dvc.lock
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Clone:
-    """As the working tree is, without any output; `fresh` fills it."""
-    return Clone(tmp_path_factory.mktemp("pipeline") / "clone")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fresh(clone: Clone) -> Fresh:
-    """The clone, run once with the default parameters: the tests below and the comparison with dvc.lock share this run."""
+def run_afresh(place: Path) -> None:
+    """Fills `place` with a clone of the working tree without any output, and runs it with the default parameters."""
+    clone = Clone(place / "clone")
     outdated = verify.outdated(clone.folder)
-    committed = clone.folder.parent / "committed"
-    verify.set_aside(clone.folder, committed)
-    verify.run(clone.folder)
-    results = verify.compare(clone.folder, committed, verify.cache_of(ROOT))
-    is_known = verify.is_known(verify.machine(clone.folder), verify.read_record(ROOT))
+    verify.set_aside(clone.folder, place / "committed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS")  # as many threads as params.yaml says
+        verify.run(clone.folder)
+    (place / "outdated.json").write_text(json.dumps(outdated), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def place() -> Path:
+    return shelf.built("pipeline", run_afresh)
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Clone:
+    """The clone after its run; only to be read."""
+    return Clone.reopen(place / "clone")
+
+
+@pytest.fixture(scope="module")
+def fresh(place: Path) -> Fresh:
+    """What benchmarks/verify.py says of the run."""
+    results = verify.compare(place / "clone", place / "committed", verify.cache_of(ROOT))
+    is_known = verify.is_known(verify.machine(place / "clone"), verify.read_record(ROOT))
+    outdated = json.loads((place / "outdated.json").read_text(encoding="utf-8"))
     return Fresh(outdated, results, "\n".join(verify.told(results)), is_known)
 
 
-def test_repro_writes_exactly_the_declared_files(clone: Clone) -> None:
+@pytest.fixture
+def clone(place: Path, tmp_path: Path) -> Clone:
+    """A copy with the results committed, to be changed."""
+    clone = Clone.reopen(shutil.copytree(place / "clone", tmp_path / "clone", symlinks=True))
+    clone.commit("results")
+    return clone
+
+
+def test_repro_writes_exactly_the_declared_files(finished: Clone) -> None:
     for folder, names in OUTPUTS.items():
-        assert {path.name for path in (clone.folder / folder).iterdir()} == names, folder
+        assert {path.name for path in (finished.folder / folder).iterdir()} == names, folder
 
 
 def test_dvc_lock_is_of_this_code(fresh: Fresh) -> None:
@@ -82,19 +112,19 @@ def test_every_output_has_the_bytes_of_dvc_lock(fresh: Fresh) -> None:
     assert fresh.told == ""
 
 
-def test_committed_figures_came_out_again(clone: Clone) -> None:
+def test_committed_figures_came_out_again(finished: Clone) -> None:
     """On any machine, within what docs/reproducibility.md states."""
     for stage in ("prepare", "sft", "dpo", "score"):
-        committed = json.loads(clone("git", "show", f"HEAD:metrics/{stage}.json"))
-        for name, values in clone.read(f"metrics/{stage}.json").items():
+        committed = json.loads(finished("git", "show", f"HEAD:metrics/{stage}.json"))
+        for name, values in finished.read(f"metrics/{stage}.json").items():
             numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
             assert set(values) == set(committed[name]), f"{stage}: {name}"
             for key, value in numbers.items():
                 assert value == pytest.approx(committed[name][key], abs=0.05, rel=0.1), f"{stage}: {name}.{key}"
 
 
-def test_sft_is_clearly_above_base(clone: Clone) -> None:
-    score = clone.read("metrics/score.json")
+def test_sft_is_clearly_above_base(finished: Clone) -> None:
+    score = finished.read("metrics/score.json")
     assert score["sft"]["hit_rate"] > score["base"]["hit_rate"] + 0.05
     assert score["sft_vs_base"]["win_rate"] > 0.5
 
@@ -104,30 +134,31 @@ def test_second_repro_runs_nothing(clone: Clone) -> None:
     assert started(output) == [] and "up to date" in output
 
 
-def test_every_stage_left_a_record(clone: Clone) -> None:
-    records = [json.loads(path.read_text()) for path in (clone.folder / "experiments").glob("*.json")]
+def test_every_stage_left_a_record(finished: Clone) -> None:
+    records = [json.loads(path.read_text()) for path in (finished.folder / "experiments").glob("*.json")]
     assert {record["stage"] for record in records} >= set(STAGES)
     assert all(record["state"] == "completed" for record in records)
 
 
 def test_a_new_beta_runs_dpo_and_what_follows(clone: Clone) -> None:
-    """…and nothing else; metrics diff shows the change; the old value comes back from the cache."""
-    clone("git", "commit", "--quiet", "--all", "--allow-empty", "--message", "results")
+    """…and nothing else; metrics diff shows the change; the old value comes back from the cache; the new one can be applied."""
     assert started(clone("dvc", "exp", "run", "--set-param", "dpo.beta=0.2")) == ["dpo", "generate@dpo", "score"]
     assert "dpo.reward_margin" in clone("dvc", "metrics", "diff")
     shown = clone("dvc", "exp", "show", "--csv")
     assert "0.2" in shown and "dpo.hit_rate" in shown.splitlines()[0]
+    metrics = clone.read("metrics/dpo.json")
     back = clone("dvc", "exp", "run", "--set-param", "dpo.beta=0.1")
     assert started(back) == [] and back.count("is cached") == 3
     assert clone("git", "status", "--porcelain", "metrics", "plots", "dvc.lock").strip() == ""
-
-
-def test_an_experiment_can_be_applied(clone: Clone) -> None:
-    name = next(line.split(",")[0] for line in clone("dvc", "exp", "list", "--name-only").split())
+    (name,) = names_of_experiments(clone, "0.2")
     clone("dvc", "exp", "apply", name)
-    assert clone.read("metrics/dpo.json")["dpo"]["validation_pairs"] > 0
-    clone("git", "checkout", ".")
-    clone("dvc", "checkout")
+    assert clone.read("metrics/dpo.json") == metrics and metrics["dpo"]["validation_pairs"] > 0
+
+
+def names_of_experiments(clone: Clone, beta: str) -> list[str]:
+    """The experiments with this beta."""
+    rows = csv.DictReader(clone("dvc", "exp", "show", "--csv").splitlines())
+    return [row["Experiment"] for row in rows if row["Experiment"] and row["dpo.beta"] == beta]
 
 
 def test_queued_experiments_run_and_leave_records_in_the_main_checkout(clone: Clone) -> None:
@@ -145,15 +176,31 @@ def test_queued_experiments_run_and_leave_records_in_the_main_checkout(clone: Cl
     assert "0.3" in clone("dvc", "exp", "show", "--csv")
 
 
-@pytest.mark.parametrize("plot", sorted(f"plots/{name}" for name in OUTPUTS["plots"]))
-def test_plots_draw_with_title_axes_and_legend(clone: Clone, plot: str) -> None:
+def test_plots_draw_with_title_axes_and_legend(clone: Clone, monkeypatch, capsys) -> None:
+    """Every plot; those that fail are listed."""
     import vl_convert
 
-    specification = json.loads(clone("dvc", "plots", "show", "--show-vega", plot))
-    svg = vl_convert.vegalite_to_svg(specification, vl_version="5.20")
-    assert specification["title"]["text"] in svg
-    assert 'aria-roledescription="legend"' in svg or "legend" in svg
-    assert svg.count("axis-title") + svg.count("role-axis-title") > 0
+    wrong = []
+    for plot in sorted(f"plots/{name}" for name in OUTPUTS["plots"]):
+        specification = json.loads(dvc_in_process(clone, monkeypatch, capsys, "plots", "show", "--show-vega", plot))
+        svg = vl_convert.vegalite_to_svg(specification, vl_version="5.20")
+        has_title = specification["title"]["text"] in svg
+        has_legend = 'aria-roledescription="legend"' in svg or "legend" in svg
+        has_axes = svg.count("axis-title") + svg.count("role-axis-title") > 0
+        wrong += [] if has_title and has_legend and has_axes else [(plot, has_title, has_legend, has_axes)]
+    assert wrong == []
+
+
+def dvc_in_process(clone: Clone, monkeypatch, capsys, *arguments: str) -> str:
+    """What a dvc command prints; a process of its own would take seconds only to start."""
+    from dvc.cli import main
+
+    monkeypatch.chdir(clone.folder)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", clone.environment["DVC_SITE_CACHE_DIR"])
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    capsys.readouterr()
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
 
 
 def test_plots_page_holds_every_plot(clone: Clone) -> None:
@@ -201,6 +248,8 @@ class TestMistakes:
     def test_interrupted_run(self, clone: Clone) -> None:
         """Ctrl-C (SIGINT to the whole group) while sft trains: a message, a record, and the next run goes through."""
         self.edit(clone, "params.yaml", "  weight_decay: 0.01", "  weight_decay: 0.02")
+        self.edit(clone, Path(checkpoints.__file__).relative_to(ROOT).as_posix(), "SECONDS = 30.0", "SECONDS = 0.0")
+        before = set((clone.folder / "experiments").glob("sft-*.json"))
         running = subprocess.Popen(
             ["dvc", "repro", "sft"],
             cwd=clone.folder,
@@ -209,16 +258,16 @@ class TestMistakes:
             text=True,
             start_new_session=True,
         )
-        records = clone.folder / "experiments"
-        before = set(records.glob("sft-*.json"))
-        while not (new := set(records.glob("sft-*.json")) - before):
-            time.sleep(0.1)
-        time.sleep(20)  # past the imports, into training
+        deadline = time.monotonic() + 300
+        while not list((clone.folder / ".cache/checkpoints/sft").glob("*/step-*")):
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
         os.killpg(running.pid, signal.SIGINT)
         errors = running.communicate(timeout=120)[1]
         assert running.returncode != 0 and "Traceback" not in errors
         assert "sft: interrupted" in errors
-        assert json.loads(new.pop().read_text())["state"] == "interrupted"
+        (new,) = set((clone.folder / "experiments").glob("sft-*.json")) - before
+        assert json.loads(new.read_text())["state"] == "interrupted"
         clone("git", "checkout", ".")
         clone("dvc", "checkout")
         assert "up to date" in clone("dvc", "repro")

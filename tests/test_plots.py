@@ -131,6 +131,7 @@ DRAWN = """[...document.querySelectorAll('main > div')].map((each) => ({
 }))"""
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize(
     ("command", "folder"),
@@ -165,6 +166,7 @@ def test_a_picture_has_its_own_background_and_no_revision(path):
     assert "workspace" not in text
 
 
+@pytest.mark.slow
 def test_pictures_of_all_plots_are_written(repository, monkeypatch):
     module = script()
     monkeypatch.setattr(module, "ROOT", repository)

@@ -9,63 +9,31 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from ruamel.yaml import YAML
-from test_evaluation import nulls
+from support.scored import (
+    ANSWERS,
+    CONCEPTS,
+    FILES,
+    FROM_OTHER_STAGES,
+    REFERENCES,
+    TAIL,
+    answer_row,
+    nulls,
+    run,
+    write_inputs,
+    write_params,
+)
 
 import score
 from aligner.files import read_json, write_jsonl
 from aligner.run.errors import InputError
-from aligner.scoring import inputs
 from aligner.scoring.pairs import Outcome, compare
 
 ROOT = Path(__file__).parent.parent
-TAIL = "and then the talk goes on for a while, about the weather, the garden, a train to the sea."
-REFERENCES = [
-    {
-        "id": "a",
-        "prompt": "Define it",
-        "topic": "markov",
-        "concept": "chain",
-        "kind": "new_wording",
-        "keywords": ["state", "step"],
-    },
-    {
-        "id": "b",
-        "prompt": "Sum it up",
-        "topic": "markov",
-        "concept": "moments",
-        "kind": "new_concept",
-        "keywords": ["mean", "variance"],
-    },
-    {
-        "id": "c",
-        "prompt": "List the words",
-        "topic": "probability",
-        "keywords": [{"any": ["event", "events"]}, "outcome", "union", "space"],
-        "forbidden": ["wizard"],
-    },
-]
-ANSWERS = {
-    "base": {"a": "A state", "b": "Nothing", "c": "One event is an outcome"},
-    "sft": {"a": "A state in a step", "b": "The mean", "c": "Two events"},
-    "dpo": {"a": "The state", "b": "Its mean with its variance", "c": "A space has the union event, or an outcome"},
-}
-CONCEPTS = [
-    {"concept": "chain", "keywords": ["state", "step"], "text": "A state, a step, and then a union."},
-    {"concept": "moments", "keywords": ["mean", {"any": ["variance", "spread"]}], "text": "A mean with its variance."},
-    {"concept": "events", "keywords": ["event", "union"], "text": "An event is in a union."},
-]
-FILES = [
-    *(score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS),
-    *(score.REPORT, score.SIDE_BY_SIDE, score.PAGE),
-]
-FROM_OTHER_STAGES = [*score.STAGE_METRICS.values(), *score.CURVES.values(), score.RANKING, score.REQUIREMENTS]
 OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
 
 
@@ -79,32 +47,6 @@ def folder(tmp_path, monkeypatch):
     write_params(0)
     write_inputs()
     return tmp_path
-
-
-def write_params(tie_threshold, **others):
-    yaml = YAML()
-    values = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["score"].update(others, tie_threshold=tie_threshold)
-    with open("params.yaml", "w", encoding="utf-8") as file:
-        yaml.dump(values, file)
-
-
-def write_inputs(references=REFERENCES, answers=ANSWERS, order=lambda rows: rows, concepts=CONCEPTS):
-    write_jsonl(inputs.REFERENCES, references)
-    write_jsonl(score.CONCEPTS, concepts)
-    for name, path in score.MODELS.items():
-        write_jsonl(path, order([answer_row(id, text) for id, text in answers[name].items()]))
-
-
-def answer_row(id, text, stop="end"):
-    """An answer with enough words around it that no keyword is stuffing."""
-    text = f"{text}, {TAIL}"
-    return {"id": id, "answer": text, "stop": stop, "prompt_tokens": 3, "answer_tokens": len(text.split())}
-
-
-def run():
-    score.main(Mock())
-    return {path: path.read_bytes() for path in FILES}
 
 
 def table_of(path):

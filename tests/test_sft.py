@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import trajectories
+from support import shelf, trajectories
 from support.next_token import NextToken
 from support.workspace import Workspace
 
@@ -37,9 +37,13 @@ LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0, "target_modules": "all-linea
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
+    return pinned(tmp_path, monkeypatch)
+
+
+def pinned(folder, monkeypatch):
     lora = {f"lora.{key}": value for key, value in LORA.items()}
     settings = {**trajectories.settings("sft"), "sft.train_sampling_strategy": "random"}
-    return Workspace(tmp_path, monkeypatch, **lora, **settings)
+    return Workspace(folder, monkeypatch, **lora, **settings)
 
 
 def setting(workspace, **changes):
@@ -48,13 +52,13 @@ def setting(workspace, **changes):
     params = parameters.load(sft.PARAMS)
     quiet()
     return SimpleNamespace(
-        params=params, where=runtime(params.models, params.seed), chat=load_chat(params.models)
+        params=params, runtime=runtime.start(params.model_entry, params.seed), chat=load_chat(params.model_entry)
     )
 
 
 def build(workspace, rows, **changes):
     given = setting(workspace, **changes)
-    trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
+    trainer = sft.build_trainer(given.params, given.runtime, given.chat, rows)
     observe(trainer, "sft", 1, given.params.sft.eval_steps, dict)
     return trainer
 
@@ -139,7 +143,7 @@ def one_row_at_a_time(model, rows, special):
 def test_evaluate_equals_rows_one_at_a_time_whatever_the_batches(tmp_path, monkeypatch, model, batch_size):
     workspace = Workspace(tmp_path, monkeypatch, model=model)
     given, rows = setting(workspace), random_rows(14)
-    base = load_base(given.params.models, given.where)
+    base = load_base(given.params.model_entry, given.runtime)
     for row in rows[::2]:
         with torch.no_grad():
             row["labels"][-1] = base(input_ids=torch.tensor([row["input_ids"]])).logits[0, -2].argmax().item()
@@ -199,7 +203,7 @@ def test_only_the_adapter_is_trained(workspace):
 
 def test_the_adapter_begins_as_nothing(workspace):
     given, rows = setting(workspace), random_rows(6)
-    base = likelihood.evaluate(load_base(given.params.models, given.where), rows, given.chat.pad_id, {1})
+    base = likelihood.evaluate(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
     assert likelihood.evaluate(build(workspace, rows).model, rows, given.chat.pad_id, {1}) == base
 
 
@@ -217,7 +221,7 @@ def test_the_first_logged_loss_is_that_of_the_trained_tokens_alone(workspace):
     rows = random_rows(8)
     trainer = train(workspace, rows, **{"models.mini.sft.per_device_train_batch_size": 8, "sft.num_train_epochs": 1})
     given = setting(workspace)
-    measured = likelihood.evaluate(load_base(given.params.models, given.where), rows, given.chat.pad_id, {1})
+    measured = likelihood.evaluate(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
     assert trajectories.points(trainer.state.log_history)["loss"] == [pytest.approx(measured["validation_loss"], rel=1e-5)]
 
 
@@ -290,6 +294,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
     assert recomputed == {key: pytest.approx(values, rel=1e-5) for key, values in stored.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("fast", [False, True])
 def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
@@ -297,12 +302,12 @@ def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
     monkeypatch.setattr(llama_layer, "can_fuse", lambda model: False)
     counters = torch._dynamo.utils.counters
     counters.clear()
-    given, rows = setting(workspace, **{"models.mini.fast_path": fast}), random_rows(12)
+    given, rows = setting(workspace, **{"models.mini.padding_free": fast}), random_rows(12)
     logs = []
     try:
         for wanted in (False, True):
-            given.params.models.torch_compile = wanted
-            trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
+            given.params.model_entry.torch_compile = wanted
+            trainer = sft.build_trainer(given.params, given.runtime, given.chat, rows)
             measure = lambda model=trainer.model: likelihood.evaluate(model, rows, given.chat.pad_id, {1})  # noqa: E731
             observe(trainer, "sft", 1, 2, measure)
             trainer.train()
@@ -318,7 +323,7 @@ def test_what_cannot_be_compiled_is_said(workspace, monkeypatch):
     given, rows = setting(workspace, **{"models.mini.torch_compile": True}), random_rows(4)
     monkeypatch.setattr(training.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"C\+\+ compiler.*torch_compile to false"):
-        sft.build_trainer(given.params, given.where, given.chat, rows)
+        sft.build_trainer(given.params, given.runtime, given.chat, rows)
     model = torch.nn.Linear(2, 2)
     model._no_split_modules = None
     with pytest.raises(InputError, match=r"Linear does not say .* set models\.<name>\.torch_compile to false"):
@@ -330,7 +335,7 @@ def test_measuring_more_often_does_not_change_the_training(workspace):
     rows, losses = random_rows(12), []
     for steps in (1, 1000):
         given = setting(workspace, **{"lora.lora_dropout": 0.3})
-        trainer = sft.build_trainer(given.params, given.where, given.chat, rows)
+        trainer = sft.build_trainer(given.params, given.runtime, given.chat, rows)
         measure = lambda model=trainer.model, pad_id=given.chat.pad_id: likelihood.evaluate(model, rows, pad_id, {1})  # noqa: E731
         observe(trainer, "sft", 1, steps, measure)
         trainer.train()
@@ -342,11 +347,17 @@ def test_measuring_more_often_does_not_change_the_training(workspace):
 
 
 @pytest.fixture
-def finished(workspace):
-    workspace.params.update({"sft.eval_steps": 2, "sft.num_train_epochs": 2})
-    workspace.run("prepare")
-    workspace.run("sft")
-    return workspace
+def finished(tmp_path, monkeypatch):
+    """A workspace in which sft has run."""
+    return Workspace.copy(shelf.built("sft", run_to_the_end), tmp_path, monkeypatch)
+
+
+def run_to_the_end(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = pinned(folder, patch)
+        workspace.params.update({"sft.eval_steps": 2, "sft.num_train_epochs": 2})
+        workspace.run("prepare")
+        workspace.run("sft")
 
 
 def test_the_adapter_folder_holds_exactly_three_files(finished):
@@ -361,7 +372,7 @@ def test_the_adapter_folder_holds_exactly_three_files(finished):
 
 def test_the_provenance_names_base_and_chat(finished):
     given = setting(finished)
-    expected = {"base": base_fingerprint(given.params.models), "chat": given.chat.fingerprint}
+    expected = {"base": base_fingerprint(given.params.model_entry), "chat": given.chat.fingerprint}
     assert finished.json("models/sft/provenance.json") == expected
     check_provenance(Path("models/sft"), expected)
 
@@ -370,7 +381,7 @@ def test_a_stored_adapter_loads_back_to_the_same_logits(workspace):
     trainer = train(workspace, random_rows(12))
     save_adapter(trainer.model, Path("models/sft"), "models/base/weights", {})
     given = setting(workspace)
-    base = load_base(given.params.models, given.where)
+    base = load_base(given.params.model_entry, given.runtime)
     ids = torch.tensor([random_rows(1)[0]["input_ids"]])
     with torch.no_grad():
         trained, plain = trainer.model.eval()(input_ids=ids).logits, base.eval()(input_ids=ids).logits.clone()
@@ -382,7 +393,7 @@ def test_a_stored_adapter_loads_back_to_the_same_logits(workspace):
 def test_metrics_are_the_measures_of_the_base_and_of_the_stored_adapter(finished):
     """By the stock forward pass too, up to the last bits; the base is measured where there is no adapter at all."""
     given, rows = setting(finished), finished.rows("data/prepared/sft_validation.jsonl")
-    base = load_base(given.params.models, given.where)
+    base = load_base(given.params.model_entry, given.runtime)
     measured = [likelihood.evaluate(base, rows, given.chat.pad_id, likelihood.special_ids(given.chat))]
     model = load_adapter(base, Path("models/sft"))
     measured.append(likelihood.evaluate(model, rows, given.chat.pad_id, likelihood.special_ids(given.chat)))
@@ -411,6 +422,7 @@ def test_the_curve_has_both_series_from_the_first_to_the_last_step(finished):
     assert float(rows[-1]["value"]) == pytest.approx(final, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_process_with_another_hash_seed(finished):
     """target_modules is a set, whose order follows the hash seed."""
     files = [*(f"models/sft/{name}" for name in sorted(ADAPTER_FILES)), "metrics/sft.json", "plots/sft.csv"]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support.clones import ROOT, Clone, stand_in, started
 
+pytestmark = pytest.mark.slow
+
 
 def name_remote(clone: Clone, store: Path) -> None:
     """README's commands, with `store` in place of the folder that they name."""

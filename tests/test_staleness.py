@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 from support.clones import Clone, stand_in
-from test_contract import NO_DEPS, ROOT, SCRIPTS, first_party, parts
+from support.pipeline_files import NO_DEPS, ROOT, SCRIPTS, first_party, parts
+
+pytestmark = pytest.mark.slow
 
 PRETRAIN = "models/base/dvc.yaml:pretrain"
 GENERATE = ["generate@base", "generate@sft", "generate@dpo"]
@@ -37,7 +39,7 @@ OF_PARAMS = {
     "models.mini.dtype": LOADERS,
     "models.mini.attn_implementation": LOADERS,
     "models.mini.threads": LOADERS,
-    "models.mini.fast_path": ["sft", "dpo", "score"],
+    "models.mini.padding_free": ["sft", "dpo", "score"],
     "models.mini.gradient_checkpointing": ["sft", "dpo", "score"],
     "models.mini.torch_compile": ["sft", "dpo", "score"],
     "models.mini.sft": ["sft", "score"],

@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import json
 import math
 import random
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.golden import PHI2, TEXTBOOK, differences_of
 
 pass
 from aligner import statistics
@@ -36,10 +36,6 @@ from aligner.statistics import (
     pairwise_summary,
     permutation_test,
 )
-
-GOLDEN = Path(__file__).parent / "golden"
-TEXTBOOK = {case["id"]: case for case in json.loads((GOLDEN / "textbook.json").read_text(encoding="utf-8"))["cases"]}
-PHI2 = json.loads((GOLDEN / "paired_phi2.json").read_text(encoding="utf-8"))
 
 COUNTS = st.integers(0, 60)
 OUTCOMES = st.tuples(COUNTS, COUNTS, COUNTS).filter(any)
@@ -96,6 +92,11 @@ def check_of(identity):
     return CHECKS[name]
 
 
+def test_every_textbook_case_has_its_one_check():
+    """Of `check_of`, which fails otherwise; the methods that nothing uses are named in UNUSED."""
+    assert set(TEXTBOOK) >= UNUSED and all(check_of(identity) for identity in set(TEXTBOOK) - UNUSED)
+
+
 @pytest.mark.parametrize("identity", sorted(set(TEXTBOOK) - UNUSED))
 def test_textbook_case(identity):
     case = TEXTBOOK[identity]
@@ -113,21 +114,6 @@ def test_adjusted_p_values_of_the_textbook():
 
 
 # ---- The phi-2 family ------------------------------------------------------------------------------------------------
-
-
-def differences_of(pair):
-    """The multiset of differences in {-1, -.5, 0, .5, 1}, from its counts, mean and standard error.
-
-    With W1 - L1 = 2 sum - W + L and W1 + L1 = (sum of squares - (W+L)/4) / (3/4), for W1 and L1 the whole steps.
-    """
-    n, wins, losses = pair["n"], pair["wins"], pair["losses"]
-    total = pair["mean_diff"] * n
-    squares = pair["se_paired"] ** 2 * n * (n - 1) + n * pair["mean_diff"] ** 2
-    gap, both = 2 * total - wins + losses, (squares - (wins + losses) / 4) / 0.75
-    whole_wins, whole_losses = round((both + gap) / 2), round((both - gap) / 2)
-    counts = {1.0: whole_wins, 0.5: wins - whole_wins, 0.0: pair["ties"], -1.0: whole_losses}
-    counts[-0.5] = losses - whole_losses
-    return [value for value, count in counts.items() for _ in range(count)]
 
 
 @pytest.mark.parametrize("pair", PHI2["pairs"], ids=lambda pair: f"{pair['a']}_{pair['b']}")

@@ -1,11 +1,10 @@
 """Text health: the golden texts and corpora, and the edges of every measure."""
 
-import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.golden import TEXTS as GOLDEN
 
 from aligner.text_health import (
     adjusted_distinct,
@@ -18,7 +17,6 @@ from aligner.text_health import (
     tokens,
 )
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "text_metrics.json").read_text(encoding="utf-8"))
 WORDS = st.lists(st.sampled_from("a b c d . ,".split()), max_size=40).map(" ".join)
 
 

@@ -317,6 +317,7 @@ def shelf(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_honest_pipeline_is_verified_and_recorded(small: Small, shelf, capfd) -> None:
     (small.folder / "notes.txt").write_text("uncommitted")
     assert verify.main(small.folder, [], record=True) == 0
@@ -328,6 +329,7 @@ def test_an_honest_pipeline_is_verified_and_recorded(small: Small, shelf, capfd)
     assert list(shelf.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_hash_order_directory_and_time_zone_are_found_out(tmp_path, shelf, capfd, monkeypatch) -> None:
     monkeypatch.setenv("HABIT", "careless")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
@@ -340,6 +342,7 @@ def test_hash_order_directory_and_time_zone_are_found_out(tmp_path, shelf, capfd
     assert (kept / "out/words.json").is_file() and kept.is_relative_to(shelf)
 
 
+@pytest.mark.slow
 def test_a_failing_stage_leaves_its_clone(small: Small, shelf, capfd, monkeypatch) -> None:
     monkeypatch.setenv("HABIT", "failing")
     assert verify.main(small.folder, ["models.small.threads=2"], record=False) == 1
@@ -350,6 +353,7 @@ def test_a_failing_stage_leaves_its_clone(small: Small, shelf, capfd, monkeypatc
     assert "threads: 1" in (small.folder / "params.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_verified_is_refused_before_it_runs(small: Small, shelf, capfd) -> None:
     assert verify.main(small.folder, ["models.smal.threads=2"], record=False) == 1
     assert "models.smal.threads is not a parameter of params.yaml" in capfd.readouterr().err
@@ -362,6 +366,7 @@ def test_what_cannot_be_verified_is_refused_before_it_runs(small: Small, shelf, 
     assert list(shelf.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_interrupted_it_leaves_nothing_behind(small: Small, tmp_path, number: signal.Signals) -> None:
     """Neither a clone nor a stage that goes on running."""

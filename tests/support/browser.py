@@ -32,7 +32,7 @@ def find() -> str | None:
 
 def needs_browser(test: Any) -> Any:
     """Marks a test that opens a page in a real browser."""
-    return pytest.mark.browser(pytest.mark.skipif(find() is None, reason=NONE_FOUND)(test))
+    return pytest.mark.slow(pytest.mark.browser(pytest.mark.skipif(find() is None, reason=NONE_FOUND)(test)))
 
 
 @contextlib.contextmanager

@@ -10,18 +10,16 @@ Stand-ins let DVC's own part be tested (what is stale, what is shared) in second
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from test_contract import STAGES, declared
+from support import shelf
+from support.pipeline_files import STAGES, declared
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +50,14 @@ class Clone:
             self._take_over_the_working_tree()
         (folder / ".dvc/config.local").write_text("[cache]\n    dir = cache\n")  # .dvc/cache, whatever the person's settings say
 
+    @classmethod
+    def reopen(cls, folder: Path) -> Clone:
+        """The clone that `folder`, a copy of another one, holds already."""
+        clone = cls.__new__(cls)
+        clone.folder = folder
+        clone.environment = clone.own_environment()
+        return clone
+
     def own_environment(self) -> dict[str, str]:
         """This interpreter's programs first, and no trace of the person's own DVC and Git settings."""
         environment = {
@@ -61,7 +67,8 @@ class Clone:
             "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
             "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
         }  # fmt: skip
-        environment.pop("DVC_ROOT", None)
+        for name in ("DVC_ROOT", "OMP_NUM_THREADS"):  # stages take as many threads as params.yaml says
+            environment.pop(name, None)
         return environment
 
     def _take_over_the_working_tree(self) -> None:
@@ -99,37 +106,27 @@ class Clone:
         return {file.relative_to(self.folder).as_posix(): file.read_bytes() for file in files}
 
 
-@functools.cache
-def shelf() -> tempfile.TemporaryDirectory:
-    """Where this process keeps its stand-in clone; gone when it ends."""
-    return tempfile.TemporaryDirectory(prefix="clones-")
-
-
 def stand_in(folder: Path) -> Clone:
     """A copy of the stand-in clone: its outputs all hold 0.5 and are committed to Git and DVC; stages run again write others."""
-    clone = copy.copy(finished())
-    shutil.copytree(clone.folder, folder)
-    clone.folder = folder
-    clone.environment = {**clone.environment, "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache")}
+    place = shelf.built("stand-in", build_stand_in)
+    clone = Clone.reopen(shutil.copytree(place / "clone", folder))
+    clone.environment["PATH"] = f"{place / 'programs'}{os.pathsep}{clone.environment['PATH']}"
     return clone
 
 
-@functools.cache
-def finished() -> Clone:
-    """The stand-in clone, built once a process; take a copy."""
-    programs = Path(shelf().name) / "programs"
-    programs.mkdir()
+def build_stand_in(place: Path) -> None:
+    """Fills `place` with the stand-in clone and the programs that its stages call."""
+    programs = place / "programs"
+    programs.mkdir(parents=True)
     outputs = {stage: sorted(declared(stage, "outs", "metrics", "plots")) for stage in STAGES}
     program = STAND_IN.replace("PYTHON", sys.executable).replace("OUTPUTS", repr(outputs))
     (programs / "python").write_text(program, encoding="utf-8")
     (programs / "python").chmod(0o755)
-    clone = Clone(Path(shelf().name) / "clone")
+    clone = Clone(place / "clone")
     clone.environment["PATH"] = f"{programs}{os.pathsep}{clone.environment['PATH']}"
     clone.environment["CONTENT"] = "0.5"
     clone("dvc", "repro")
     clone.commit("stand-in outputs")
-    del clone.environment["CONTENT"]
-    return clone
 
 
 def started(output: str) -> list[str]:

@@ -16,7 +16,6 @@ import importlib
 import json
 import shutil
 import socket
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from aligner.run.record import Run
+from support import shelf
 from support.tiny_models import BUILDERS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -103,8 +103,14 @@ class Workspace:
         workspace.params = Params(folder / "params.yaml", folder / "params.yaml")
         return workspace
 
+    @classmethod
+    def copy(cls, source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+        """A copy of the workspace that `source` holds."""
+        return cls.reopen(shutil.copytree(source, folder, dirs_exist_ok=True), monkeypatch)
+
     def _enter(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(folder)
         monkeypatch.delenv("DVC_ROOT", raising=False)
         monkeypatch.setenv("CI", "1")
@@ -144,16 +150,9 @@ class Workspace:
         return {path for path in paths if not path.startswith((WEIGHTS, "experiments/", ".cache/"))}
 
 
-@functools.cache
 def checkpoint(name: str) -> Path:
-    """A checkpoint that this process builds once; take a copy to change it."""
-    return BUILDERS[name](Path(shelf().name) / name)
-
-
-@functools.cache
-def shelf() -> tempfile.TemporaryDirectory:
-    """Where this process keeps its checkpoints; gone when it ends."""
-    return tempfile.TemporaryDirectory(prefix="checkpoints-")
+    """A checkpoint that a session builds once; take a copy to change it."""
+    return shelf.built(f"checkpoint-{name}", BUILDERS[name])
 
 
 def refuse(*arguments: Any) -> None:

@@ -1,0 +1,37 @@
+"""What many tests only read (checkpoints, finished workspaces, clones): built once a session, by the worker that needs it first.
+
+    folder = shelf.built("checkpoint-mini", build)      # build(folder) makes and fills the folder
+
+The workers of pytest-xdist share the shelf, a folder beside their own temporary folders; conftest.py names it. Take a copy to
+change anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+FOLDER: Path | None = None
+
+
+def built(name: str, build: Callable[[Path], object]) -> Path:
+    """The folder `name` of the shelf. One process builds it while others that need it wait; what broke off is built anew."""
+    shelf = FOLDER or Path(own().name)
+    folder, done = shelf / name, shelf / f"{name}.done"
+    with FileLock(shelf / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            build(folder)
+            done.touch()
+    return folder
+
+
+@functools.cache
+def own() -> tempfile.TemporaryDirectory:
+    """The shelf of a process that is no test (benchmarks/kills.py); gone when it ends."""
+    return tempfile.TemporaryDirectory(prefix="shelf-")
