@@ -29,7 +29,7 @@ from aligner.run.params import Dpo, StageParams
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
 from aligner.training import likelihood, trl_internals
-from aligner.training.divergence import divergence
+from aligner.training.divergence import kl_from_reference
 from aligner.training.log_probs import log_probabilities, pair_tokens
 from aligner.training.loop import curve, train
 from aligner.training.preferences import RANKING_COLUMNS, preference_metrics, ranking_rows, rankings, summary
@@ -96,7 +96,7 @@ def main(run: Run) -> None:
         with trainer.model.disable_adapter():
             held_out["base"] = log_probabilities(trainer.model, validation, chat.pad_id, fast=fast)
         ranks = rankings(held_out, validation)
-        kl = divergence(trainer.model, SFT_ADAPTER, validation, chat, params.seed)
+        kl = kl_from_reference(trainer.model, SFT_ADAPTER, validation, chat, params.seed)
         fit = likelihood.of_answers(trainer.model, list(read_jsonl(SFT_VALIDATION)), chat, fast)
         figures = {"dpo": summary(final, ranks, kl, fit, validation)}
         for path, series in CURVES.items():

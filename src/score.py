@@ -28,7 +28,7 @@ from aligner.run.params import StageParams
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
 from aligner.scoring.answers import Answer, Control, examine
-from aligner.scoring.canaries import canaries
+from aligner.scoring.canaries import check_canaries
 from aligner.scoring.concepts import Catalogue
 from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
 from aligner.scoring.pairs import name_of
@@ -68,7 +68,7 @@ def main(run: Run) -> None:
     references = read_references()
     rows = {name: read_answers(path, references) for name, path in MODELS.items()}
     control = Control(references)
-    silenced = canaries(references, control)
+    silenced = check_canaries(references, control)
     answers = score_answers(rows, references, control, Catalogue(list(read_jsonl(CONCEPTS))))
     run.phase("score")
 

@@ -388,7 +388,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
     Path("adapter/weights").rename("adapter/weights.bin")
     found.append(now())
     for target, name, value in (
-        (records, "installed", lambda names: {"torch": "2.14.0"}),
+        (checkpoints, "installed", lambda names: {"torch": "2.14.0"}),
         (platform, "python_version", lambda: "3.14.0"),
         (platform, "machine", lambda: "arm64"),
         (torch.backends.cpu, "get_cpu_capability", lambda: "of tomorrow"),

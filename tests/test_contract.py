@@ -16,28 +16,30 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import deps
 import pathspec
 import pytest
 from support import finished
 from support.pipeline_files import (
     BASE_PIPELINE,
     BASE_PLOTS,
-    NO_DEPS,
     PARAMS,
     PIPELINE,
     PLOTS,
     ROOT,
     SCRIPTS,
     STAGES,
+    code,
     declared,
     expanded,
-    first_party,
-    imported_names,
+    names_imported_at_the_top,
     parts,
     read_yaml,
     sources,
 )
 from support.workspace import RAW
+
+from aligner.run.imports import code_of, first_party
 
 BASE = "models/base/weights"
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
@@ -66,8 +68,11 @@ def paths_in(value):
 
 
 def constant_paths(script):
-    constants = {name: value for name, value in vars(importlib.import_module(script)).items() if name.isupper()}
-    return set(paths_in(list(constants.values())))
+    """Paths of the pipeline in the constants of a script and of the modules that it imports."""
+    modules = [path.relative_to(ROOT / "src").with_suffix("") for path in code_of(ROOT / "src" / f"{script}.py")]
+    constants = [vars(importlib.import_module(".".join(module.parts))) for module in modules if module.name != "__init__"]
+    found = {path for names in constants for path in paths_in([value for name, value in names.items() if name.isupper()])}
+    return {path for path in found if path.split("/")[0] in ("data", "metrics", "models", "plots", "reports", "requirements.txt")}
 
 
 # ---- dvc.yaml against the scripts -----------------------------------------------------------------------------------
@@ -83,10 +88,14 @@ def test_the_five_stages_are_the_five_scripts():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_exactly_the_modules_that_the_script_imports(stage):
-    script = ROOT / "src" / f"{stage.partition('@')[0]}.py"
-    modules = {path.relative_to(ROOT).as_posix() for path in first_party(script, ROOT / "src")} - NO_DEPS
-    wanted = modules | {path.relative_to(ROOT).as_posix() for module in modules for path in parts(ROOT / module)}
-    assert {path for path in declared(stage, "deps") if path.startswith("src/")} == wanted
+    assert {path for path in declared(stage, "deps") if path.startswith("src/")} == code(stage.partition("@")[0])
+
+
+def test_deps_are_as_their_program_writes_them():
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert deps.with_deps(text, ROOT) == text, "run: PYTHONPATH=src python tools/deps.py"
+    one = next(line for line in text.splitlines() if "src/aligner/files.py" in line)
+    assert deps.with_deps(text.replace(one + "\n", ""), ROOT) == text
 
 
 def test_every_file_of_the_sources_is_a_module_or_a_part_of_one():
@@ -117,8 +126,7 @@ def test_no_import_hides_from_the_walk():
 
 def test_modules_outside_the_deps_hold_no_value_of_a_result():
     """The exempted modules exist, and no stage lists them."""
-    assert all((ROOT / path).is_file() for path in NO_DEPS)
-    assert not {path for stage in STAGES for path in declared(stage, "deps")} & NO_DEPS
+    assert not {path for stage in STAGES for path in declared(stage, "deps") if path.startswith("src/aligner/run/")}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -337,13 +345,13 @@ def test_no_script_takes_the_name_of_a_library():
 
 
 # Modules that are made of torch; others import them inside functions.
-OF_TORCH = {"aligner.fast_path", "aligner.fused_layer"}
+OF_TORCH = {"aligner.training.padding_free", "aligner.training.llama_layer"}
 
 
 def test_contract_nothing_heavy_is_imported_at_the_top_of_a_file(subtests):
     for path in sources():
         module = path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", ".")
-        names = set(imported_names(path, inside_functions=False))
+        names = set(names_imported_at_the_top(path))
         with subtests.test(module=module):
             if module not in OF_TORCH:
                 assert names & OF_TORCH == set()

@@ -18,13 +18,13 @@ from support.workspace import Workspace, pair_rows
 
 import dpo
 from aligner import intervals
+from aligner.model import runtime
 from aligner.model.generation import end_ids
 from aligner.model.loading import base_fingerprint, load_adapter, load_base, load_chat, save_adapter
-from aligner.model.runtime import quiet, runtime
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.training import divergence, likelihood
-from aligner.training.divergence import distance, divergence, divergences, sample
+from aligner.training.divergence import distance, divergences, kl_from_reference, sample
 from aligner.training.log_probs import log_probabilities
 from aligner.training.loop import observe
 from aligner.training.preferences import RANKING_COLUMNS, health, mcnemar, preference_metrics, ranking_rows, rankings, summary
@@ -67,7 +67,6 @@ def setting(workspace, **changes):
     """params as the stage sees them, and what main makes of them before it trains."""
     workspace.params.update(changes)
     params = parameters.load(dpo.PARAMS)
-    quiet()
     return SimpleNamespace(
         params=params, runtime=runtime.start(params.model_entry, params.seed), chat=load_chat(params.model_entry)
     )
@@ -595,7 +594,7 @@ def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_si
 
 def test_the_mean_is_per_token_of_all_answers_and_per_answer(monkeypatch):
     """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 a token, 6 / 2 an answer, from 1 to 5. Of one answer there is no interval."""
-    monkeypatch.setattr(divergence, "divergences", lambda model, answers, pad_id: [1.0, 5.0][: len(answers)])
+    monkeypatch.setattr(divergence, "divergences", lambda model, reference, answers, pad_id: [1.0, 5.0][: len(answers)])
     assert distance(None, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0) == [1.0, 3.0, 1.0, 5.0]
     assert distance(None, [([9], [1, 1])], 0) == [0.5, 1.0, None, None]
 
@@ -610,7 +609,7 @@ def naive_divergence(policy, reference, row):
 
 def test_the_reference_does_not_diverge_from_itself(workspace):
     given = setting(workspace)
-    found = divergence(load_policy(given), random_rows(5), given.chat, 17)
+    found = kl_from_reference(load_policy(given), dpo.SFT_ADAPTER, random_rows(5), given.chat, 17)
     assert [value for name, value in found.items() if name.startswith("kl")] == [pytest.approx(0, abs=1e-7)] * 5
 
 
@@ -661,14 +660,14 @@ def test_sampled_answers_are_no_longer_than_held_out_ones_nor_than_there_is_room
     given, rows, asked = setting(workspace), random_rows(6), []
     policy, draw = load_policy(given), sample
     monkeypatch.setattr(divergence, "sample", lambda *arguments: asked.append(arguments[4]) or draw(*arguments))
-    found = divergence(policy, rows, given.chat, 17)
+    found = kl_from_reference(policy, dpo.SFT_ADAPTER, rows, given.chat, 17)
     prompts = max(len(row["prompt_ids"]) for row in rows)
     policy.config.max_position_embeddings = prompts + 2
-    divergence(policy, rows, given.chat, 17)
+    kl_from_reference(policy, dpo.SFT_ADAPTER, rows, given.chat, 17)
     assert asked == [max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")), 2]
     assert 0 <= found["samples_cut"] <= 1
     policy.config.max_position_embeddings = prompts
-    none = divergence(policy, rows, given.chat, 17)
+    none = kl_from_reference(policy, dpo.SFT_ADAPTER, rows, given.chat, 17)
     assert [name for name, value in none.items() if value is not None] == ["kl_per_token_teacher_forced"]
 
 
@@ -677,7 +676,7 @@ def test_of_very_many_held_out_prompts_some_are_answered_from_all_over(workspace
     monkeypatch.setattr(divergence, "MOST_SAMPLED", 3)
     given, rows, asked = setting(workspace), random_rows(7), []
     monkeypatch.setattr(divergence, "sample", lambda model, prompts, *rest: asked.extend(prompts) or [])
-    divergence(load_policy(given), rows, given.chat, 17)
+    kl_from_reference(load_policy(given), dpo.SFT_ADAPTER, rows, given.chat, 17)
     assert asked == [rows[place]["prompt_ids"] for place in (0, 3, 6)]
 
 
@@ -696,14 +695,11 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     """Of models that are loaded anew, the base without any adapter, and by the stock forward pass, up to the last bits."""
     given, rows = setting(finished), finished.rows("data/prepared/dpo_validation.jsonl")
     policies = [
-        load_adapter(load_base(given.params.model_entry, given.runtime), Path(folder))
-        for folder in ("models/dpo", "models/sft")
+        load_adapter(load_base(given.params.model_entry, given.runtime), Path(folder)) for folder in ("models/dpo", "models/sft")
     ]
     base = load_base(given.params.model_entry, given.runtime)
-    said = {
-        name: log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)
-    }
-    kl = divergence(policies[0].eval(), rows, given.chat, given.params.seed)
+    said = {name: log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)}
+    kl = kl_from_reference(policies[0].eval(), dpo.SFT_ADAPTER, rows, given.chat, given.params.seed)
     fit = dpo.sft_likelihood(policies[0], given.chat, fast=False)
     measures = preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
     expected = summary(measures, rankings(said, rows), kl, fit, rows)

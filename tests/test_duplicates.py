@@ -5,7 +5,6 @@ from itertools import combinations
 
 import pytest
 
-from aligner.data import near_duplicates
 from aligner.data.near_duplicates import Signer, jaccard, near_duplicates, shingles
 
 WORDS = [f"w{number}" for number in range(400)]
@@ -102,6 +101,6 @@ def test_a_thousand_equal_rows_are_all_found_at_little_cost():
 
 
 def test_a_search_that_ends_early_says_so(monkeypatch):
-    monkeypatch.setattr(near_duplicates, "MOST_COMPARED", 5)
+    monkeypatch.setattr("aligner.data.near_duplicates.MOST_COMPARED", 5)
     numbers, _, result = found_in(planted())
     assert (result.compared, result.complete) == (5, False) and len(numbers) <= 10

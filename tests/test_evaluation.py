@@ -23,9 +23,10 @@ from aligner import intervals, keywords, statistics
 from aligner.keywords import scorer
 from aligner.keywords.scorer import KeywordScore
 from aligner.run.errors import InputError
-from aligner.scoring import canaries, estimates, models, pairs
+from aligner.scoring import canaries, estimates, pairs
+from aligner.scoring import models as scoring_models
 from aligner.scoring.answers import Answer, Control, examine
-from aligner.scoring.canaries import canaries
+from aligner.scoring.canaries import check_canaries
 from aligner.scoring.concepts import Catalogue, Foreign, Ideas
 from aligner.scoring.pairs import comparison
 from aligner.scoring.report import evaluate, rounded
@@ -37,9 +38,7 @@ TAIL = "and then the talk goes on for a while, about the weather, the garden, a 
 
 def answer(hits, words=10, stop="end", shuffled=0.1, flags=(), text=None, cut=None, ideas=None):
     """An answer that gets `hits` of four groups."""
-    keyword = KeywordScore(
-        hits, GROUPS, (True,) * hits + (False,) * (GROUPS - hits), hits, GROUPS, hits, GROUPS, (), 0.1, flags
-    )
+    keyword = KeywordScore(hits, GROUPS, (True,) * hits + (False,) * (GROUPS - hits), hits, GROUPS, hits, GROUPS, (), 0.1, flags)
     text = " ".join(["word"] * words) if text is None else text
     rates = dict.fromkeys(("base", "sft", "dpo"), hits / GROUPS) | (cut or {})
     return Answer(text, stop, words, words, keyword, False, 1.5, 0.0, shuffled, rates, ideas)
@@ -98,7 +97,7 @@ def test_shares_of_bad_signs():
         answer(1),
         answer(2, flags=("stuffed", "degenerate")),
     ]
-    found = models.health(given)
+    found = scoring_models.health(given)
     counts = {name: each["count"] for name, each in found.items() if "count" in each}
     raised = {"empty": 1, "truncated": 1, "stuffed": 1, "degenerate": 1, "duplicate": 2, "shared": 3, "refusal": 1}
     assert counts == raised | {"echo": 0, "loop": 0, "forbidden": 0}
@@ -113,7 +112,7 @@ def speaking(*ideas):
 
 def test_precision_by_hand():
     """Own 2, 1, 0 of 2, 2, 1 named: 3/5. Residuals 4/5, -1/5, -3/5: SE sqrt(3/2 * 26/25) / 5, t with 2 degrees of freedom."""
-    found = models.precision(speaking((2, 0), (1, 1), (0, 1)))
+    found = scoring_models.precision(speaking((2, 0), (1, 1), (0, 1)))
     assert [found[name] for name in ("estimate", "n", "own", "foreign", "silent", "without_concept")] == [0.6, 3, 3, 2, 0, 0]
     assert found["standard_error"] == pytest.approx(math.sqrt(1.5 * 1.04) / 5)
     assert found["low"] == 0 and found["high"] == 1
@@ -122,13 +121,13 @@ def test_precision_by_hand():
 
 def test_precision_of_right_wrong_and_mixed_answers():
     right, wrong, mixed = ([each] * 20 for each in ((3, 0), (0, 3), (2, 2)))
-    estimates = [models.precision(speaking(*each))["estimate"] for each in (right, wrong, mixed, right + wrong)]
+    estimates = [scoring_models.precision(speaking(*each))["estimate"] for each in (right, wrong, mixed, right + wrong)]
     assert estimates == [1, 0, 0.5, 0.5]
 
 
 def test_silent_answers_and_prompts_without_a_concept_change_neither_precision_nor_its_interval():
     spoken = [(2, 0), (1, 1), (3, 1), (0, 1), (2, 1)]
-    alone, among = (models.precision(speaking(*each)) for each in (spoken, [(0, 0), *spoken, None, (0, 0)]))
+    alone, among = (scoring_models.precision(speaking(*each)) for each in (spoken, [(0, 0), *spoken, None, (0, 0)]))
     assert (among["silent"], among["without_concept"], among["n"]) == (2, 1, 5)
     assert among | {"silent": 0, "without_concept": 0} == alone
     assert 0 < alone["low"] < alone["estimate"] < alone["high"] <= 1
@@ -136,16 +135,16 @@ def test_silent_answers_and_prompts_without_a_concept_change_neither_precision_n
 
 @pytest.mark.parametrize("silent", [0, 99])
 def test_one_answer_that_speaks_has_no_interval_however_many_are_silent(silent):
-    found = models.precision(speaking((2, 1), *[(0, 0)] * silent))
+    found = scoring_models.precision(speaking((2, 1), *[(0, 0)] * silent))
     assert found["estimate"] == pytest.approx(2 / 3) and found["n"] == 1
     assert found["low"] is found["high"] is None and found["reason"] == estimates.TOO_FEW
 
 
 @pytest.mark.parametrize("ideas", [(2, 0), (0, 2), (2, 1), (1, 6)])
 def test_answers_of_one_precision_prove_no_exact_value(ideas):
-    found = models.precision(speaking(*[ideas] * 7))
+    found = scoring_models.precision(speaking(*[ideas] * 7))
     assert found["estimate"] == pytest.approx(ideas[0] / sum(ideas))
-    assert found["low"] is found["high"] is None and found["reason"] == models.ALL_ALIKE
+    assert found["low"] is found["high"] is None and found["reason"] == scoring_models.ALL_ALIKE
 
 
 @pytest.mark.parametrize(
@@ -157,15 +156,15 @@ def test_answers_of_one_precision_prove_no_exact_value(ideas):
     ],
 )
 def test_precision_of_nothing_is_undefined_with_a_reason(ideas, reason):
-    found = models.precision(speaking(*ideas))
+    found = scoring_models.precision(speaking(*ideas))
     assert (found["estimate"], found["reason"], found["n"]) == (None, reason, 0)
 
 
 @given(st.lists(st.none() | st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=20), st.randoms())
 @settings(deadline=None, max_examples=100)
 def test_precision_lies_in_its_interval_and_no_order_changes_it(ideas, source):
-    found = models.precision(speaking(*ideas))
-    assert rounded(found) == rounded(models.precision(speaking(*source.sample(ideas, len(ideas)))))
+    found = scoring_models.precision(speaking(*ideas))
+    assert rounded(found) == rounded(scoring_models.precision(speaking(*source.sample(ideas, len(ideas)))))
     assert list(nulls(found)) == []
     if found.get("low") is not None:
         assert 0 <= found["low"] <= found["estimate"] <= found["high"] <= 1
@@ -280,7 +279,7 @@ def test_what_cannot_be_significant_is_said():
 def test_diversity_by_hand():
     """base: a b, a c: 3 different words of 4; dpo: d d; together a b c d, so V = 4. EAD of base 3 / (4 (1 - (3/4)^4))."""
     texts = {"base": ["a b", "a c"], "dpo": ["d d"]}
-    found = models.diversity({name: [answer(0, text=text) for text in given] for name, given in texts.items()})
+    found = scoring_models.diversity({name: [answer(0, text=text) for text in given] for name, given in texts.items()})
     assert found["base"]["distinct_1"]["estimate"] == 0.75 and found["dpo"]["distinct_1"]["estimate"] == 0.5
     assert found["base"]["ead_1"]["estimate"] == pytest.approx(3 / (4 * (1 - 0.75**4)))
     assert found["dpo"]["ead_1"]["vocabulary"] == 4 and found["base"]["ead_2"]["vocabulary"] == 3
@@ -586,7 +585,7 @@ def canary_references():
 def test_canaries_get_what_they_must():
     """All keywords: 1/1 on c and 1/2 on e (one literal), nothing where two are named. Constant: it names "mean" at least."""
     asked = canary_references()
-    found = {name: each["hit_rate"] for name, each in canaries(asked, Control(asked)).items()}
+    found = {name: each["hit_rate"] for name, each in check_canaries(asked, Control(asked)).items()}
     assert found == {
         "empty": 0,
         "prompt echo": 0,
@@ -608,7 +607,7 @@ def test_a_canary_that_is_rewarded_ends_the_run_and_is_named(monkeypatch, name):
     monkeypatch.setattr(keywords.Scorer, "score", BROKEN[name](keywords.Scorer.score))
     asked = canary_references()
     with pytest.raises(InputError, match=f"canary '{name}' hits . of . groups of prompt 'a'"):
-        canaries(asked, Control(asked))
+        check_canaries(asked, Control(asked))
 
 
 def test_a_control_that_counts_wrongly_is_found_by_the_constant_canary(monkeypatch):
@@ -616,14 +615,14 @@ def test_a_control_that_counts_wrongly_is_found_by_the_constant_canary(monkeypat
     control = Control(asked)
     monkeypatch.setattr(control, "rate", lambda *arguments: 0.1)
     with pytest.raises(InputError, match="canary 'constant' has a hit rate of"):
-        canaries(asked, control)
+        check_canaries(asked, control)
 
 
 def test_stuffing_is_what_silences_the_canary_of_all_keywords(monkeypatch):
     monkeypatch.setattr(scorer, "STUFFED_DENSITY", 1.0)
     asked = canary_references()
     with pytest.raises(InputError, match="canary 'all keywords'"):
-        canaries(asked, Control(asked))
+        check_canaries(asked, Control(asked))
 
 
 def test_the_constant_canary_is_not_stuffed_by_its_three_keywords():

@@ -174,7 +174,7 @@ def test_a_model_with_its_adapter_off_is_the_base(folder):
 @pytest.mark.parametrize("reason", [{"attention": "eager"}, {"checkpointing": True}], ids=str)
 def test_what_does_not_fit_is_padded_as_ever(folder, reason, capsys):
     assert_alike(run(policy(folder, fast=True, **reason), SINGLE), run(policy(folder, fast=False), SINGLE))
-    assert "fast_path: batches are padded, as in trl" in capsys.readouterr().err
+    assert "padding_free: batches are padded, as in trl" in capsys.readouterr().err
 
 
 def test_models_that_do_more_before_their_logits_do_not_fit():
@@ -217,7 +217,7 @@ def test_every_token_has_its_place(shape):
 # Pages that Linux had to find while tensors of 32 MB, 8,192 pages each, came and went 50 times.
 FAULTS = """
 import resource, torch
-from aligner import fast_path
+from aligner.model import runtime
 {keep}
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -233,17 +233,17 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
 def test_memory_that_tensors_gave_back_is_kept():
-    src = Path(fast_path.__file__).parent.parent
+    src = Path(runtime.__file__).parents[2]
     found = {}
-    for keep in ("fast_path.keep_memory()", ""):
+    for keep in ("runtime.keep_freed_memory()", ""):
         command = [sys.executable, "-c", FAULTS.format(keep=keep)]
         found[keep] = int(subprocess.run(command, env={"PYTHONPATH": str(src)}, capture_output=True, check=True).stdout)
-    assert found["fast_path.keep_memory()"] < found[""] / 5, found
+    assert found["runtime.keep_freed_memory()"] < found[""] / 5, found
 
 
 def test_where_glibc_is_not_nothing_is_told(monkeypatch):
-    monkeypatch.setattr(fast_path.ctypes, "CDLL", lambda name: SimpleNamespace())
-    runtime.keep_memory()
-    monkeypatch.setattr(fast_path.sys, "platform", "darwin")
-    monkeypatch.delattr(fast_path.ctypes, "CDLL")
-    runtime.keep_memory()
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: SimpleNamespace())
+    runtime.keep_freed_memory()
+    monkeypatch.setattr(runtime.sys, "platform", "darwin")
+    monkeypatch.delattr(runtime.ctypes, "CDLL")
+    runtime.keep_freed_memory()

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.workspace import Workspace
+from support.workspace import Workspace, with_entry
 
 import generate
+from aligner.model import runtime
 from aligner.model.batches import batches
 from aligner.model.generation import complete, roomy_cache
 from aligner.model.loading import base_fingerprint, load_adapter, load_base, load_chat, save_adapter
-from aligner.model.runtime import quiet, runtime
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 
@@ -29,7 +29,6 @@ def setting(workspace, **changes):
     """params as the stage sees them, and what main makes of them before it loads a model."""
     workspace.params.update(changes)
     params = parameters.load(generate.PARAMS)
-    quiet()
     return SimpleNamespace(
         params=params, runtime=runtime.start(params.model_entry, params.seed), chat=load_chat(params.model_entry)
     )
@@ -89,7 +88,7 @@ def test_greedy_answers_equal_a_plain_loop_whatever_the_batch_size(tmp_path, mon
         answer = {"id": row["id"], "answer": given.chat.decode(new).strip(), "stop": "end" if len(new) < NEW_TOKENS else "length"}
         expected[row["id"]] = {**answer, "prompt_tokens": len(row["prompt_ids"]), "answer_tokens": len(new)}
     for size in (1, 2, 5, 50):
-        given.params.model_entry.generate.batch_size = size
+        given.params = with_entry(given.params, generate={"batch_size": size})
         assert answers_of(given) == expected
     assert len({row["answer"] for row in expected.values()}) > 2
 

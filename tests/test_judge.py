@@ -29,8 +29,6 @@ from support.workspace import REPOSITORY, Params, concept_rows, eval_rows
 
 import judge
 import score
-
-pass
 from aligner import statistics
 from aligner.files import read_json, write_jsonl
 from aligner.judging import canaries, contest, endpoint, replies, verdicts, votes

@@ -18,8 +18,11 @@ from ruamel.yaml import YAML
 from support import finished, shelf
 from support.workspace import RAW, REPOSITORY, Params, Workspace, checkpoint, sft_rows
 
+import dpo
+import generate
+import sft
 from aligner.files import write_jsonl
-from aligner.model.loading import load_base
+from aligner.model import loading
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.record import Run
@@ -216,10 +219,9 @@ def spy(patch, to_the_end):
     import transformers
 
     met = {"bases": [], "attention": [], "shapes": [], "compiled": []}
-    load_base = load_base
 
     def noting(*arguments):
-        base = load_base(*arguments)
+        base = loading.load_base(*arguments)
         met["bases"].append(base)
         met["attention"].append(base.config._attn_implementation)
         base.get_input_embeddings().register_forward_pre_hook(lambda layer, inputs: met["shapes"].append(tuple(inputs[0].shape)))
@@ -231,7 +233,8 @@ def spy(patch, to_the_end):
 
         return instead
 
-    patch.setattr(modeling, "load_base", noting)
+    for stage in (sft, dpo, generate):
+        patch.setattr(stage, "load_base", noting)
     patch.setattr(torch.nn.Module, "compile", lambda layer, **how: met["compiled"].append((type(layer).__name__, how)))
     patch.setattr(torch.compiler, "set_stance", lambda stance: contextlib.nullcontext())
     if not to_the_end:

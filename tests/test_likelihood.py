@@ -26,10 +26,10 @@ SMALL = [
 def entry_of(tmp_path, monkeypatch, model):
     """The entry of params.yaml in a workspace with this model."""
     Workspace(tmp_path, monkeypatch, model=model)
-    return parameters.load(["model", "models.${model}"]).models
+    return parameters.load(["model", "models.${model}"]).model_entry
 
 
-def load_chat(tmp_path, monkeypatch, model):
+def chat_of(tmp_path, monkeypatch, model):
     return load_chat(entry_of(tmp_path, monkeypatch, model))
 
 
@@ -88,7 +88,7 @@ def test_answers_are_the_runs_of_labels(own):
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_bytes_are_those_of_the_answer_as_it_was_written(tmp_path, monkeypatch, model, answer):
     """Neither the question nor a special token adds any; special tokens that somebody typed are text."""
-    chat = load_chat(tmp_path, monkeypatch, model)
+    chat = chat_of(tmp_path, monkeypatch, model)
     row = row_of(chat, "What is ä?", answer)
     written = chat.decode([label for label in row["labels"] if label != -100 and label not in likelihood.special_ids(chat)])
     assert written.strip() == answer.strip(), "the tokenizer is not lossless: choose another answer"
@@ -97,7 +97,7 @@ def test_bytes_are_those_of_the_answer_as_it_was_written(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_bytes_of_several_turns_and_rows_add_up(tmp_path, monkeypatch, model):
-    chat = load_chat(tmp_path, monkeypatch, model)
+    chat = chat_of(tmp_path, monkeypatch, model)
     rows = [row_of(chat, "One?", "It is one.", "Two?", "It is two, ja."), row_of(chat, "Three?", "Drei.")]
     assert likelihood.text_bytes(rows, chat) == sum(map(len, ("It is one.", "It is two, ja.", "Drei.")))
     assert likelihood.text_bytes([], chat) == 0
@@ -105,7 +105,7 @@ def test_bytes_of_several_turns_and_rows_add_up(tmp_path, monkeypatch, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_end_tokens_are_special_and_words_are_not(tmp_path, monkeypatch, model):
-    chat = load_chat(tmp_path, monkeypatch, model)
+    chat = chat_of(tmp_path, monkeypatch, model)
     row = row_of(chat, "What?", "The mean of the sum")
     special = likelihood.special_ids(chat)
     assert chat.end_id in special and row["labels"][-1] == chat.end_id
@@ -116,7 +116,7 @@ def test_end_tokens_are_special_and_words_are_not(tmp_path, monkeypatch, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_fast_path_measures_the_same(tmp_path, monkeypatch, model):
+def test_the_padding_free_forward_measures_the_same(tmp_path, monkeypatch, model):
     entry, special = entry_of(tmp_path, monkeypatch, model), {5, 9, 11}
     chat = load_chat(entry)
     base = load_base(entry, SimpleNamespace(device="cpu", dtype=torch.float32)).requires_grad_(False)

@@ -342,17 +342,17 @@ def test_yaml_tags_run_nothing(tmp_path):
 
 def test_load_gives_what_is_declared_and_nothing_else():
     params = load(["seed", "dpo", "models.${model}.path", "models.${model}.sft"], FILE)
-    assert params.seed == VALUES["seed"] and vars(params.dpo) == VALUES["dpo"]
+    assert params.seed == VALUES["seed"] and params.dpo.model_dump() == VALUES["dpo"]
     assert params.model_entry.path == VALUES["models"]["mini"]["path"]
-    assert vars(params.model_entry.sft) == VALUES["models"]["mini"]["sft"]
-    assert set(vars(params)) == {"seed", "dpo", "models"} and set(vars(params.model_entry)) == {"path", "sft"}
+    assert params.model_entry.sft.model_dump() == VALUES["models"]["mini"]["sft"]
+    assert set(vars(params)) == {"seed", "dpo", "model_entry"} and set(vars(params.model_entry)) == {"path", "sft"}
     for section, name in [(params, "sft"), (params, "model"), (params.model_entry, "dtype"), (params.model_entry, "dpo")]:
         with pytest.raises(AttributeError, match=name):
             getattr(section, name)
 
 
 def test_load_follows_the_chosen_model(written):
-    assert load(["models.${model}.path"], written(model="tinyllama")).models.path.startswith("TinyLlama/")
+    assert load(["models.${model}.path"], written(model="tinyllama")).model_entry.path.startswith("TinyLlama/")
 
 
 def test_load_checks_the_whole_file(written):

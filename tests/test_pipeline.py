@@ -100,7 +100,7 @@ def test_repro_writes_exactly_the_declared_files(finished: Clone) -> None:
 
 
 def test_dvc_lock_is_of_this_code(fresh: Fresh) -> None:
-    """The committed results are of the committed code, data and parameters. If not: dvc repro, python tools/render_readme.py, commit."""
+    """The committed results are of the committed code, data and parameters. If not: dvc repro, tools/render_readme.py, commit."""
     assert fresh.outdated == {}
 
 
@@ -248,7 +248,7 @@ class TestMistakes:
     def test_interrupted_run(self, clone: Clone) -> None:
         """Ctrl-C (SIGINT to the whole group) while sft trains: a message, a record, and the next run goes through."""
         self.edit(clone, "params.yaml", "  weight_decay: 0.01", "  weight_decay: 0.02")
-        self.edit(clone, Path(checkpoints.__file__).relative_to(ROOT).as_posix(), "SECONDS = 30.0", "SECONDS = 0.0")
+        self.edit(clone, "src/aligner/training/checkpoints.py", "SECONDS = 30.0", "SECONDS = 0.0")
         before = set((clone.folder / "experiments").glob("sft-*.json"))
         running = subprocess.Popen(
             ["dvc", "repro", "sft"],

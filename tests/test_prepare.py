@@ -313,6 +313,13 @@ def test_a_missing_file_is_an_input_error_that_names_it(workspace):
 # ---- What is too long -----------------------------------------------------------------------------------------------------
 
 
+def kept(value, row_of, chat, limit):
+    """Whether a value gets a row under this limit of tokens."""
+    value.texts = list
+    [(_, row)] = tokenised("rows.jsonl", iter([value]), row_of, chat, limit)
+    return row is not None
+
+
 def test_a_row_of_just_the_largest_length_is_kept(workspace, chat):
     messages = (("user", "Why?"), ("assistant", "Because of the mean."))
     example = SimpleNamespace(id="a", messages=messages)

@@ -622,14 +622,14 @@ def test_check_writes_to_a_stream_of_any_encoding(tmp_path):
 
 
 def test_reasons_do_not_depend_on_the_hash_seed():
-    script = f"import sys; from aligner.rows import check; check([{str(FIXTURES / 'bad_sft.jsonl')!r}], sys.stdout)"
+    script = f"import sys; from aligner.data.reader import check; check([{str(FIXTURES / 'bad_sft.jsonl')!r}], sys.stdout)"
     runs = {
         subprocess.run(
             [sys.executable, "-c", script],
             capture_output=True,
             check=True,
             cwd=FIXTURES,
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(reader.__file__).parents[1])},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(lines.__file__).parents[2])},
         ).stdout
         for seed in ("1", "2")
     }

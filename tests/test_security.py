@@ -27,7 +27,6 @@ from support.workspace import WEIGHTS, Workspace, checkpoint, eval_rows, pair_ro
 from aligner.model.chat import Chat
 from aligner.model.hub import TOKENIZER_FILES, model_folder
 from aligner.model.loading import load_adapter, load_base, save_adapter
-from aligner.model.runtime import quiet
 from aligner.run.errors import InputError
 from aligner.run.params import read
 from aligner.run.stage import run_stage
@@ -131,7 +130,6 @@ def folder(tmp_path):
 def load(folder):
     import torch
 
-    quiet()
     entry = SimpleNamespace(path=str(folder), revision=None, attn_implementation="eager", chat_template=None)
     return load_base(entry, SimpleNamespace(device="cpu", dtype=torch.float32))
 

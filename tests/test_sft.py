@@ -16,14 +16,14 @@ import pytest
 import torch
 from support import shelf, trajectories
 from support.next_token import NextToken
-from support.workspace import Workspace
+from support.workspace import Workspace, with_entry
 
 import sft
+from aligner.model import runtime
 from aligner.model.loading import base_fingerprint, check_provenance, load_adapter, load_base, load_chat, save_adapter
-from aligner.model.runtime import compact_head, quiet, runtime
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
-from aligner.training import likelihood, llama_layer
+from aligner.training import likelihood, llama_layer, setup
 from aligner.training.loop import first_measures, observe
 from aligner.training.setup import compile_layers
 
@@ -50,7 +50,6 @@ def setting(workspace, **changes):
     """params as the stage sees them, and what main makes of them before it trains."""
     workspace.params.update(changes)
     params = parameters.load(sft.PARAMS)
-    quiet()
     return SimpleNamespace(
         params=params, runtime=runtime.start(params.model_entry, params.seed), chat=load_chat(params.model_entry)
     )
@@ -237,7 +236,7 @@ def test_the_compact_head_leaves_every_loss_as_it_is(workspace, monkeypatch):
 
     monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
     whole = losses_of(train(workspace, random_rows(8)))
-    compact_head()
+    runtime.score_supervised_tokens_only()
     assert trl.trainer.utils._use_triton("cpu")
     assert losses_of(train(workspace, random_rows(8))) == pytest.approx(whole, rel=1e-5)
 
@@ -306,7 +305,7 @@ def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
     logs = []
     try:
         for wanted in (False, True):
-            given.params.model_entry.torch_compile = wanted
+            given.params = with_entry(given.params, torch_compile=wanted)
             trainer = sft.build_trainer(given.params, given.runtime, given.chat, rows)
             measure = lambda model=trainer.model: likelihood.evaluate(model, rows, given.chat.pad_id, {1})  # noqa: E731
             observe(trainer, "sft", 1, 2, measure)
@@ -321,7 +320,7 @@ def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
 
 def test_what_cannot_be_compiled_is_said(workspace, monkeypatch):
     given, rows = setting(workspace, **{"models.mini.torch_compile": True}), random_rows(4)
-    monkeypatch.setattr(training.shutil, "which", lambda name: None)
+    monkeypatch.setattr(setup.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"C\+\+ compiler.*torch_compile to false"):
         sft.build_trainer(given.params, given.runtime, given.chat, rows)
     model = torch.nn.Linear(2, 2)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 from support.clones import Clone, stand_in
-from support.pipeline_files import NO_DEPS, ROOT, SCRIPTS, first_party, parts
+from support.pipeline_files import ROOT, SCRIPTS, code
 
 pytestmark = pytest.mark.slow
 
@@ -107,11 +107,7 @@ def of_source(path: str) -> list[str]:
     return [stage for stage in STAGES if path in modules(stage.partition("@")[0])]
 
 
-@functools.cache
-def modules(script: str) -> set[str]:
-    imported = first_party(ROOT / "src" / f"{script}.py", ROOT / "src")
-    files = {file for module in imported for file in {module} | parts(module)}
-    return {file.relative_to(ROOT).as_posix() for file in files} - NO_DEPS
+modules = functools.cache(code)
 
 
 class Checkout:
@@ -220,12 +216,20 @@ def test_a_source_file_stales_the_stages_that_import_it(checkout: Checkout, path
 def test_imports_are_followed() -> None:
     """Some of what is expected above, said in full."""
     assert [of_source(f"src/{script}.py") for script in SCRIPTS] == [["prepare"], ["sft"], ["dpo"], GENERATE, ["score"]]
-    assert of_source("src/aligner/fast_path.py") == ["sft", "dpo"]
-    assert of_source("src/aligner/likelihood.py") == ["sft", "dpo"]
-    assert of_source("src/aligner/decoding.py") == ["dpo", *GENERATE]
-    assert of_source("src/aligner/chat.py") == ["prepare", "sft", "dpo", *GENERATE]
-    assert of_source("src/aligner/page.css") == ["score"]
-    assert of_source("src/aligner/params.py") == of_source("src/aligner/records.py") == of_source("src/votes.py") == []
+    assert of_source("src/aligner/training/padding_free.py") == ["sft", "dpo"]
+    assert of_source("src/aligner/training/likelihood.py") == ["sft", "dpo"]
+    assert of_source("src/aligner/training/loop.py") == ["sft", "dpo"]  # a trainer's callback reruns no generate
+    assert of_source("src/aligner/training/preferences.py") == ["dpo"]
+    assert of_source("src/aligner/model/generation.py") == ["dpo", *GENERATE]
+    assert of_source("src/aligner/model/chat.py") == ["prepare", "sft", "dpo", *GENERATE]
+    assert of_source("src/aligner/keywords/groups.py") == ["prepare", "score"]
+    assert of_source("src/aligner/keywords/scorer.py") == ["score"]
+    assert of_source("src/aligner/report/highlight.py") == ["score"]  # highlighting on the page reruns no prepare
+    assert of_source("src/aligner/intervals.py") == ["prepare", "dpo", "score"]
+    assert of_source("src/aligner/statistics.py") == of_source("src/aligner/text_health.py") == ["score"]
+    assert of_source("src/aligner/report/page.css") == ["score"]
+    assert not any(of_source(f"src/aligner/run/{module}.py") for module in ("params", "record", "stage", "terminal"))
+    assert of_source("src/votes.py") == of_source("src/aligner/judging/votes.py") == []
 
 
 @pytest.mark.parametrize("path", [path for path in TRACKED if of_longest(OF_FILES, path, "/")])
@@ -251,7 +255,7 @@ def test_all_other_files_stale_nothing(checkout: Checkout) -> None:
         for path in TRACKED
         if not path.startswith(BY_THEMSELVES) and not of_longest(OF_FILES, path, "/") and (ROOT / path).is_file()
     ]
-    assert {"README.md", "Makefile", "tests/conftest.py", "data/raw/eval_prompts_dev.jsonl", "models/base/compose.py"} <= set(others)
+    assert {"README.md", "Makefile", "tests/conftest.py", "tools/deps.py", "models/base/compose.py"} <= set(others)
     with contextlib.ExitStack() as edits:
         for path in others:
             edits.enter_context(checkout.edited(path))

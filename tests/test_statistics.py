@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.golden import PHI2, TEXTBOOK, differences_of
 
-pass
 from aligner import statistics
 from aligner.intervals import (
     clopper_pearson_interval,

@@ -1,6 +1,5 @@
 """Text health: the golden texts and corpora, and the edges of every measure."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -13,6 +13,7 @@ from aligner.files import write_jsonl
 from aligner.judging import agreement
 from aligner.judging import votes as judging
 from aligner.report import blind
+from aligner.run.errors import InputError
 from aligner.scoring.pairs import Outcome
 
 PROMPTS = {"p1": "What is a mean?", "p2": "What is a median?", "p3": "What is a mode?", "p4": "What is a range?"}

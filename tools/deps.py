@@ -16,7 +16,9 @@ from aligner.run.imports import code_of
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "dvc.yaml"
 # One stage's command, and behind it the list of its deps.
-DEPS = re.compile(r"(?P<head> cmd: python (?P<script>src/\w+\.py)[^\n]*\n(?P<indent> +)deps:\n)(?P<deps>(?:(?P=indent)- [^\n]+\n)+)")
+DEPS = re.compile(
+    r"(?P<head> cmd: python (?P<script>src/\w+\.py)[^\n]*\n(?P<indent> +)deps:\n)(?P<deps>(?:(?P=indent)- [^\n]+\n)+)"
+)
 
 
 def main(check: bool) -> int:
@@ -30,7 +32,9 @@ def main(check: bool) -> int:
 
 def with_deps(pipeline: str, root: Path) -> str:
     """The text of a dvc.yaml whose scripts lie in `root`, with the code in each stage's deps brought up to date."""
-    return DEPS.sub(lambda stage: stage["head"] + "".join(f"{stage['indent']}- {dep}\n" for dep in deps_of(stage, root)), pipeline)
+    return DEPS.sub(
+        lambda stage: stage["head"] + "".join(f"{stage['indent']}- {dep}\n" for dep in deps_of(stage, root)), pipeline
+    )
 
 
 def deps_of(stage: re.Match[str], root: Path) -> list[str]:

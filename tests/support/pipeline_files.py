@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from aligner.run.imports import code_of
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["prepare", "sft", "dpo", "generate", "score"]
-# No dep of any stage: they hold no value and write no output (what they check or record changes no result).
-NO_DEPS = {"src/aligner/__init__.py", "src/aligner/params.py", "src/aligner/records.py"}
 
 
 def read_yaml(path):
@@ -69,39 +69,32 @@ BASE_PLOTS = dict(plots(BASE_PIPELINE, Path("models/base")))
 # ---- Reading the code -----------------------------------------------------------------------------------------------
 
 
-def imported_names(path, inside_functions=True):
-    """Full names of what a file imports: `from a import b` counts as both `a` and `a.b`."""
-    for node in nodes(ast.parse(path.read_text(encoding="utf-8")), inside_functions):
+def names_imported_at_the_top(path):
+    """Full names of what a file imports outside of functions: `from a import b` counts as both `a` and `a.b`."""
+    for node in nodes(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import, which this walk does not follow"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def nodes(node, inside_functions):
+def nodes(node):
     yield node
     for child in ast.iter_child_nodes(node):
-        if inside_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from nodes(child, inside_functions)
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not is_for_types(child):
+            yield from nodes(child)
 
 
-def own_file(name, source):
-    """The file of a module of ours, or None; packages count with their __init__.py."""
-    path = source / name.replace(".", "/")
-    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
+def is_for_types(node):
+    """Whether it is `if TYPE_CHECKING:`, which no run enters."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def first_party(script, source):
-    """Every file of ours that a script imports, by itself or through another, the script included."""
-    found, waiting = set(), [script]
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += filter(None, (own_file(name, source) for name in imported_names(path)))
-    return found
+def code(script):
+    """The code that a script's outputs depend on, as dvc.yaml spells it: modules, and the parts beside them."""
+    modules = code_of(ROOT / "src" / f"{script}.py")
+    return {path.relative_to(ROOT).as_posix() for module in modules for path in {module} | parts(module)}
 
 
 def sources():

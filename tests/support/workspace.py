@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from aligner.run.params import StageParams
 from aligner.run.record import Run
 from support import shelf
 from support.tiny_models import BUILDERS
@@ -80,6 +81,15 @@ class Params:
     def write(self) -> None:
         with self.path.open("w", encoding="utf-8") as file:
             YAML(typ="safe", pure=True).dump(self.values, file)
+
+
+def with_entry(params: StageParams, **changes: Any) -> StageParams:
+    """The parameters with other values in the model's entry; a dictionary changes keys of a section of it."""
+    entry = params.model_entry
+    whole = {
+        key: getattr(entry, key).model_copy(update=value) if isinstance(value, dict) else value for key, value in changes.items()
+    }
+    return params.model_copy(update={"model_entry": entry.model_copy(update=whole)})
 
 
 class Workspace:

@@ -27,7 +27,7 @@ CARRIER = (
 # ---- Canaries --------------------------------------------------------------------------------------------------------
 
 
-def canaries(references: Sequence[dict[str, Any]], control: Control) -> dict[str, dict[str, Any]]:
+def check_canaries(references: Sequence[dict[str, Any]], control: Control) -> dict[str, dict[str, Any]]:
     """The hit rates of four answers that know nothing; InputError names the first that gets what it must not.
 
     empty: no text. It must hit nothing on any prompt.

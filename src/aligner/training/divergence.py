@@ -16,7 +16,7 @@ MOST_SAMPLED = 256  # prompts that the policy answers, so that many held-out pai
 SAMPLED_AT_ONCE = 32
 
 
-def divergence(model, reference: Path, rows: list[dict[str, Any]], chat: Chat, seed: int) -> dict[str, float | None]:
+def kl_from_reference(model, reference: Path, rows: list[dict[str, Any]], chat: Chat, seed: int) -> dict[str, float | None]:
     """KL(policy || reference) in nats, on two kinds of answers to held-out prompts.
 
     teacher_forced: on the chosen answers, tokens that come from the data; a drift that shows only in what the policy itself
