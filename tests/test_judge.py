@@ -1,5 +1,6 @@
 """judge: the protocol by hand, and whole runs against a local server that plays good, biased, hostile and broken judges."""
 
+import ast
 import contextlib
 import email.utils
 import gzip
@@ -110,6 +111,8 @@ class Server:
 def serve(monkeypatch):
     """serve(play) starts a server; waits between tries are short, and every proxy that the environment names is dead."""
     servers = []
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
         monkeypatch.setenv(name.upper(), "http://127.0.0.1:1")
@@ -401,6 +404,25 @@ def test_disorder_keeps_the_words():
     text = "The mean of a sample is its sum divided by its size."
     assert canaries.disordered(text) != text and sorted(canaries.disordered(text).split()) == sorted(text.split())
     assert canaries.disordered(text) == canaries.disordered(text)
+
+
+# ---- The program ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_program_imports_another():
+    """What two of them need is in aligner; a script that is imported would drag its own deps along."""
+    programs = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (REPOSITORY / "src").glob("*.py")}
+    assert {"judge", "votes", "score"} <= set(programs)
+    for name, tree in programs.items():
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert modules & set(programs) == set(), name
+
+
+def test_help_and_the_question_cost_no_import_of_the_client():
+    code = "import sys, judge, votes; print('openai' in sys.modules)"
+    path = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    assert subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True).stdout == "False\n"
 
 
 # ---- Whole runs ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import ipaddress
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Generator, Mapping
 from multiprocessing.pool import ThreadPool
@@ -102,6 +103,8 @@ class Endpoint:
         self._secret = key if key and len(key) >= SHORTEST_SECRET else None
         self._transport = Transport(key, timeout)
         self._client = client(self.url, self._transport, timeout)
+        self._lock = threading.Lock()
+        self._failures = 0  # one after the other
 
     def ask_all(self, bodies: Mapping[str, dict], parallel: int) -> Generator[tuple[str, Reply | Failure], None, None]:
         """(name, outcome) of every request, in the order in which they come; at most `parallel` are under way at once.
@@ -119,10 +122,22 @@ class Endpoint:
     def _ask(self, item: tuple[str, dict]) -> tuple[str, Reply | Failure]:
         name, body = item
         try:
-            return name, self._outcome(body)
+            outcome = self._outcome(body)
+            self._count(outcome)
+            return name, outcome
         except InputError as error:
             self._transport.stopped = error
             raise
+
+    def _count(self, outcome: Reply | Failure) -> None:
+        """Raises InputError at STREAK failures in a row: here, since the workers run ahead of whoever reads the outcomes."""
+        with self._lock:
+            self._failures = self._failures + 1 if isinstance(outcome, Failure) else 0
+            if isinstance(outcome, Failure) and self._failures >= STREAK:
+                raise InputError(
+                    f"{STREAK} requests one after the other had no reply from {self.url}, the last for this reason: "
+                    f"{outcome.reason}. What was answered is kept; mend the endpoint, and run the same command to go on"
+                )
 
     def _outcome(self, body: dict) -> Reply | Failure:
         import openai
@@ -169,21 +184,14 @@ class Endpoint:
 
 
 def ask_missing(endpoint: Endpoint, bodies: Mapping[str, dict], parallel: int, cache: Cache) -> dict[str, Reply | Failure]:
-    """The outcome of every request; replies are kept as they come, and STREAK failures in a row end the run."""
+    """The outcome of every request; replies are kept as they come."""
     outcomes: dict[str, Reply | Failure] = {}
-    streak = 0
     asking = endpoint.ask_all(bodies, parallel)
     with contextlib.closing(asking), bar("judge", len(bodies), "reply") as progress:
         for key, outcome in asking:
             outcomes[key] = outcome
-            streak = streak + 1 if isinstance(outcome, Failure) else 0
             if isinstance(outcome, Reply):
                 keep(cache, key, outcome)
-            elif streak == STREAK:
-                raise InputError(
-                    f"{STREAK} requests one after the other had no reply from {endpoint.url}, the last for this reason: "
-                    f"{outcome.reason}. What was answered is kept; mend the endpoint, and run the same command to go on"
-                )
             progress.update()
     return outcomes
 
