@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 from support import golden
-from support.scored import FILES, FROM_OTHER_STAGES, PAIRS, TAIL, nulls, run, write_params
+from support.scored import FILES, PAIRS, TAIL, copy_other_stages, nulls, run, write_params
 
 import score
 from aligner import intervals
@@ -40,9 +40,7 @@ NAMES = list(score.MODELS)
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path in FROM_OTHER_STAGES:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes((ROOT / path).read_bytes())
+    copy_other_stages()
     write_params(0)
     return tmp_path
 

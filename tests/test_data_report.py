@@ -61,7 +61,7 @@ def reported(tmp_path_factory):
         lay_out(workspace, faulty())
         workspace.run("prepare")
         report = workspace.json("reports/data.json")
-        metrics = workspace.json("metrics/prepare.json")
+        metrics = workspace.json("reports/prepare.json")
         yield SimpleNamespace(folder=workspace.folder, report=report, metrics=metrics, files=outputs(workspace))
 
 
@@ -241,7 +241,7 @@ def test_a_warned_row_is_shown_by_check_and_kept(workspace):
     rows[3]["response"] = "It is cafÃ©."
     workspace.write_rows("sft", rows)
     workspace.run("prepare")
-    assert workspace.json("metrics/prepare.json")["sft_data"]["warned"] == 1
+    assert workspace.json("reports/prepare.json")["sft_data"]["warned"] == 1
     done = subprocess.run(
         [sys.executable, str(ROOT / "src" / "prepare.py"), "--check", RAW["sft"]], capture_output=True, text=True, timeout=300
     )

@@ -703,7 +703,7 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     fit = dpo.sft_likelihood(policies[0], given.chat, fast=False)
     measures = preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
     expected = summary(measures, rankings(said, rows), kl, fit, rows)
-    assert finished.json("metrics/dpo.json")["dpo"] == {name: close(value) for name, value in expected.items()}
+    assert finished.json("reports/dpo.json")["dpo"] == {name: close(value) for name, value in expected.items()}
     written = [row["ranking_accuracy"] for row in read(dpo.RANKING)]
     assert list(map(float, written)) == [close(row[2]) for row in ranking_rows(rankings(said, rows))]
 
@@ -737,7 +737,7 @@ def held_out_words(rows):
 
 def test_the_held_out_curves_begin_at_the_reference_and_end_at_the_metrics(finished):
     curves = {path.stem: read(path) for path in dpo.CURVES}
-    metrics = finished.json("metrics/dpo.json")["dpo"]
+    metrics = finished.json("reports/dpo.json")["dpo"]
     ends = {("dpo_loss", "held out"): ("validation_loss", LN_2), ("dpo_accuracy", "held out"): ("reward_accuracy", 0.5)}
     ends |= {("dpo_rewards", f"{name}, held out"): (f"{name}_reward", 0) for name in ("chosen",)}
     ends |= {("dpo_rewards", "margin, held out"): ("reward_margin", 0)}

@@ -198,7 +198,7 @@ def test_the_interval_of_the_mean_difference_changes_at_a_hundred_prompts():
     gaps = [0.5, 0.0, -0.25, 0.25] * 25
     small, large = (estimates.difference_estimate(each) for each in (gaps[:99], gaps))
     assert (small["low"], small["high"]) == intervals.exact_bootstrap_interval(gaps[:99])
-    assert (large["low"], large["high"]) == intervals.paired_t_interval(gaps)
+    assert (large["low"], large["high"]) == statistics.paired_t_interval(gaps)
     assert small["method"] != large["method"]
 
 
@@ -327,7 +327,7 @@ def test_identical_models_are_never_better(n, word):
 def test_equivalence_takes_the_margin_and_the_interval_of_two_one_sided_tests():
     gaps = [0.25, -0.25] * 100
     outcome = pairs.compare(gaps, [0.0] * 200, 0)
-    low, high = intervals.paired_t_interval(gaps, 0.9)
+    low, high = statistics.paired_t_interval(gaps, 0.9)
     for margin, word in ((high + 1e-6, "equivalent"), (high - 1e-6, "inconclusive")):
         rules = SimpleNamespace(tie_threshold=0, alpha=0.05, equivalence_margin=margin)
         found = pairs.verdict(gaps, outcome, 1.0, rules)

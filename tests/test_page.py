@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support import browser
 from support.browser import needs_browser
-from support.scored import ANSWERS, FROM_OTHER_STAGES, REFERENCES, answer_row, run, write_inputs, write_params
+from support.scored import ANSWERS, REFERENCES, answer_row, copy_other_stages, run, write_inputs, write_params
 
 import score
 import votes
@@ -50,9 +50,7 @@ def folder(tmp_path, monkeypatch):
 def enter(folder, monkeypatch):
     """The working folder, with what the other stages wrote in this repository's own last run."""
     monkeypatch.chdir(folder)
-    for path in FROM_OTHER_STAGES:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes((ROOT / path).read_bytes())
+    copy_other_stages()
     write_params(0)
 
 
@@ -154,7 +152,7 @@ def test_every_parameter_pin_and_count_stands_on_it(folder):
     assert values["dpo.beta"] == "0.1" and values["models.path"] == "models/base/weights"
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(pin.split(" ;")[0] in shown for pin in pins)
-    counts = json.loads((ROOT / "metrics/prepare.json").read_text())
+    counts = json.loads((ROOT / "tests/fixtures/reports/prepare.json").read_text())
     assert all(f"<td>{page.plain(count)}</td>" in shown for name in ("sft_data", "dpo_data") for count in counts[name].values())
 
 
@@ -164,7 +162,7 @@ def test_every_count_stands_under_the_file_that_it_counts(folder):
     found = page.rows_of_data(counts)
     assert found["files"] == ["a", "b"] and found["leakage"] == {"exact": 0}
     assert found["rows_of_data"] == {"rows": [3, 4], "own": [0.5, ""], "gap": ["", -1]}
-    counts = json.loads((ROOT / "metrics/prepare.json").read_text())
+    counts = json.loads((ROOT / "tests/fixtures/reports/prepare.json").read_text())
     table = re.search(r"<caption>Rows of data.*?</table>", written(), re.DOTALL)[0]
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
     assert rows[0] == ["count", "SFT examples", "DPO pairs"]

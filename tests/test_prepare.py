@@ -206,7 +206,7 @@ def mixed(workspace):
     with open(RAW["sft"], "a", encoding="utf-8") as file:
         file.write("  \n")
     run = workspace.run("prepare")
-    return SimpleNamespace(run=run, counts=workspace.json("metrics/prepare.json")["sft_data"])
+    return SimpleNamespace(run=run, counts=workspace.json("reports/prepare.json")["sft_data"])
 
 
 def test_the_counts_of_a_mixed_file(mixed):
@@ -255,7 +255,7 @@ def test_a_pair_said_before_is_a_duplicate_and_its_mirror_is_not(workspace):
     mirrored = {**rows[0], "id": "mirror", "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
     workspace.write_rows("pairs", [*rows, {**rows[1], "id": "again"}, mirrored])
     workspace.run("prepare")
-    counts = workspace.json("metrics/prepare.json")["dpo_data"]
+    counts = workspace.json("reports/prepare.json")["dpo_data"]
     assert (counts["rows"], counts["duplicate"]) == (14, 1)
     assert "mirror" in {row["id"] for row in both_sides(workspace, "dpo")}
 
@@ -301,7 +301,7 @@ def test_dropped_rows_end_the_run_above_their_largest_share(workspace, largest, 
             workspace.run("prepare")
     else:
         workspace.run("prepare")
-        assert workspace.json("metrics/prepare.json")["sft_data"]["rejected"] == 4
+        assert workspace.json("reports/prepare.json")["sft_data"]["rejected"] == 4
 
 
 def test_a_missing_file_is_an_input_error_that_names_it(workspace):
@@ -381,7 +381,7 @@ def test_pairs_are_kept_whole_or_dropped(workspace, chat):
     workspace.run("prepare")
     kept = {row["id"]: row for row in both_sides(workspace, "dpo")}
     assert set(kept) == {row["id"] for row in rows} - {"p4", "p6"}
-    assert workspace.json("metrics/prepare.json")["dpo_data"]["too_long"] == 2
+    assert workspace.json("reports/prepare.json")["dpo_data"]["too_long"] == 2
     for row in rows:
         if row["id"] in kept:
             prompt = (("user", row["prompt"]),)
@@ -459,7 +459,7 @@ def test_the_eval_prompts_that_overlap_are_marked_for_score(workspace):
     workspace.run("prepare")
     marks = {row["id"]: row.get("overlap") for row in workspace.rows("data/prepared/references.jsonl")}
     assert {id: mark for id, mark in marks.items() if mark} == {"e4": "ngram_8", "e7": "exact"}
-    counts = workspace.json("metrics/prepare.json")["leakage"]
+    counts = workspace.json("reports/prepare.json")["leakage"]
     assert counts == {"exact": 1, "ngram_13": 1, "ngram_8": 2, "longest_run": 8, "validation_prompts": 0}
     workspace.params["prepare.max_leakage"] = 0.08
     with pytest.raises(InputError, match=r"1 of 12 eval prompts .*\ne7: equal to the sft answer of row s2: "):
@@ -584,7 +584,7 @@ def test_what_generate_and_score_need_stands_apart_in_one_order(workspace, chat)
     prompts, references = workspace.rows("data/prepared/prompts.jsonl"), workspace.rows("data/prepared/references.jsonl")
     assert prompts == [{"id": row["id"], "prompt_ids": chat.prompt((("user", row["prompt"]),))} for row in rows]
     assert references == rows
-    assert workspace.json("metrics/prepare.json")["eval_data"] == {"prompts": 12}
+    assert workspace.json("reports/prepare.json")["eval_data"] == {"prompts": 12}
 
 
 def test_concepts_reach_score_as_they_are_written_without_what_nobody_reads(workspace):

@@ -18,10 +18,10 @@ from support.scored import (
     ANSWERS,
     CONCEPTS,
     FILES,
-    FROM_OTHER_STAGES,
     REFERENCES,
     TAIL,
     answer_row,
+    copy_other_stages,
     nulls,
     run,
     write_inputs,
@@ -41,9 +41,7 @@ OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"
 def folder(tmp_path, monkeypatch):
     """A working folder with params.yaml and the inputs of the stage, written by `write_inputs`."""
     monkeypatch.chdir(tmp_path)
-    for path in FROM_OTHER_STAGES:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes((ROOT / path).read_bytes())
+    copy_other_stages()
     write_params(0)
     write_inputs()
     return tmp_path

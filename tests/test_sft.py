@@ -397,7 +397,7 @@ def test_metrics_are_the_measures_of_the_base_and_of_the_stored_adapter(finished
     model = load_adapter(base, Path("models/sft"))
     measured.append(likelihood.evaluate(model, rows, given.chat.pad_id, likelihood.special_ids(given.chat)))
     expected = sft.summary(*measured, rows, likelihood.text_bytes(rows, given.chat))
-    found = finished.json("metrics/sft.json")["sft"]
+    found = finished.json("reports/sft.json")["sft"]
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-4)
     assert found["perplexity"] < found["base_perplexity"] and found["bits_per_byte"] < found["base_bits_per_byte"]
 
@@ -417,7 +417,7 @@ def test_the_curve_has_both_series_from_the_first_to_the_last_step(finished):
     last = steps["training"][-1]
     assert steps == {"training": list(range(1, last + 1)), "held out": [*range(0, last, 2), last]}
     assert all(earlier < later for series in steps.values() for earlier, later in pairwise(series))
-    final = finished.json("metrics/sft.json")["sft"]["validation_loss"]
+    final = finished.json("reports/sft.json")["sft"]["validation_loss"]
     assert float(rows[-1]["value"]) == pytest.approx(final, abs=1e-4)
 
 

@@ -16,11 +16,8 @@ from aligner import statistics
 from aligner.intervals import (
     clopper_pearson_interval,
     exact_bootstrap_interval,
-    median_interval,
     normal_quantile,
-    paired_t_interval,
     sign_test,
-    t_quantile,
     tango_interval,
     wilson_interval,
 )
@@ -30,10 +27,13 @@ from aligner.statistics import (
     clustered_standard_error,
     holm,
     length_controlled_win_rate,
+    median_interval,
     minimum_detectable_effect,
     newcombe_paired_interval,
+    paired_t_interval,
     pairwise_summary,
     permutation_test,
+    t_quantile,
 )
 
 COUNTS = st.integers(0, 60)

@@ -272,7 +272,7 @@ def test_prepare_accepts_the_pairs_once_their_prompts_are_not_evaluated(voted):
     voted.params["prepare.pairs"] = "data/raw/voted.jsonl"
     voted.params["prepare.eval"] = "data/raw/other_prompts.jsonl"
     voted.run("prepare")
-    assert voted.json("metrics/prepare.json")["dpo_data"]["rows"] == 12
+    assert voted.json("reports/prepare.json")["dpo_data"]["rows"] == 12
     assert {row["id"][:5] for row in voted.rows("data/prepared/dpo_train.jsonl")} == {"vote-"}
 
 

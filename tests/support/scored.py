@@ -51,7 +51,16 @@ FILES = [
     *(score.METRICS, score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS),
     *(score.REPORT, score.SIDE_BY_SIDE, score.PAGE),
 ]
-FROM_OTHER_STAGES = [*score.STAGE_REPORTS.values(), *score.CURVES.values(), score.RANKING, score.REQUIREMENTS]
+FIXTURES = ROOT / "tests/fixtures"
+
+
+def copy_other_stages():
+    """What the other stages wrote: curves and pins of this repository's last run, and kept reports, which are not in Git."""
+    sources = {path: ROOT / path for path in [*score.CURVES.values(), score.RANKING, score.REQUIREMENTS]}
+    sources |= {path: FIXTURES / path for path in score.STAGE_REPORTS.values()}
+    for path, source in sources.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(source.read_bytes())
 
 
 def write_params(tie_threshold, **others):

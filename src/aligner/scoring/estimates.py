@@ -64,7 +64,7 @@ def difference_estimate(gaps: Sequence[float], confidence: float = 0.95) -> Esti
 
 
 def difference_interval(gaps: Sequence[float], confidence: float) -> intervals.Interval | None:
-    interval = intervals.paired_t_interval if len(gaps) >= FEWEST_FOR_T else intervals.exact_bootstrap_interval
+    interval = statistics.paired_t_interval if len(gaps) >= FEWEST_FOR_T else intervals.exact_bootstrap_interval
     return interval(gaps, confidence)
 
 
@@ -89,7 +89,7 @@ def clustered(values: Sequence[float], clusters: Sequence[Hashable | None]) -> E
     error = statistics.clustered_standard_error(values, clusters)
     if error is None:
         return undefined("fewer than two clusters", clusters=count)
-    half, middle = intervals.t_quantile(count - 1) * error, mean(values)
+    half, middle = statistics.t_quantile(count - 1) * error, mean(values)
     known = {"standard_error": error, "clusters": count, "low": middle - half, "high": middle + half, "method": "CR1, t"}
     return {"estimate": middle, **known, **(few_clusters(values, clusters) if count < FEWEST_CLUSTERS else {})}
 
@@ -108,7 +108,7 @@ def ratio_estimate(hits: Sequence[float], groups: Sequence[float]) -> Estimate:
         return with_interval(ratio, n, None, method, standard_error=None)
     squares = math.fsum((hit - ratio * group) ** 2 for hit, group in zip(hits, groups, strict=True))
     error = math.sqrt(n / (n - 1) * squares) / total
-    half = intervals.t_quantile(n - 1) * error
+    half = statistics.t_quantile(n - 1) * error
     return with_interval(ratio, n, (max(0.0, ratio - half), min(1.0, ratio + half)), method, standard_error=error)
 
 

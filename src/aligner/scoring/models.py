@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aligner import intervals, text_health
+from aligner import intervals, statistics, text_health
 from aligner.scoring.answers import Answer
 from aligner.scoring.estimates import (
     BOOTSTRAP,
@@ -77,8 +77,8 @@ def control(given: Sequence[Answer]) -> dict[str, Estimate]:
     shuffled = [answer.shuffled for answer in given]
     lifts = differences(rates(given), shuffled)
     return {
-        "shuffled_hit_rate": mean_estimate(shuffled, intervals.paired_t_interval, STUDENT),
-        "lift": mean_estimate(lifts, intervals.paired_t_interval, STUDENT),
+        "shuffled_hit_rate": mean_estimate(shuffled, statistics.paired_t_interval, STUDENT),
+        "lift": mean_estimate(lifts, statistics.paired_t_interval, STUDENT),
     }
 
 
@@ -115,8 +115,8 @@ def health(given: Sequence[Answer]) -> dict[str, Estimate]:
     return {
         **{name: share(found) for name, found in signs(given).items()},
         "duplicate": share([True] * duplicates + [False] * (len(texts) - duplicates)),
-        "repetition_4": mean_estimate([answer.repetition for answer in given], intervals.paired_t_interval, STUDENT),
-        "compression": mean_estimate(compression, intervals.paired_t_interval, STUDENT),
+        "repetition_4": mean_estimate([answer.repetition for answer in given], statistics.paired_t_interval, STUDENT),
+        "compression": mean_estimate(compression, statistics.paired_t_interval, STUDENT),
     }
 
 

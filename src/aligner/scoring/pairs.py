@@ -127,7 +127,7 @@ def length_contest(first: Sequence[Answer], second: Sequence[Answer], tie_thresh
 def median_difference(first: Sequence[Answer], second: Sequence[Answer], measured: Callable[[Answer], int]) -> Estimate:
     """The median over prompts of first minus second, in the unit that is measured."""
     gaps = sorted(measured(one) - measured(other) for one, other in zip(first, second, strict=True))
-    interval = intervals.median_interval(gaps)
+    interval = statistics.median_interval(gaps)
     found = with_interval(quantile(gaps, 0.5), len(gaps), interval, MEDIAN)
     return found if interval else found | {"reason": "the interval of a median takes at least six prompts"}
 
