@@ -21,7 +21,7 @@ from aligner.report import charts, labels, page
 from aligner.report.highlight import marks
 from aligner.run import params as parameters
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODELS = list(score.MODELS)
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -33,7 +33,7 @@ from aligner.files import read_json, write_jsonl
 from aligner.run.errors import InputError
 from aligner.scoring.pairs import Outcome, compare
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
 
 

@@ -21,7 +21,7 @@ from support.clones import Clone
 
 import verify
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 # ---- What is compared -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from aligner.keywords.groups import hits
 from aligner.keywords.text import prepare
 from aligner.scoring.concepts import Catalogue
 
-DATA = Path(__file__).parent.parent / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 BANK = [entry for path in sorted((DATA / "bank").glob("*.yaml")) for entry in YAML(typ="safe").load(path)]
 BY_ID = {entry["id"]: entry for entry in BANK}
 

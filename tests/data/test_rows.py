@@ -19,7 +19,7 @@ from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, SftE
 from aligner.data.reader import KINDS, Ledger, check, read_rows
 from aligner.run.errors import InputError
 
-FIXTURES = Path(__file__).parent / "fixtures" / "rows"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "rows"
 EXPECTED = json.loads((FIXTURES / "bad_rows.expected.json").read_text(encoding="utf-8"))
 STATUS = {"accept": "accepted", "warn": "warned", "reject": "rejected", "skip": "skipped"}
 FIXTURE_KINDS = {  # what we call each defect, where the fixtures' own name is not ours

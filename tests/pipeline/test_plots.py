@@ -16,7 +16,7 @@ from support.browser import needs_browser
 
 import score
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / ".dvc" / "config"
 PAGE = ROOT / ".dvc" / "plots.html"
 TEMPLATES = sorted((ROOT / ".dvc" / "plots").glob("*.json"))

@@ -26,7 +26,7 @@ from aligner.model.chat import Chat
 from aligner.model.loading import check_chat
 from aligner.run.errors import InputError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PREPARED = [
     "data/prepared/chat.json",
     "data/prepared/concepts.jsonl",

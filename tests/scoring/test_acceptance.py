@@ -32,7 +32,7 @@ from aligner.run.errors import InputError
 from aligner.scoring import inputs
 from aligner.scoring.pairs import comparison
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = "mean variance event outcome".split()
 NAMES = list(score.MODELS)
 

@@ -27,7 +27,7 @@ from aligner.training import likelihood, llama_layer, setup
 from aligner.training.loop import first_measures, observe
 from aligner.training.setup import compile_layers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "provenance.json"}
 LINEAR_LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 

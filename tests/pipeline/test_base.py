@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "models" / "base"
 
 from corpus import ASSISTANT, END, USER, dialogue, documents, paragraph, read_bank, remark  # noqa: E402

@@ -16,7 +16,7 @@ from aligner.data import audit, spool
 from aligner.data.audit import Listed
 from aligner.data.row_warnings import text_warnings
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LONG = "The mean of many values is their sum over their number, and it moves when a single value is far from all of the others"
 
 

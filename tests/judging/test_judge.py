@@ -44,7 +44,7 @@ from aligner.scoring.pairs import name_of
 KEY = "sk-secret-0123456789"
 ORDER = ("What is a mean?", "A sum.", "A sum over a count.")
 CODE = verdicts.nonce(ORDER)
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "paired_phi2.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "paired_phi2.json").read_text(encoding="utf-8"))
 
 
 # ---- A server that plays the judge ---------------------------------------------------------------------------------------

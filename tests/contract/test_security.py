@@ -31,7 +31,7 @@ from aligner.run.errors import InputError
 from aligner.run.params import read
 from aligner.run.stage import run_stage
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("src", "models/base", "data", "docs") for path in sorted((ROOT / folder).rglob("*.py"))]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 EXPLODED = "exploded"  # the folder that every payload would make in the current directory

@@ -15,7 +15,7 @@ from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.params import ModelEntry, Params, Section, load, read
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "params.yaml"
 TEXT = FILE.read_text(encoding="utf-8")
 VALUES = YAML(typ="safe", pure=True).load(TEXT)

@@ -19,7 +19,7 @@ import pytest
 import flops
 from legs import Leg
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINYLLAMA = flops.llama(flops.TINYLLAMA, rank=16)
 # N, p, L, h, Vd: small numbers to count with.
 SMALL = flops.Shape(linear=100, adapter=10, layers=2, attention=3, head=50, parameters=0)

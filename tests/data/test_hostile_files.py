@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.loader_rules import require_sound
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GOOD = b'{"prompt":"p","response":"r"}'
 TWO = GOOD + b"\n" + GOOD + b"\n"
 USER, ASSISTANT, SYSTEM = ({"role": role, "content": role} for role in ("user", "assistant", "system"))
