@@ -20,19 +20,16 @@ repro: $(READY)      ## Install what is missing, then run the pipeline: dvc repr
 # that is through takes over what the other has yet to run (worksteal).
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test: $(READY)       ## Check the style and run the quick tests (at most 5 minutes on two quiet cores)
-	@echo "==> ruff"
-	@$(BIN)/ruff check .
+test: lint           ## Check the style and run the quick tests (at most 5 minutes on two quiet cores)
 	@echo "==> pytest, without the slow tests"
 	@$(PYTEST) -m "not slow" --hypothesis-profile quick
 
-test-all: $(READY)   ## Check the style and run all tests, with coverage (at most 25 minutes on two quiet cores)
-	@echo "==> ruff"
-	@$(BIN)/ruff check .
+test-all: lint       ## Check the style and run all tests, with coverage (at most 25 minutes on two quiet cores)
 	@echo "==> pytest, all tests"
 	@$(PYTEST) --cov --cov-report term --cov-fail-under 90
 
 lint: $(READY)       ## Check the style
+	@echo "==> ruff"
 	@$(BIN)/ruff check .
 
 verify: $(READY)     ## Run the whole pipeline afresh in a temporary clone; compare every output with dvc.lock (as long as repro)
