@@ -283,13 +283,11 @@ def observed(stage, folder, met):
 
 
 def written(folder):
-    """Bytes of every output; the report repeats the parameters and would change without any effect."""
-    outputs = [
-        path
-        for root in ("data/prepared", "data/generated", "models/sft", "models/dpo", "metrics", "plots")
-        for path in sorted((folder / root).rglob("*"))
-        if path.is_file()
-    ]
+    """Bytes of every output but score's report, which repeats the parameters and would change without any effect."""
+    roots = ("data/prepared", "data/generated", "models/sft", "models/dpo", "metrics", "plots")
+    found = [path for root in roots for path in sorted((folder / root).rglob("*")) if path.is_file()]
+    reports = [folder / f"reports/{stage}.json" for stage in ("prepare", "sft", "dpo")]
+    outputs = [*found, *(path for path in reports if path.is_file())]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in outputs}
 
 

@@ -95,8 +95,8 @@ def test_the_offline_switch_of_the_environment_is_enough(tmp_path):
     code = (
         "import socket, sys\n"
         "socket.socket.connect = lambda *arguments: sys.exit('network')\n"
-        "from aligner.errors import InputError\n"
-        "from aligner.hub import model_folder\n"
+        "from aligner.run.errors import InputError\n"
+        "from aligner.model.hub import model_folder\n"
         f"try: model_folder('somebody/model', '{REVISION}', ['config.json'])\n"
         "except InputError as error: print(error)\n"
     )

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support.workspace import REPOSITORY
 
 from aligner.run.errors import InputError
+from aligner.run.params import Score, StageParams
 from aligner.run.record import LIBRARIES, Run, git_state, installed
 from aligner.run.stage import RESTORE, run_stage
 
@@ -64,14 +64,14 @@ def ended(main, capsys):
 
 def test_a_completed_run_tells_what_a_person_would_ask(capsys):
     def main(run):
-        run.note(params=SimpleNamespace(sft=SimpleNamespace(epochs=2), seed=17), device="cpu")
+        run.note(params=Score(tie_threshold=0, alpha=0.05, equivalence_margin=0.1), device="cpu")
         run.phase("load")
 
     run_stage("sft", main)
     told = record()
     assert set(told) == FIELDS | {"params", "device"}
     assert told["stage"] == "sft" and told["state"] == "completed" and "reason" not in told
-    assert told["params"] == {"sft": {"epochs": 2}, "seed": 17} and told["device"] == "cpu"
+    assert told["params"] == {"tie_threshold": 0, "alpha": 0.05, "equivalence_margin": 0.1} and told["device"] == "cpu"
     assert set(told["seconds"]) == {"load", "total"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", told["started"])
     assert set(told["host"]) == {"name", "system", "cpus"} and told["python"].count(".") == 2
@@ -138,7 +138,7 @@ def test_records_go_to_the_main_checkout(folder, monkeypatch):
 def test_no_value_of_the_environment_stands_in_a_record(folder, monkeypatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    run_stage("sft", lambda run: run.note(params=SimpleNamespace(seed=17)))
+    run_stage("sft", lambda run: run.note(params=StageParams.model_construct(seed=17)))
     with pytest.raises(SystemExit):
         run_stage("dpo", raising(InputError("some reason")))
     text = "".join(path.read_text(encoding="utf-8") for path in (folder / "experiments").iterdir())
@@ -185,7 +185,7 @@ def test_a_bug_keeps_its_traceback(capsys, error):
 
 def run_in_process(folder, body):
     """A stage in a process of its own: `body` is what its main does with `run`."""
-    code = f"import sys, time\nfrom aligner.records import run_stage\ndef main(run):\n    {body}\nrun_stage('sft', main)\n"
+    code = f"import sys, time\nfrom aligner.run.stage import run_stage\ndef main(run):\n    {body}\nrun_stage('sft', main)\n"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     command = [sys.executable, "-c", code]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -287,9 +287,9 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_still_an_interrupt(t
 
 PATIENT = """
 import sys, time
-from aligner.records import interrupted, patience, run_stage
+from aligner.run.stage import deferred_interrupt, interrupted, run_stage
 def main(run):
-    with patience('sft: one moment'):
+    with deferred_interrupt('sft: one moment'):
         print('ready', flush=True)
         for _ in range(600):
             if interrupted() and {answer}: raise KeyboardInterrupt('step 7 is saved')

@@ -33,10 +33,10 @@ OUTPUTS = {
     *(f"models/{stage}/{name}" for stage in ("sft", "dpo") for name in ADAPTER),
     *(f"metrics/{stage}.json" for stage in ("prepare", "sft", "dpo", "score")),
     *(f"plots/{name}.csv" for name in PLOTS),
+    *(f"reports/{stage}.json" for stage in ("prepare", "sft", "dpo", "score")),
     "reports/data.json",
     "reports/data.md",
     "reports/index.html",
-    "reports/score.json",
     "reports/side_by_side.md",
 }
 RECORDS = ["dpo", "generate@base", "generate@dpo", "generate@sft", "prepare", "score", "sft"]

@@ -554,7 +554,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
 # ---- The stage ------------------------------------------------------------------------------------------------------
 
 OUTPUTS = ["models/dpo/adapter_config.json", "models/dpo/adapter_model.safetensors", "models/dpo/provenance.json"]
-OUTPUTS += ["metrics/dpo.json", str(dpo.RANKING), *map(str, dpo.CURVES)]
+OUTPUTS += ["metrics/dpo.json", "reports/dpo.json", str(dpo.RANKING), *map(str, dpo.CURVES)]
 
 
 @pytest.fixture
@@ -700,7 +700,7 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     base = load_base(given.params.model_entry, given.runtime)
     said = {name: log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)}
     kl = kl_from_reference(policies[0].eval(), dpo.SFT_ADAPTER, rows, given.chat, given.params.seed)
-    fit = dpo.sft_likelihood(policies[0], given.chat, fast=False)
+    fit = likelihood.of_answers(policies[0], finished.rows("data/prepared/sft_validation.jsonl"), given.chat, fast=False)
     measures = preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
     expected = summary(measures, rankings(said, rows), kl, fit, rows)
     assert finished.json("reports/dpo.json")["dpo"] == {name: close(value) for name, value in expected.items()}
@@ -723,7 +723,7 @@ def test_dpo_and_sft_are_measured_on_the_same_held_out_answers(finished, monkeyp
     policy = load_policy(given)
     measured = likelihood.evaluate(policy, rows, given.chat.pad_id, likelihood.special_ids(given.chat))
     size = likelihood.text_bytes(rows, given.chat)
-    found = dpo.sft_likelihood(policy, given.chat, fast=False)
+    found = likelihood.of_answers(policy, rows, given.chat, fast=False)
     assert found == likelihood.summary(measured, size)
     assert size == sum(len(f"The {word} is number {n}.".encode()) for n, word in held_out_words(rows))
 

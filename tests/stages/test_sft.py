@@ -424,7 +424,7 @@ def test_the_curve_has_both_series_from_the_first_to_the_last_step(finished):
 @pytest.mark.slow
 def test_the_same_bytes_in_another_process_with_another_hash_seed(finished):
     """target_modules is a set, whose order follows the hash seed."""
-    files = [*(f"models/sft/{name}" for name in sorted(ADAPTER_FILES)), "metrics/sft.json", "plots/sft.csv"]
+    files = [*(f"models/sft/{name}" for name in sorted(ADAPTER_FILES)), "metrics/sft.json", "reports/sft.json", "plots/sft.csv"]
     first = {path: Path(path).read_bytes() for path in files}
     for path in files:
         Path(path).unlink()

@@ -152,6 +152,7 @@ def wait_for(condition, process, seconds: float = 900) -> None:
 
 
 def outputs(folder: Path, stage: str) -> dict[str, bytes]:
-    """What a training stage wrote: adapter, metrics and curves."""
-    paths = [*(folder / "models" / stage).iterdir(), folder / f"metrics/{stage}.json", *(folder / "plots").glob(f"{stage}*.csv")]
+    """What a training stage wrote: adapter, metrics, report and curves."""
+    paths = [*(folder / "models" / stage).iterdir(), folder / f"metrics/{stage}.json", folder / f"reports/{stage}.json"]
+    paths += [*(folder / "plots").glob(f"{stage}*.csv")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)}

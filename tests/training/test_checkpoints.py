@@ -18,6 +18,7 @@ from support import killed, shelf
 from support.workspace import REPOSITORY, Workspace
 
 from aligner.run.errors import InputError
+from aligner.run.params import Dpo, StageParams
 from aligner.run.stage import RESTORE
 from aligner.training import checkpoints
 
@@ -307,7 +308,7 @@ def test_a_write_that_the_system_refuses_is_one_message(again, largest):
 HOLD = """
 import sys, time
 from pathlib import Path
-from aligner import checkpoints
+from aligner.training import checkpoints
 with checkpoints.alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -378,11 +379,11 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SOURCE", tmp_path / "src")
 
     def now(stage="sft", names=("rows.jsonl", "adapter"), beta=0.1):
-        params = SimpleNamespace(dpo=SimpleNamespace(beta=beta), seed=17)
+        params = StageParams.model_construct(dpo=Dpo.model_construct(beta=beta), seed=17)
         return checkpoints.fingerprint(stage, [Path(name) for name in names], params=params)
 
     found = [now(), now("dpo"), now(names=["rows.jsonl"]), now(beta=0.2), now(beta="0.1")]
-    for path in ("rows.jsonl", "adapter/weights", "src/sft.py", "src/aligner/training.py", "src/aligner/chat.py"):
+    for path in ("rows.jsonl", "adapter/weights", "src/sft.py", "src/aligner/training/loop.py", "src/aligner/model/chat.py"):
         Path(path).write_text(Path(path).read_text(encoding="utf-8") + "\n", encoding="utf-8")
         found.append(now())
     Path("adapter/weights").rename("adapter/weights.bin")
@@ -400,7 +401,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
             found.append(now())
     assert len(set(found)) == len(found)
     assert now() == now() == found[10]
-    for path in ("src/aligner/page.py", "src/dpo.py", "src/aligner/run/imports.py"):  # sft's outputs need none
+    for path in ("src/aligner/report/page.py", "src/dpo.py", "src/aligner/run/imports.py"):  # sft's outputs need none
         Path(path).write_text(Path(path).read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert now() == found[10]
 
@@ -527,7 +528,7 @@ def repository(again):
     pipeline = YAML(typ="safe", pure=True).load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
     with (folder / "dvc.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe", pure=True).dump({"stages": {"sft": pipeline["stages"]["sft"]}}, file)
-    module = folder / "src/aligner/checkpoints.py"
+    module = folder / "src/aligner/training/checkpoints.py"
     text = module.read_text(encoding="utf-8").replace("SECONDS = 30.0", "SECONDS = 0.0").replace("SHARE = 0.01", "SHARE = 1e9")
     module.write_text(text, encoding="utf-8")
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)

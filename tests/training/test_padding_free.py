@@ -39,7 +39,7 @@ def policy(folder, fast: bool, pairs: bool = False, dropout: float = 0.0, attent
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(base, config)
     if fast:
-        padding_free.merge_products(model)
+        padding_free.merge_lora_forward(model)
         padding_free.unpad(SimpleNamespace(model=model, args=SimpleNamespace(gradient_checkpointing=checkpointing)), pairs)
     return model.eval()  # without the dropout that GPT-2 has of its own; gradients are there all the same
 
@@ -192,7 +192,7 @@ def test_models_that_do_more_before_their_logits_do_not_fit():
 
 def test_low_precision_keeps_pefts_layers(folder):
     model = policy(folder, fast=False).to(torch.bfloat16)
-    assert padding_free.merge_products(model) == 0
+    assert padding_free.merge_lora_forward(model) == 0
 
 
 lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
