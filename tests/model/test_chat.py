@@ -407,13 +407,13 @@ def test_a_prompt_that_stands_before_no_answer_is_refused():
     chat = with_template("mini", template)
     assert chat.decode(chat.prompt(((USER, "x"),))) == "x<think>"
     for render in (lambda: chat.completion(((USER, "x"),), "y"), lambda: chat.conversation(((USER, "x"), (ASSISTANT, "y")))):
-        with pytest.raises(InputError, match="renders a prompt alone otherwise than before an answer"):
+        with pytest.raises(InputError, match="renders a prompt differently alone and before an answer"):
             render()
 
 
 def test_text_between_prompt_and_answer_is_refused():
     template = "{% for m in messages %}{{ 'so: ' if m['role'] == 'assistant' }}{{ m['content'] + eos_token }}{% endfor %}"
-    with pytest.raises(InputError, match="renders a prompt alone otherwise than before an answer"):
+    with pytest.raises(InputError, match="renders a prompt differently alone and before an answer"):
         with_template("mini", template).conversation(((USER, "x"), (ASSISTANT, "y")))
 
 
@@ -424,7 +424,7 @@ def test_a_question_that_is_written_otherwise_once_answered_is_refused():
     )
     assert chat.decode(chat.prompt(((USER, "x"),))) == "!x"
     for render in (lambda: chat.completion(((USER, "x"),), "y"), lambda: chat.conversation(((USER, "x"), (ASSISTANT, "y")))):
-        with pytest.raises(InputError, match="renders a prompt alone otherwise than before an answer"):
+        with pytest.raises(InputError, match="renders a prompt differently alone and before an answer"):
             render()
 
 

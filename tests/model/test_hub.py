@@ -132,21 +132,21 @@ def test_a_revision_that_is_not_there_is_told_in_one_line(monkeypatch):
 
     fail_with(monkeypatch, refusal(RevisionNotFoundError, 404, "404 Client Error. (Request ID: 1)\n\nRevision Not Found\n"))
     found = problem("somebody/model", REVISION)
-    assert found.startswith(f"somebody/model at {REVISION} cannot be had (404 Client Error.")
-    assert found.endswith(f"Check name, revision and network: {DOWNLOAD}") and "\n" not in found
+    assert found.startswith(f"somebody/model at {REVISION} cannot be downloaded (404 Client Error.")
+    assert found.endswith(f"Check name, revision, network: {DOWNLOAD}") and "\n" not in found
 
 
 def test_a_connection_that_breaks_off_is_told_in_one_line(monkeypatch):
     import httpx2
 
     fail_with(monkeypatch, httpx2.ReadTimeout("The read operation timed out"))
-    assert "cannot be had (The read operation timed out)" in problem("somebody/model", REVISION)
+    assert "cannot be downloaded (The read operation timed out)" in problem("somebody/model", REVISION)
     fail_with(monkeypatch, httpx2.ReadError(""))
-    assert "cannot be had (ReadError)" in problem("somebody/model", REVISION)
+    assert "cannot be downloaded (ReadError)" in problem("somebody/model", REVISION)
 
 
 def test_a_name_that_is_none_is_refused_by_the_hub_s_own_rules():
-    assert "cannot be had (" in problem("some..body/model", REVISION)
+    assert "cannot be downloaded (" in problem("some..body/model", REVISION)
 
 
 def test_what_is_asked_for_holds_no_pickled_weights(monkeypatch, tmp_path):

@@ -158,7 +158,7 @@ def test_all_problems_are_told_at_once(written):
         "dpo.beta must be > 0, got -0.1",
         "generate.do_sample must be a valid boolean, got 'maybe'",
         "score.tie_threshold must be a valid number, unable to parse string as a number, got 'abc'",
-        "model is 'minni', which is no key of models (mini, tinyllama) (did you mean mini?)",
+        "model is 'minni', which is not a key of models (mini, tinyllama) (did you mean mini?)",
     }
     found = problems(path)
     assert expected < set(found) and len(found) == len(expected) + 1
@@ -217,7 +217,7 @@ def test_a_dot_in_a_model_s_name_is_refused(tmp_path):
 
 
 def test_an_unknown_model_is_refused_with_the_names_that_are_there(written):
-    names = "which is no key of models (mini, tinyllama)"
+    names = "which is not a key of models (mini, tinyllama)"
     assert problems(written(model="minni")) == [f"model is 'minni', {names} (did you mean mini?)"]
     assert problems(written(model="gpt-x")) == [f"model is 'gpt-x', {names}"]
 

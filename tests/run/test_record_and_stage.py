@@ -164,7 +164,7 @@ def test_what_a_person_can_mend_is_one_message(capsys):
     ],
 )
 def test_what_the_system_refuses_is_one_message(capsys, error, shown):
-    assert ended(raising(error), capsys) == (1, f"sft: {shown}. Mend it, then: dvc repro\n")
+    assert ended(raising(error), capsys) == (1, f"sft: {shown}. Fix this, then: dvc repro\n")
     assert record()["state"] == "failed" and record()["reason"] == str(error)
 
 
@@ -256,7 +256,7 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_reason(monkeypatch, c
 def test_a_folder_for_records_that_cannot_be_made_is_one_message(folder, capsys):
     (folder / "experiments").write_text("a file is in the way", encoding="utf-8")
     code, shown = ended(lambda run: None, capsys)
-    assert code == 1 and shown == "sft: File exists: experiments. Mend it, then: dvc repro\n"
+    assert code == 1 and shown == "sft: File exists: experiments. Fix this, then: dvc repro\n"
 
 
 def test_an_interrupt_that_a_library_turns_into_an_error_is_still_an_interrupt(tmp_path, monkeypatch, capsys):
@@ -313,7 +313,7 @@ def test_with_patience_the_stage_answers_a_signal_itself(folder):
         process.send_signal(signal.SIGTERM)
         _, shown = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert shown == f"\nsft: one moment\nsft: interrupted; step 7 is saved. Go on: dvc repro   (or back: {RESTORE})\n"
+    assert shown == f"\nsft: one moment\nsft: interrupted; step 7 is saved. Resume: dvc repro   (or undo: {RESTORE})\n"
     assert (record(folder)["state"], record(folder)["reason"]) == ("interrupted", "step 7 is saved")
 
 
@@ -324,7 +324,7 @@ def test_a_second_signal_ends_all_patience(folder):
         assert process.stderr.readline() + process.stderr.readline() == "\nsft: one moment\n"
         process.send_signal(signal.SIGINT)
         _, shown = process.communicate(timeout=30)
-    assert process.returncode == 130 and shown.startswith("sft: interrupted; nothing of the inputs is lost")
+    assert process.returncode == 130 and shown.startswith("sft: interrupted; the inputs are unchanged")
 
 
 def test_a_signal_that_found_no_answer_ends_the_stage_after_all(folder):
@@ -332,4 +332,4 @@ def test_a_signal_that_found_no_answer_ends_the_stage_after_all(folder):
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         _, shown = process.communicate(timeout=30)
-    assert process.returncode == 130 and "sft: interrupted; nothing of the inputs is lost" in shown
+    assert process.returncode == 130 and "sft: interrupted; the inputs are unchanged" in shown

@@ -27,7 +27,15 @@ from aligner.training import divergence, likelihood
 from aligner.training.divergence import distance, divergences, kl_from_reference, sample
 from aligner.training.log_probs import log_probabilities
 from aligner.training.loop import observe
-from aligner.training.preferences import RANKING_COLUMNS, health, mcnemar, preference_metrics, ranking_rows, rankings, summary
+from aligner.training.preferences import (
+    RANKING_COLUMNS,
+    dpo_figures,
+    mcnemar,
+    preference_health,
+    preference_metrics,
+    ranking_rows,
+    rankings,
+)
 from aligner.training.setup import trainer_tokenizer, training_arguments
 
 NAMES = {
@@ -216,7 +224,7 @@ def test_summary_counts_and_rounds():
     The chosen answers gain 3 nats on 3 + 2 + 1 tokens, 0.5 a token.
     """
     rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * 2} for chosen in (3, 2, 1)]
-    numbers = summary(preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), RANKS, KL, FIT, rows)
+    numbers = dpo_figures(preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), RANKS, KL, FIT, rows)
     loss, brier = round(math.log1p(math.exp(-0.1)), 4), round((1 - 1 / (1 + math.exp(-0.1))) ** 2, 4)
     assert numbers == {
         "validation_loss": loss,
@@ -247,7 +255,7 @@ def test_summary_counts_and_rounds():
 def test_what_is_undefined_is_null_in_the_summary():
     rows = [{"chosen_ids": [1], "rejected_ids": [1]}]
     measured = preference_metrics([(-1, -2)], [(-1, -2)], 0.1)
-    numbers = summary(measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
+    numbers = dpo_figures(measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
     assert [name for name, value in numbers.items() if value is None] == ["kl_per_token_sampled", "bits_per_byte"]
 
 
@@ -319,7 +327,7 @@ HEALTH = [
 def test_health_in_words(measures, longer, word):
     """Accuracy must beat chance and both rules of length; a fall of the chosen answers with a growing margin is displacement."""
     names = ("validation_accuracy", "chosen_change", "validation_margin")
-    assert health(dict(zip(names, measures, strict=True)), longer) == word
+    assert preference_health(dict(zip(names, measures, strict=True)), longer) == word
 
 
 # ---- Log-probabilities ----------------------------------------------------------------------------------------------
@@ -466,7 +474,6 @@ def stock_trainer(given, rows):
     from trl import DPOConfig, DPOTrainer
 
     config = DPOConfig(
-        output_dir="stock",
         beta=given.params.dpo.beta,
         **training_arguments(
             given.params.dpo, given.params.model_entry.dpo, given.params.model_entry, given.params.seed, given.runtime
@@ -587,7 +594,7 @@ def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_si
     reference = load_adapter(load_base(given.params.model_entry, given.runtime), dpo.SFT_ADAPTER).eval()
     expected = [naive_divergence(policy.eval(), reference, row) for row in rows]
     policy.train()
-    found = divergences(policy, answers_of(rows), given.chat.pad_id, batch_size)
+    found = divergences(policy, dpo.SFT_ADAPTER, answers_of(rows), given.chat.pad_id, batch_size)
     assert found == pytest.approx(expected, rel=1e-4) and min(found) > 1e-3
     assert list(policy.peft_config) == ["default"] and policy.active_adapter == "default" and policy.training
 
@@ -595,8 +602,8 @@ def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_si
 def test_the_mean_is_per_token_of_all_answers_and_per_answer(monkeypatch):
     """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 a token, 6 / 2 an answer, from 1 to 5. Of one answer there is no interval."""
     monkeypatch.setattr(divergence, "divergences", lambda model, reference, answers, pad_id: [1.0, 5.0][: len(answers)])
-    assert distance(None, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0) == [1.0, 3.0, 1.0, 5.0]
-    assert distance(None, [([9], [1, 1])], 0) == [0.5, 1.0, None, None]
+    assert distance(None, dpo.SFT_ADAPTER, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0) == [1.0, 3.0, 1.0, 5.0]
+    assert distance(None, dpo.SFT_ADAPTER, [([9], [1, 1])], 0) == [0.5, 1.0, None, None]
 
 
 def naive_divergence(policy, reference, row):
@@ -700,9 +707,9 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     base = load_base(given.params.model_entry, given.runtime)
     said = {name: log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)}
     kl = kl_from_reference(policies[0].eval(), dpo.SFT_ADAPTER, rows, given.chat, given.params.seed)
-    fit = likelihood.of_answers(policies[0], finished.rows("data/prepared/sft_validation.jsonl"), given.chat, fast=False)
+    fit = likelihood.of_answers(policies[0], finished.rows("data/prepared/sft_validation.jsonl"), given.chat, unpadded=False)
     measures = preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
-    expected = summary(measures, rankings(said, rows), kl, fit, rows)
+    expected = dpo_figures(measures, rankings(said, rows), kl, fit, rows)
     assert finished.json("reports/dpo.json")["dpo"] == {name: close(value) for name, value in expected.items()}
     written = [row["ranking_accuracy"] for row in read(dpo.RANKING)]
     assert list(map(float, written)) == [close(row[2]) for row in ranking_rows(rankings(said, rows))]
@@ -721,10 +728,10 @@ def test_dpo_and_sft_are_measured_on_the_same_held_out_answers(finished, monkeyp
     given = setting(finished)
     rows = finished.rows("data/prepared/sft_validation.jsonl")
     policy = load_policy(given)
-    measured = likelihood.evaluate(policy, rows, given.chat.pad_id, likelihood.special_ids(given.chat))
+    measured = likelihood.measure(policy, rows, given.chat.pad_id, likelihood.special_ids(given.chat))
     size = likelihood.text_bytes(rows, given.chat)
-    found = likelihood.of_answers(policy, rows, given.chat, fast=False)
-    assert found == likelihood.summary(measured, size)
+    found = likelihood.of_answers(policy, rows, given.chat, unpadded=False)
+    assert found == likelihood.perplexity_and_bits(measured, size)
     assert size == sum(len(f"The {word} is number {n}.".encode()) for n, word in held_out_words(rows))
 
 

@@ -11,7 +11,7 @@ from support.workspace import Workspace, with_entry
 import generate
 from aligner.model import runtime
 from aligner.model.batches import batches
-from aligner.model.generation import complete, roomy_cache
+from aligner.model.generation import complete, preallocated_cache
 from aligner.model.loading import base_fingerprint, load_adapter, load_base, load_chat, save_adapter
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
@@ -156,7 +156,7 @@ def test_a_cache_with_room_holds_what_transformers_own_holds():
     from transformers import DynamicCache, LlamaConfig
 
     config, states = LlamaConfig(num_hidden_layers=1), torch.randn(2, 3, 2, 7, 4)
-    roomy, plain = roomy_cache(config, 7), DynamicCache(config=config)
+    roomy, plain = preallocated_cache(config, 7), DynamicCache(config=config)
     for start, end in ((0, 4), (4, 5), (5, 7)):
         found, expected = (cache.update(*states[:, :, :, start:end], 0) for cache in (roomy, plain))
         assert all(map(torch.equal, found, expected))

@@ -107,7 +107,7 @@ def test_evaluate_by_hand(batch_size):
     The likeliest next tokens are 0 after 0 (right), 0 after 1 (wrong), 2 after 2 (wrong), 3 after 3 (right): 2 of 4.
     """
     model = NextToken()
-    measured = likelihood.evaluate(model, TWO_ROWS, 0, {3}, batch_size)
+    measured = likelihood.measure(model, TWO_ROWS, 0, {3}, batch_size)
     loss = (math.log(2) + 2 * math.log(4) + math.log(8 / 3)) / 4
     nats = pytest.approx(math.log(2) + math.log(4), rel=1e-6)
     assert measured == {"validation_loss": pytest.approx(loss, rel=1e-6), "token_accuracy": 0.5, "text_nats": nats}
@@ -116,7 +116,7 @@ def test_evaluate_by_hand(batch_size):
 
 def test_evaluate_counts_labelled_tokens_alone():
     """Of 1, 2, 3, 3 only the last 3 counts: chance 3/8, and it is the likeliest."""
-    measured = likelihood.evaluate(NextToken(), [{"input_ids": [1, 2, 3, 3], "labels": [-100, -100, -100, 3]}], 0, set())
+    measured = likelihood.measure(NextToken(), [{"input_ids": [1, 2, 3, 3], "labels": [-100, -100, -100, 3]}], 0, set())
     nats = pytest.approx(math.log(8 / 3), rel=1e-6)
     assert measured == {"validation_loss": nats, "token_accuracy": 1, "text_nats": nats}
 
@@ -148,7 +148,7 @@ def test_evaluate_equals_rows_one_at_a_time_whatever_the_batches(tmp_path, monke
             row["labels"][-1] = base(input_ids=torch.tensor([row["input_ids"]])).logits[0, -2].argmax().item()
             row["input_ids"][-1] = row["labels"][-1]
     expected = one_row_at_a_time(base, rows, rows[0]["labels"][-1])
-    measured = likelihood.evaluate(base, rows, given.chat.pad_id, {rows[0]["labels"][-1]}, batch_size)
+    measured = likelihood.measure(base, rows, given.chat.pad_id, {rows[0]["labels"][-1]}, batch_size)
     for name in ("validation_loss", "text_nats"):
         assert measured[name] == pytest.approx(expected[name], rel=1e-6)
     assert measured["token_accuracy"] == expected["token_accuracy"] >= 7 / likelihood.supervised(rows)
@@ -158,7 +158,7 @@ def test_evaluate_neither_trains_nor_drops_out(workspace):
     trainer = build(workspace, random_rows(4), **{"lora.lora_dropout": 0.5})
     trainer.model.train()
     before = adapter_of(trainer)
-    first, second = (likelihood.evaluate(trainer.model, random_rows(4), 0, set()) for _ in range(2))
+    first, second = (likelihood.measure(trainer.model, random_rows(4), 0, set()) for _ in range(2))
     assert first == second
     assert trainer.model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter_of(trainer).items())
@@ -174,7 +174,7 @@ def test_summary_tells_of_the_model_before_and_after():
     """Perplexities exp(ln 8) = 8 and exp(ln 16) = 16; 6 ln 2 and 10 ln 2 nats over 4 bytes are 1.5 and 2.5 bits a byte."""
     base = {"validation_loss": math.log(16), "token_accuracy": 0.0, "text_nats": 10 * math.log(2)}
     final = {"validation_loss": math.log(8), "token_accuracy": 1 / 3, "text_nats": 6 * math.log(2)}
-    assert sft.summary(base, final, TWO_ROWS, 4) == {
+    assert sft.sft_figures(base, final, TWO_ROWS, 4) == {
         "validation_loss": 2.0794,
         "perplexity": 8.0,
         "bits_per_byte": 1.5,
@@ -202,8 +202,8 @@ def test_only_the_adapter_is_trained(workspace):
 
 def test_the_adapter_begins_as_nothing(workspace):
     given, rows = setting(workspace), random_rows(6)
-    base = likelihood.evaluate(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
-    assert likelihood.evaluate(build(workspace, rows).model, rows, given.chat.pad_id, {1}) == base
+    base = likelihood.measure(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
+    assert likelihood.measure(build(workspace, rows).model, rows, given.chat.pad_id, {1}) == base
 
 
 def test_the_settings_of_lora_reach_the_adapter(workspace):
@@ -220,7 +220,7 @@ def test_the_first_logged_loss_is_that_of_the_trained_tokens_alone(workspace):
     rows = random_rows(8)
     trainer = train(workspace, rows, **{"models.mini.sft.per_device_train_batch_size": 8, "sft.num_train_epochs": 1})
     given = setting(workspace)
-    measured = likelihood.evaluate(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
+    measured = likelihood.measure(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
     assert trajectories.points(trainer.state.log_history)["loss"] == [pytest.approx(measured["validation_loss"], rel=1e-5)]
 
 
@@ -307,7 +307,7 @@ def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
         for wanted in (False, True):
             given.params = with_entry(given.params, torch_compile=wanted)
             trainer = sft.build_trainer(given.params, given.runtime, given.chat, rows)
-            measure = lambda model=trainer.model: likelihood.evaluate(model, rows, given.chat.pad_id, {1})  # noqa: E731
+            measure = lambda model=trainer.model: likelihood.measure(model, rows, given.chat.pad_id, {1})  # noqa: E731
             observe(trainer, "sft", 1, 2, measure)
             trainer.train()
             logs.append(trajectories.points(trainer.state.log_history))
@@ -325,7 +325,7 @@ def test_what_cannot_be_compiled_is_said(workspace, monkeypatch):
         sft.build_trainer(given.params, given.runtime, given.chat, rows)
     model = torch.nn.Linear(2, 2)
     model._no_split_modules = None
-    with pytest.raises(InputError, match=r"Linear does not say .* set models\.<name>\.torch_compile to false"):
+    with pytest.raises(InputError, match=r"Linear does not name its layers.* set models\.<name>\.torch_compile to false"):
         compile_layers(SimpleNamespace(model=SimpleNamespace(get_base_model=lambda: model)))
 
 
@@ -335,7 +335,7 @@ def test_measuring_more_often_does_not_change_the_training(workspace):
     for steps in (1, 1000):
         given = setting(workspace, **{"lora.lora_dropout": 0.3})
         trainer = sft.build_trainer(given.params, given.runtime, given.chat, rows)
-        measure = lambda model=trainer.model, pad_id=given.chat.pad_id: likelihood.evaluate(model, rows, pad_id, {1})  # noqa: E731
+        measure = lambda model=trainer.model, pad_id=given.chat.pad_id: likelihood.measure(model, rows, pad_id, {1})  # noqa: E731
         observe(trainer, "sft", 1, steps, measure)
         trainer.train()
         losses.append(trajectories.points(trainer.state.log_history))
@@ -393,10 +393,10 @@ def test_metrics_are_the_measures_of_the_base_and_of_the_stored_adapter(finished
     """By the stock forward pass too, up to the last bits; the base is measured where there is no adapter at all."""
     given, rows = setting(finished), finished.rows("data/prepared/sft_validation.jsonl")
     base = load_base(given.params.model_entry, given.runtime)
-    measured = [likelihood.evaluate(base, rows, given.chat.pad_id, likelihood.special_ids(given.chat))]
+    measured = [likelihood.measure(base, rows, given.chat.pad_id, likelihood.special_ids(given.chat))]
     model = load_adapter(base, Path("models/sft"))
-    measured.append(likelihood.evaluate(model, rows, given.chat.pad_id, likelihood.special_ids(given.chat)))
-    expected = sft.summary(*measured, rows, likelihood.text_bytes(rows, given.chat))
+    measured.append(likelihood.measure(model, rows, given.chat.pad_id, likelihood.special_ids(given.chat)))
+    expected = sft.sft_figures(*measured, rows, likelihood.text_bytes(rows, given.chat))
     found = finished.json("reports/sft.json")["sft"]
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-4)
     assert found["perplexity"] < found["base_perplexity"] and found["bits_per_byte"] < found["base_bits_per_byte"]

@@ -78,8 +78,8 @@ def _run(stage: str, folder: str, seconds: float, slowly: float, largest: int | 
     os.dup2(said.fileno(), 2)
     sys.stderr = sys.stdout = said
     checkpoints.SECONDS, checkpoints.SHARE = seconds, 1e9
-    sync = checkpoints._sync
-    checkpoints._sync = lambda path: (time.sleep(slowly), sync(path))
+    sync = checkpoints.sync
+    checkpoints.sync = lambda path: (time.sleep(slowly), sync(path))
     if largest:
         import resource
 
@@ -120,8 +120,10 @@ def kill_and_rerun(stage: str, folder: Path, times: int, steps: int, seed: int =
         process.kill()
         process.join()
         assert process.exitcode == -9, f"{stage} ended before it was killed: {(folder / 'said.txt').read_text()}"
-        whole = [path for path in checkpoints._steps(run_folder(folder, stage)) if checkpoints.damage(path) is None]
-        step = checkpoints._step(whole[-1]) if whole else 0
+        whole = [
+            path for path in checkpoints.finished_checkpoints(run_folder(folder, stage)) if checkpoints.find_damage(path) is None
+        ]
+        step = checkpoints.step_of(whole[-1]) if whole else 0
         kills.append({"saved step": step, "while writing": writing(folder, stage)})
     assert finish(start(stage, folder)) == 0, (folder / "said.txt").read_text()
     return kills

@@ -61,7 +61,11 @@ def said(folder):
 def steps_of(folder, stage):
     """The steps after which the run in `folder` has whole checkpoints."""
     run = killed.run_folder(folder, stage)
-    return [checkpoints._step(path) for path in checkpoints._steps(run) if checkpoints.damage(path) is None] if run else []
+    return (
+        [checkpoints.step_of(path) for path in checkpoints.finished_checkpoints(run) if checkpoints.find_damage(path) is None]
+        if run
+        else []
+    )
 
 
 def stop(stage, folder, signum=signal.SIGTERM):
@@ -150,12 +154,12 @@ def test_sigterm_and_ctrl_c_save_the_step_and_say_how_to_go_on(whole, again, sta
     assert stop(stage, folder, signum) == 130
     *_, noticed, last = said(folder).splitlines()
     step, steps = steps_of(folder, stage)[-1], killed.steps_of_curve(whole, stage)
-    assert noticed == f"{stage}: this step is finished and saved first; once more stops at once"
-    assert last == f"{stage}: interrupted; step {step} of {steps} is saved. Go on: dvc repro   (or back: {RESTORE})"
+    assert noticed == f"{stage}: finishing and saving this step; interrupt again to stop at once"
+    assert last == f"{stage}: interrupted; step {step} of {steps} is saved. Resume: dvc repro   (or undo: {RESTORE})"
     (record,) = (json.loads(path.read_text()) for path in (folder / "experiments").iterdir())
     assert (record["state"], record["reason"]) == ("interrupted", f"step {step} of {steps} is saved")
     assert killed.finish(killed.start(stage, folder)) == 0
-    assert f"{stage}: goes on after step {step}" in said(folder)
+    assert f"{stage}: resumes after step {step}" in said(folder)
     assert killed.outputs(folder, stage) == killed.outputs(whole, stage)
 
 
@@ -198,29 +202,29 @@ def run_a_few_steps(folder):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_damage_of_every_file_is_seen(stopped, tmp_path, damage):
-    newest = checkpoints._steps(killed.run_folder(stopped, "sft"))[-1]
-    assert {path.name for path in newest.iterdir()} == FILES and checkpoints.damage(newest) is None
+    newest = checkpoints.finished_checkpoints(killed.run_folder(stopped, "sft"))[-1]
+    assert {path.name for path in newest.iterdir()} == FILES and checkpoints.find_damage(newest) is None
     for name in sorted(FILES):
         copy = shutil.copytree(newest, tmp_path / name / newest.name)
         DAMAGES[damage](copy / name)
-        assert (problem := checkpoints.damage(copy)) is not None, f"{name}, {damage}"
+        assert (problem := checkpoints.find_damage(copy)) is not None, f"{name}, {damage}"
         assert name in problem or name == "SHA256SUMS"
 
 
 def test_sums_must_be_those_of_every_file(stopped, tmp_path):
-    copy = shutil.copytree(checkpoints._steps(killed.run_folder(stopped, "sft"))[-1], tmp_path / "step-1")
+    copy = shutil.copytree(checkpoints.finished_checkpoints(killed.run_folder(stopped, "sft"))[-1], tmp_path / "step-1")
     lines = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
     (copy / "SHA256SUMS").write_text("".join(lines[:-1]))
-    assert checkpoints.damage(copy) == "trainer_state.json has other bytes than were written"
+    assert checkpoints.find_damage(copy) == "trainer_state.json does not hold the bytes that were written"
 
 
 def test_sums_of_nothing_are_no_checkpoint(tmp_path):
     (tmp_path / "SHA256SUMS").write_bytes(b"")
-    assert checkpoints.damage(tmp_path) == "progress.json is missing"
+    assert checkpoints.find_damage(tmp_path) == "progress.json is missing"
 
 
 def test_sums_are_those_of_sha256sum(stopped):
-    newest = checkpoints._steps(killed.run_folder(stopped, "sft"))[-1]
+    newest = checkpoints.finished_checkpoints(killed.run_folder(stopped, "sft"))[-1]
     if shutil.which("sha256sum") is None:
         pytest.skip("no sha256sum here")
     assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=newest).returncode == 0
@@ -230,13 +234,13 @@ def test_sums_are_those_of_sha256sum(stopped):
 @pytest.mark.parametrize("damage", [*DAMAGES, "both"])
 def test_the_checkpoint_before_a_damaged_one_is_taken(whole, stopped, tmp_path, damage):
     folder = shutil.copytree(stopped, tmp_path / "run")
-    before, newest = checkpoints._steps(killed.run_folder(folder, "sft"))
+    before, newest = checkpoints.finished_checkpoints(killed.run_folder(folder, "sft"))
     for path in (before, newest) if damage == "both" else (newest,):
         DAMAGES.get(damage, flip)(path / "optimizer.pt")
     assert killed.finish(killed.start("sft", folder, seconds=1000)) == 0
     assert f"{newest.name} is damaged (optimizer.pt" in said(folder)
-    assert ("goes on after" in said(folder)) == (damage != "both")
-    assert (f"goes on after step {checkpoints._step(before)}, " in said(folder)) == (damage != "both")
+    assert ("resumes after" in said(folder)) == (damage != "both")
+    assert (f"resumes after step {checkpoints.step_of(before)}, " in said(folder)) == (damage != "both")
     assert killed.outputs(folder, "sft") == killed.outputs(whole, "sft")
 
 
@@ -246,7 +250,7 @@ def test_no_pickle_of_a_checkpoint_can_run_code(stopped, tmp_path):
     import zipfile
 
     folder = shutil.copytree(stopped, tmp_path / "run")
-    newest = checkpoints._steps(killed.run_folder(folder, "sft"))[-1]
+    newest = checkpoints.finished_checkpoints(killed.run_folder(folder, "sft"))[-1]
 
     class Bomb:
         def __reduce__(self):
@@ -255,11 +259,9 @@ def test_no_pickle_of_a_checkpoint_can_run_code(stopped, tmp_path):
     with zipfile.ZipFile(newest / "optimizer.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Bomb(), protocol=2))
         archive.writestr("archive/version", "3\n")
-    sums = "".join(
-        f"{checkpoints._sha256(path)}  {path.name}\n" for path in sorted(newest.iterdir()) if path.name != "SHA256SUMS"
-    )
+    sums = "".join(f"{checkpoints.sha256(path)}  {path.name}\n" for path in sorted(newest.iterdir()) if path.name != "SHA256SUMS")
     (newest / "SHA256SUMS").write_text(sums)
-    assert checkpoints.damage(newest) is None
+    assert checkpoints.find_damage(newest) is None
     assert killed.finish(killed.start("sft", folder)) == 1
     assert "Weights only load failed" in said(folder) and not (folder / "exploded").exists()
 
@@ -273,7 +275,7 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(whole, tmp_pat
     folder = shutil.copytree(whole, tmp_path / "run")
     workspace = Workspace.reopen(folder, monkeypatch)
     every_step(monkeypatch)
-    sync = checkpoints._sync
+    sync = checkpoints.sync
 
     def full_at_step_5(path):
         if path.name == "step-5.unfinished":
@@ -281,12 +283,12 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(whole, tmp_pat
         sync(path)
 
     with monkeypatch.context() as patch, pytest.raises(InputError) as told:
-        patch.setattr(checkpoints, "_sync", full_at_step_5)
+        patch.setattr(checkpoints, "sync", full_at_step_5)
         workspace.run(stage)
     path = killed.run_folder(folder, stage).relative_to(folder) / "step-5"
     assert str(told.value) == (
-        f"checkpoint {path} could not be written (No space left on device); the one of step 4 is kept. Make room there, "
-        "then: dvc repro"
+        f"checkpoint {path} could not be written (No space left on device); the checkpoint of step 4 is kept. "
+        "Free some space, then: dvc repro"
     )
     assert killed.checkpoint_names(folder, stage) == {"step-3", "step-4"} and steps_of(folder, stage) == [3, 4]
     workspace.run(stage)
@@ -299,7 +301,7 @@ def test_a_write_that_the_system_refuses_is_one_message(again, largest):
     """Files may not grow beyond a limit: what safetensors and torch then say is no OSError."""
     folder = again("sft")
     assert killed.finish(killed.start("sft", folder, largest=largest)) == 1
-    assert "could not be written (" in said(folder) and "there is none yet. Make room there" in said(folder)
+    assert "could not be written (" in said(folder) and "there is no earlier one. Free some space" in said(folder)
     assert "Traceback" not in said(folder) and killed.checkpoint_names(folder, "sft") == set()
 
 
@@ -328,10 +330,10 @@ def holder(tmp_path):
 
 def test_a_lock_tells_who_holds_it(holder, monkeypatch):
     lock, process = holder
-    monkeypatch.setattr(checkpoints, "PATIENCE", 0.1)
+    monkeypatch.setattr(checkpoints, "LOCK_TIMEOUT", 0.1)
     with pytest.raises(InputError) as told, checkpoints.alone(lock):
         pass
-    assert f"already: pid {process.pid} on {platform.node()}, since 20" in str(told.value)
+    assert f"is training this stage: pid {process.pid} on {platform.node()}, since 20" in str(told.value)
     assert "dvc repro" in str(told.value)
 
 
@@ -359,10 +361,10 @@ def test_a_second_trainer_of_the_stage_is_kept_out_whatever_its_parameters(again
     os.kill(first.pid, signal.SIGSTOP)
     (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("weight_decay: 0.01", "weight_decay: 0.2"))
     assert killed.finish(killed.start("sft", folder)) == 1
-    assert f"sft: another process trains this already: pid {first.pid} on " in said(folder)
+    assert f"sft: another process is training this stage: pid {first.pid} on " in said(folder)
     first.kill()
     first.join()
-    assert killed.finish(killed.start("sft", folder)) == 0 and "goes on" not in said(folder)
+    assert killed.finish(killed.start("sft", folder)) == 0 and "resumes" not in said(folder)
 
 
 # ---- Which run it is ------------------------------------------------------------------------------------------------
@@ -380,7 +382,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
 
     def now(stage="sft", names=("rows.jsonl", "adapter"), beta=0.1):
         params = StageParams.model_construct(dpo=Dpo.model_construct(beta=beta), seed=17)
-        return checkpoints.fingerprint(stage, [Path(name) for name in names], params=params)
+        return checkpoints.run_fingerprint(stage, [Path(name) for name in names], params=params)
 
     found = [now(), now("dpo"), now(names=["rows.jsonl"]), now(beta=0.2), now(beta="0.1")]
     for path in ("rows.jsonl", "adapter/weights", "src/sft.py", "src/aligner/training/loop.py", "src/aligner/model/chat.py"):
@@ -439,7 +441,7 @@ def name_of_run(whole, folder, monkeypatch, stage, change=lambda workspace: None
 
     workspace = Workspace.reopen(shutil.copytree(whole, folder), monkeypatch)
     change(workspace)
-    monkeypatch.setattr(checkpoints, "keep", keep)
+    monkeypatch.setattr(checkpoints, "locked", keep)
     with pytest.raises(Named) as named:
         workspace.run(stage)
     return str(named.value)
@@ -468,7 +470,7 @@ def test_the_newest_runs_of_two_weeks_stay(tmp_path):
 
 def test_a_run_that_somebody_trains_stays_however_old(holder, monkeypatch):
     lock, process = holder
-    monkeypatch.setattr(checkpoints, "PATIENCE", 0.1)
+    monkeypatch.setattr(checkpoints, "LOCK_TIMEOUT", 0.1)
     runs(lock.parent, {"run": 99, "other": 99})
     checkpoints.clean_up(lock.parent / "own")
     assert lock.with_suffix("").is_dir() and not (lock.parent / "other").exists()
@@ -484,18 +486,18 @@ def test_checkpoints_go_when_the_outputs_are_written_and_stay_otherwise(tmp_path
     (tmp_path / "copy").mkdir()
     monkeypatch.chdir(tmp_path / "copy")
     folder = tmp_path / "main/.cache/checkpoints/sft/name"
-    with pytest.raises(ZeroDivisionError), checkpoints.keep("sft", "name") as kept:
+    with pytest.raises(ZeroDivisionError), checkpoints.locked("sft", "name") as kept:
         assert kept.folder == folder
         (folder / "step-1").mkdir(parents=True)
         raise ZeroDivisionError
     assert (folder / "step-1").is_dir()
-    with checkpoints.keep("sft", "name"):
+    with checkpoints.locked("sft", "name"):
         pass
     assert not folder.exists() and list(folder.parent.iterdir()) == []
 
 
 def test_two_checkpoints_are_kept(stopped):
-    assert len(steps_of(stopped, "sft")) == checkpoints.KEPT == 2
+    assert len(steps_of(stopped, "sft")) == checkpoints.KEPT_CHECKPOINTS == 2
 
 
 def test_writing_takes_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
@@ -510,8 +512,8 @@ def test_writing_takes_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
             clock[0] += seconds
 
         monkeypatch.setattr(checkpoints, "write", write)
-        kept._save(SimpleNamespace(state=SimpleNamespace(global_step=1, max_steps=9)))
-        assert kept._next == pytest.approx(started + next_one)
+        kept.save(SimpleNamespace(state=SimpleNamespace(global_step=1, max_steps=9)))
+        assert kept.next_due == pytest.approx(started + next_one)
 
 
 # ---- dvc itself -----------------------------------------------------------------------------------------------------
@@ -564,11 +566,11 @@ def test_a_killed_dvc_leaves_a_training_that_keeps_a_second_one_out(whole, repos
     second = dvc_repro(repository)
     shown = second.communicate(timeout=900)[0]
     assert second.returncode != 0 and "Traceback" not in shown
-    assert f"sft: another process trains this already: pid {child} on {platform.node()}, since " in shown
+    assert f"sft: another process is training this stage: pid {child} on {platform.node()}, since " in shown
 
     os.kill(child, signal.SIGKILL)
     third = dvc_repro(repository)
     shown = third.communicate(timeout=900)[0]
     assert third.returncode == 0, shown
-    assert "sft: goes on after step" in shown
+    assert "sft: resumes after step" in shown
     assert killed.outputs(repository, "sft") == killed.outputs(whole, "sft")

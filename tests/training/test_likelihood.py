@@ -49,24 +49,24 @@ def row_of(chat, *turns):
 def test_perplexity_and_bits_by_hand():
     """Over 4 tokens 8 ln 2 nats: 2^2 = 4 choices a token. Of them 6 ln 2 on 3 bytes of text: 2 bits a byte."""
     measured = {"validation_loss": 2 * math.log(2), "token_accuracy": 1.0, "text_nats": 6 * math.log(2)}
-    assert likelihood.summary(measured, 3) == {"perplexity": 4.0, "bits_per_byte": 2.0}
+    assert likelihood.perplexity_and_bits(measured, 3) == {"perplexity": 4.0, "bits_per_byte": 2.0}
 
 
 def test_bits_per_byte_of_no_text_are_undefined():
     measured = {"validation_loss": 1.0, "token_accuracy": 1.0, "text_nats": 0.0}
-    assert likelihood.summary(measured, 0) == {"perplexity": 2.7183, "bits_per_byte": None}
+    assert likelihood.perplexity_and_bits(measured, 0) == {"perplexity": 2.7183, "bits_per_byte": None}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_perplexity_weighs_tokens_whatever_the_batches(batch_size):
     """Chances 1/4 | 1/2, 1/4, 1/4 | 1/4, 1/8 of six tokens: exp((ln 4 + ln 2 + 2 ln 4 + ln 4 + ln 8) / 6) = 2^(12/6) = 4."""
-    measured = likelihood.evaluate(NextToken(), SMALL, 0, {3}, batch_size)
+    measured = likelihood.measure(NextToken(), SMALL, 0, {3}, batch_size)
     assert math.exp(measured["validation_loss"]) == pytest.approx(4, rel=1e-6)
 
 
 def test_special_tokens_count_for_perplexity_and_not_for_bits():
     """Token 3 is special: its ln 4 and ln 8 are no nats of text, which leaves ln 4, ln 2, ln 4, ln 4."""
-    with_ends, without = (likelihood.evaluate(NextToken(), SMALL, 0, special) for special in ({3}, set()))
+    with_ends, without = (likelihood.measure(NextToken(), SMALL, 0, special) for special in ({3}, set()))
     assert with_ends["validation_loss"] == without["validation_loss"]
     assert with_ends["text_nats"] == pytest.approx(7 * math.log(2), rel=1e-6)
     assert without["text_nats"] == pytest.approx(12 * math.log(2), rel=1e-6)
@@ -122,5 +122,5 @@ def test_the_padding_free_forward_measures_the_same(tmp_path, monkeypatch, model
     base = load_base(entry, SimpleNamespace(device="cpu", dtype=torch.float32)).requires_grad_(False)
     rows = [row_of(chat, f"What is the {word}?", f"The {word} is it." * repeat) for word, repeat in (("mean", 1), ("sum", 4))]
     assert padding_free.can_unpad(base, gradient_checkpointing=False)
-    slow, fast = (likelihood.evaluate(base, rows, chat.pad_id, special, fast=wanted) for wanted in (False, True))
+    slow, fast = (likelihood.measure(base, rows, chat.pad_id, special, unpadded=wanted) for wanted in (False, True))
     assert fast == pytest.approx(slow, rel=1e-4)
