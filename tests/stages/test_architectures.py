@@ -111,9 +111,12 @@ def test_held_out_losses_fall(finished):
 
 
 def test_the_metrics_are_finite_and_complete(finished):
-    metrics = {}
-    for stage in ("prepare", "sft", "dpo", "score"):
-        metrics |= finished.json(f"metrics/{stage}.json")
+    """The figures of prepare, sft and dpo, and the headline figures of score."""
+    metrics = finished.json("metrics/score.json")
+    for stage in ("prepare", "sft", "dpo"):
+        metrics |= finished.json(f"reports/{stage}.json")
+        headline = finished.json(f"metrics/{stage}.json")
+        assert all(metrics[section][name] == value for section, names in headline.items() for name, value in names.items())
     values = {f"{section}.{key}": value for section, keys in metrics.items() for key, value in keys.items()}
     words = {name for name, value in values.items() if isinstance(value, str)}
     assert all(name.endswith((".verdict", ".health")) for name in words)
