@@ -1,4 +1,4 @@
-"""The record of a run: what it tells, how each ending is told, and what never stands in it."""
+"""Run records and endings of stages: their fields, states and messages, and what a record must never hold."""
 
 import json
 import os
@@ -30,7 +30,7 @@ AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.g
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A current directory outside every Git repository; the handler that run_stage sets is taken back."""
+    """A current directory outside any Git repository; restores the signal handler that run_stage replaces."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -53,13 +53,13 @@ def raising(error):
 
 
 def ended(main, capsys):
-    """Exit code and standard error of a stage that does not end well."""
+    """Exit code and standard error of a stage that fails."""
     with pytest.raises(SystemExit) as caught:
         run_stage("sft", main)
     return caught.value.code, capsys.readouterr().err
 
 
-# ---- What a record tells --------------------------------------------------------------------------------------------
+# ---- The fields of a record --------------------------------------------------------------------------------------------
 
 
 def test_a_completed_run_tells_what_a_person_would_ask(capsys):
@@ -184,7 +184,7 @@ def test_a_bug_keeps_its_traceback(capsys, error):
 
 
 def run_in_process(folder, body):
-    """A stage in a process of its own: `body` is what its main does with `run`."""
+    """A stage in a separate process; `body` is the body of its main."""
     code = f"import sys, time\nfrom aligner.run.stage import run_stage\ndef main(run):\n    {body}\nrun_stage('sft', main)\n"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     command = [sys.executable, "-c", code]
@@ -203,7 +203,7 @@ def test_a_signal_ends_a_stage_as_ctrl_c_does(folder, sent):
 
 
 def test_a_killed_stage_is_left_as_running(folder):
-    """Nobody can tell of a kill -9; the record at least says that the run began."""
+    """A process cannot record kill -9, but the record says that the run began."""
     with run_in_process(folder, "print('ready', flush=True); time.sleep(60)") as process:
         assert process.stdout.readline() == "ready\n"
         process.kill()
@@ -220,7 +220,7 @@ def test_a_bug_shows_its_traceback_and_fails_the_stage(folder):
 
 
 def test_a_record_is_replaced_in_one_step(monkeypatch):
-    """A write that breaks off half way leaves the record that was there, whole."""
+    """A write that fails half way leaves the previous record intact."""
     run = Run("sft")
     run.note(device="cpu")
     write = Path.write_text
@@ -243,7 +243,7 @@ def test_nothing_is_left_beside_the_record():
 
 @pytest.mark.parametrize("error", [InputError("the reason"), FULL_DISK])
 def test_a_record_that_cannot_be_written_does_not_hide_the_reason(monkeypatch, capsys, error):
-    """A full disk ends a stage, and then its record too: still one message."""
+    """A full disk fails the stage and then its record: still one message."""
 
     def main(run):
         monkeypatch.setattr(Run, "write", raising(FULL_DISK))
@@ -260,7 +260,7 @@ def test_a_folder_for_records_that_cannot_be_made_is_one_message(folder, capsys)
 
 
 def test_an_interrupt_that_a_library_turns_into_an_error_is_still_an_interrupt(tmp_path, monkeypatch, capsys):
-    """As when Ctrl-C falls into an import with a bare `except:` around it."""
+    """As for Ctrl-C during an import inside a bare `except:`."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
 
     def main(run):
@@ -283,9 +283,9 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_still_an_interrupt(t
     assert json.loads(path.read_text())["state"] == "interrupted"
 
 
-# ---- Patience -------------------------------------------------------------------------------------------------------
+# ---- Deferred interrupts -------------------------------------------------------------------------------------------------------
 
-PATIENT = """
+DEFERRING = """
 import sys, time
 from aligner.run.stage import deferred_interrupt, interrupted, run_stage
 def main(run):
@@ -299,16 +299,16 @@ run_stage('sft', main)
 """
 
 
-def patient(folder, answer=False, leave=False):
-    code = PATIENT.format(answer=answer, leave=leave)
+def deferring(folder, answer=False, leave=False):
+    code = DEFERRING.format(answer=answer, leave=leave)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def test_with_patience_the_stage_answers_a_signal_itself(folder):
-    with patient(folder, answer=True) as process:
+def test_deferred_interrupt_lets_the_stage_end_by_itself(folder):
+    with deferring(folder, answer=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         _, shown = process.communicate(timeout=30)
@@ -317,8 +317,8 @@ def test_with_patience_the_stage_answers_a_signal_itself(folder):
     assert (record(folder)["state"], record(folder)["reason"]) == ("interrupted", "step 7 is saved")
 
 
-def test_a_second_signal_ends_all_patience(folder):
-    with patient(folder) as process:
+def test_deferred_interrupt_ends_with_a_second_signal(folder):
+    with deferring(folder) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() + process.stderr.readline() == "\nsft: one moment\n"
@@ -327,8 +327,8 @@ def test_a_second_signal_ends_all_patience(folder):
     assert process.returncode == 130 and shown.startswith("sft: interrupted; the inputs are unchanged")
 
 
-def test_a_signal_that_found_no_answer_ends_the_stage_after_all(folder):
-    with patient(folder, leave=True) as process:
+def test_deferred_interrupt_raises_at_the_end_of_its_block(folder):
+    with deferring(folder, leave=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         _, shown = process.communicate(timeout=30)

@@ -70,7 +70,7 @@ def test_the_check_itself_changes_nothing_that_follows(workspace):
 
 
 def of_the_base(workspace, rows):
-    """The log-probabilities of the base without its adapter: what a wrong reference would most likely be."""
+    """Log-probabilities of the base without the adapter: the most likely mistake for a reference."""
     given = setting(workspace)
     return log_probabilities(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id)
 
@@ -118,7 +118,7 @@ def test_the_trajectory_is_the_committed_one(workspace):
 
 @pytest.mark.parametrize("rows", [8, 10])
 def test_four_pairs_at_once_are_one_pair_four_times(workspace, rows):
-    """The loss of a step is the mean over its pairs, however they are cut into passes; the last step may be short."""
+    """The loss of a step is the mean over its pairs, for any split into passes; the last step may be short."""
     runs = [
         train(
             workspace,
@@ -135,7 +135,7 @@ def test_four_pairs_at_once_are_one_pair_four_times(workspace, rows):
 
 
 def stock_trainer(given, rows):
-    """TRL's DPOTrainer as it comes: it tokenises the texts itself, and asks a copy of the adapter at every step."""
+    """TRL's unchanged DPOTrainer: it tokenises the texts, and computes the reference at every step with a copy of the adapter."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -156,7 +156,7 @@ def stock_trainer(given, rows):
 
 
 def test_trl_itself_takes_the_same_steps(workspace):
-    """Ids of prepare and a reference computed once, against TRL's own tokens and its reference at every step."""
+    """Compares ids from prepare and a precomputed reference with TRL's own tokens and its reference at every step."""
     workspace.params["models.mini.dpo.per_device_train_batch_size"] = 2
     workspace.run("prepare")
     rows = workspace.rows("data/prepared/dpo_train.jsonl")[:10]
@@ -175,7 +175,7 @@ def test_trl_itself_takes_the_same_steps(workspace):
 
 
 def test_training_prefers_the_chosen_answers(workspace):
-    """On the rows it learns from, margins grow; learning from swapped rows, the very same pairs turn round."""
+    """Margins grow on the training rows; after training on swapped rows, the same pairs have negative margins."""
     given, rows = setting(workspace), random_rows(8)
     reference = log_probabilities(load_policy(given), rows, given.chat.pad_id)
     margins = []
@@ -203,7 +203,7 @@ def test_only_the_adapter_is_trained_and_nothing_is_kept_of_the_reference(worksp
 
 
 def test_the_chosen_answers_own_loss_is_added_with_its_weight(workspace):
-    """loss = preference loss + weight * nats per token of the chosen answers; the check before training leaves it out."""
+    """loss = preference loss + weight * nats per token of the chosen answers; the check before training excludes it."""
     rows = random_rows(4)
     plain, added = (build(workspace, rows, **{"dpo.sft_weight": weight}) for weight in (0, 0.5))
     start(added)
@@ -260,7 +260,7 @@ def test_the_sft_adapter_on_disk_stays_as_it_was(workspace):
 
 
 def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(finished):
-    """Of models that are loaded anew, the base without any adapter, and by the stock forward pass, up to the last bits."""
+    """Compares with reloaded models, the base without any adapter, and the stock forward pass, up to the last bits."""
     given, rows = setting(finished), finished.rows("data/prepared/dpo_validation.jsonl")
     policies = [
         load_adapter(load_base(given.params.model_entry, given.runtime), Path(folder)) for folder in ("models/dpo", "models/sft")
@@ -280,12 +280,12 @@ NAMED = ("dpo", "sft", "base")
 
 
 def close(value):
-    """The same but for the last digits of a float."""
+    """The same value, with a tolerance for floats."""
     return pytest.approx(value, rel=1e-5, abs=1e-4) if isinstance(value, float) else value
 
 
 def test_dpo_and_sft_are_measured_on_the_same_held_out_answers(finished, monkeypatch):
-    """DPO's perplexity after no training at all would be SFT's: the adapter that dpo starts from, by dpo's own measure."""
+    """Before any training DPO's perplexity is SFT's: dpo's measure gives it for the adapter that dpo starts from."""
     given = setting(finished)
     rows = finished.rows("data/prepared/sft_validation.jsonl")
     policy = load_policy(given)

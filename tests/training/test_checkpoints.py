@@ -1,4 +1,4 @@
-"""A killed training goes on and ends with the same bytes; what is damaged, locked, old or another run's is told apart."""
+"""Checkpoints: a killed training resumes and ends with the same bytes; damage, locks, and old and foreign checkpoints."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ KILLS = 10
 
 @pytest.fixture(scope="module")
 def whole():
-    """A folder in which both stages ran to their end, uninterrupted: the bytes to compare with."""
+    """A folder in which both stages ran to their end without interruption: the bytes to compare with."""
     return shelf.built("trained", run_to_the_end)
 
 
@@ -41,7 +41,7 @@ def run_to_the_end(folder):
 
 @pytest.fixture
 def again(whole, tmp_path):
-    """Makes a copy of that folder, elsewhere, in which a stage has yet to run."""
+    """Makes a copy of that folder, without the outputs of a stage."""
 
     def copy(stage):
         folder = tmp_path / f"{stage} again"
@@ -59,7 +59,7 @@ def said(folder):
 
 
 def steps_of(folder, stage):
-    """The steps after which the run in `folder` has whole checkpoints."""
+    """The steps of the intact checkpoints of the run in `folder`."""
     run = killed.run_folder(folder, stage)
     return (
         [checkpoints.step_of(path) for path in checkpoints.finished_checkpoints(run) if checkpoints.find_damage(path) is None]
@@ -69,7 +69,7 @@ def steps_of(folder, stage):
 
 
 def stop(stage, folder, signum=signal.SIGTERM):
-    """Starts a stage and sends a signal once it has two checkpoints; its exit code."""
+    """Starts a stage, sends a signal once it has two checkpoints, and returns its exit code."""
     process = killed.start(stage, folder, slowly=0.01)
     killed.wait_for(lambda: len(steps_of(folder, stage)) == 2, process)
     os.kill(process.pid, signum)
@@ -94,7 +94,7 @@ def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_bytes(whole, 
 
 @pytest.mark.slow
 def test_what_is_resumed_is_hard_to_resume(whole):
-    """Dropout, an epoch that ends in the middle, logs between whose lines a run may end, and a model that learns."""
+    """It has dropout, an epoch that ends in the middle, interruptions between two lines of the log, and a model that learns."""
     (record,) = (json.loads(path.read_text()) for path in (whole / "experiments").glob("sft-*.json"))
     assert record["params"]["lora"]["lora_dropout"] > 0 and record["earlier_steps"] == 0
     assert record["params"]["sft"]["train_sampling_strategy"] == "batch_rebalance"
@@ -115,7 +115,7 @@ def test_what_is_resumed_is_hard_to_resume(whole):
     ],
 )
 def test_a_run_goes_on_from_any_step(whole, tmp_path, monkeypatch, stage, changes):
-    """Within an epoch, at its end, at a line of the log and between two of them, and before the last step."""
+    """Within an epoch, at its end, at a line of the log, between two lines, and before the last step."""
     workspace = Workspace.reopen(shutil.copytree(whole, tmp_path / "run"), monkeypatch)
     workspace.params.update(changes)
     workspace.run(stage)
@@ -144,7 +144,7 @@ def every_step(monkeypatch):
     monkeypatch.setattr(checkpoints, "SHARE", 1e9)
 
 
-# ---- Being asked to stop --------------------------------------------------------------------------------------------
+# ---- Interruptions --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -245,7 +245,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(whole, stopped, tmp_path, 
 
 
 def test_no_pickle_of_a_checkpoint_can_run_code(stopped, tmp_path):
-    """Whoever can write a checkpoint and its sums gets a refusal, not a shell."""
+    """Whoever can write a checkpoint and its sums still cannot run code."""
     import pickle
     import zipfile
 
@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(whole, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("largest", [8_000, 40_000])
 def test_a_write_that_the_system_refuses_is_one_message(again, largest):
-    """Files may not grow beyond a limit: what safetensors and torch then say is no OSError."""
+    """With a limit on file sizes, safetensors and torch raise errors that are not OSError."""
     folder = again("sft")
     assert killed.finish(killed.start("sft", folder, largest=largest)) == 1
     assert "could not be written (" in said(folder) and "there is no earlier one. Free some space" in said(folder)
@@ -319,7 +319,7 @@ with checkpoints.alone(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds a lock: the lock and the process."""
+    """A lock, and the process that holds it."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run.lock")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -367,7 +367,7 @@ def test_a_second_trainer_of_the_stage_is_kept_out_whatever_its_parameters(again
     assert killed.finish(killed.start("sft", folder)) == 0 and "resumes" not in said(folder)
 
 
-# ---- Which run it is ------------------------------------------------------------------------------------------------
+# ---- The identity of a run ------------------------------------------------------------------------------------------------
 
 
 def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
@@ -403,7 +403,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
             found.append(now())
     assert len(set(found)) == len(found)
     assert now() == now() == found[10]
-    for path in ("src/aligner/report/page.py", "src/dpo.py", "src/aligner/run/imports.py"):  # sft's outputs need none
+    for path in ("src/aligner/report/page.py", "src/dpo.py", "src/aligner/run/imports.py"):  # sft's outputs depend on none
         Path(path).write_text(Path(path).read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert now() == found[10]
 
@@ -411,7 +411,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_names_its_run_by_parameters_data_base_and_adapter(whole, tmp_path, monkeypatch, stage):
-    """And not by the folder it runs in."""
+    """The folder in which it runs does not matter."""
     names = [name_of_run(whole, tmp_path / "same", monkeypatch, stage), name_of_run(whole, tmp_path / "else", monkeypatch, stage)]
     assert names[0] == names[1]
 
@@ -432,7 +432,7 @@ def test_a_stage_names_its_run_by_parameters_data_base_and_adapter(whole, tmp_pa
 
 
 class Named(Exception):
-    """Carries the name of a run out of a stage before it trains."""
+    """Carries the name of a run out of a stage before training."""
 
 
 def name_of_run(whole, folder, monkeypatch, stage, change=lambda workspace: None):
@@ -447,11 +447,11 @@ def name_of_run(whole, folder, monkeypatch, stage, change=lambda workspace: None
     return str(named.value)
 
 
-# ---- What stays and what goes ---------------------------------------------------------------------------------------
+# ---- What is kept and what is deleted ---------------------------------------------------------------------------------------
 
 
 def runs(folder, ages):
-    """Folders of runs whose last checkpoint is so many days old."""
+    """Makes folders of runs whose last checkpoint has the given age in days."""
     for name, days in ages.items():
         (folder / name / "step-1").mkdir(parents=True)
         os.utime(folder / name, (time.time() - days * 86400,) * 2)
@@ -501,7 +501,7 @@ def test_two_checkpoints_are_kept(stopped):
 
 
 def test_writing_takes_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
-    """A checkpoint that takes 2 s to write comes every 200 s, one that takes 0.1 s every 30 s."""
+    """A checkpoint that takes 2 s is written every 200 s, one that takes 0.1 s every 30 s."""
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     kept = checkpoints.Checkpoints("sft", tmp_path)
@@ -521,7 +521,7 @@ def test_writing_takes_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
 
 @pytest.fixture
 def repository(again):
-    """A Git and DVC repository with the real sft stage alone; there, checkpoints are written at every step."""
+    """A Git and DVC repository with the real sft stage only, which writes a checkpoint at every step."""
     folder = again("sft")
     shutil.copytree(REPOSITORY / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".dvc/config", ".dvcignore", ".gitignore", "requirements.txt"):
@@ -552,14 +552,14 @@ def dvc_repro(folder):
 
 @pytest.mark.slow
 def test_a_killed_dvc_leaves_a_training_that_keeps_a_second_one_out(whole, repository):
-    """The child of a killed dvc lives on. The next dvc repro is told who trains; when that one is gone, it goes on from there."""
+    """The child of a killed dvc survives. The next dvc repro names the process that trains; after its end, a third resumes."""
     first = dvc_repro(repository)
     deadline = time.monotonic() + 900
     while not steps_of(repository, "sft"):
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.01)
     child = int((repository / ".cache/checkpoints/sft.holder").read_text().split()[1])
-    os.kill(child, signal.SIGSTOP)  # it would be through before the second one has begun
+    os.kill(child, signal.SIGSTOP)  # else it would finish before the second one begins
     first.kill()
     first.wait()
 

@@ -1,4 +1,4 @@
-"""The KL divergence from the reference, in double precision by the textbook, and the samples that it is estimated on."""
+"""KL divergence from the reference: equal to the textbook formula in double precision; and its samples."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def answers_of(rows):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_size):
-    """sum_v p(v) log(p(v) / q(v)), one row at a time in double precision, at the tokens of the chosen answers; then no trace."""
+    """sum_v p(v) log(p(v) / q(v)), one row at a time in double precision, over the chosen answers; no trace stays."""
     given, rows = setting(workspace), random_rows(9)
     policy = train(workspace, rows).model
     reference = load_adapter(load_base(given.params.model_entry, given.runtime), dpo.SFT_ADAPTER).eval()
@@ -34,7 +34,7 @@ def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_si
 
 
 def test_the_mean_is_per_token_of_all_answers_and_per_answer(monkeypatch):
-    """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 a token, 6 / 2 an answer, from 1 to 5. Of one answer there is no interval."""
+    """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 per token, 6 / 2 per answer, from 1 to 5. One answer has no interval."""
     monkeypatch.setattr(divergence, "divergences", lambda model, reference, answers, pad_id: [1.0, 5.0][: len(answers)])
     assert distance(None, dpo.SFT_ADAPTER, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0) == [1.0, 3.0, 1.0, 5.0]
     assert distance(None, dpo.SFT_ADAPTER, [([9], [1, 1])], 0) == [0.5, 1.0, None, None]
@@ -72,7 +72,7 @@ def test_samples_follow_the_seed_and_not_the_random_state_that_training_left(wor
 
 
 def test_samples_end_with_their_end_token_or_at_the_longest(workspace):
-    """A random model says every token about as often: with many ends some answers end, others are cut."""
+    """A random model samples all tokens about equally often: with many end tokens, some answers end and others are cut."""
     given, rows = setting(workspace), random_rows(40)
     ends = list(range(5, 60))
     drawn = sample(load_policy(given), [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, 6, 17)
@@ -83,10 +83,10 @@ def test_samples_end_with_their_end_token_or_at_the_longest(workspace):
 
 
 def test_samples_are_drawn_from_the_whole_distribution(workspace):
-    """2,000 first tokens after one prompt are as frequent as the model's chances, however unlikely: a chi-square of 8 classes."""
+    """The frequencies of 2,000 first tokens after one prompt match the model's probabilities: chi-square over 8 classes."""
     given, prompt = setting(workspace), random_rows(1)[0]["prompt_ids"]
     policy = load_policy(given).eval()
-    policy.get_base_model().generation_config.top_k = 3  # of the model's own; it plays no part
+    policy.get_base_model().generation_config.top_k = 3  # the model's own setting, which must have no effect
     drawn = sample(policy, [prompt] * 2000, given.chat.pad_id, end_ids(given.chat), 1, 17)
     with torch.no_grad():
         chances = torch.softmax(policy(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1)

@@ -1,4 +1,4 @@
-"""Log-probabilities of answers, by hand and against one row at a time."""
+"""Log-probabilities of answers: by hand, and equal to those of one row at a time."""
 
 import math
 
@@ -19,9 +19,9 @@ def workspace(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_log_probabilities_by_hand(batch_size):
-    """Behind the prompt 3, 0: chosen 1, 2 has 1/4 * 1/4, rejected 3 has 1/8; behind 2: 2, 3 has 1/2 * 1/4, 0 has 1/8.
+    """After the prompt 3, 0: chosen 1, 2 has 1/4 * 1/4, rejected 3 has 1/8; after 2: 2, 3 has 1/2 * 1/4, 0 has 1/8.
 
-    The prompt's own chances do not count, nor does the padding (token 0, of chance 1/2 behind 0).
+    Neither the prompt's probabilities count nor the padding's (token 0, of probability 1/2 after 0).
     """
     rows = [
         {"prompt_ids": [3, 0], "chosen_ids": [1, 2], "rejected_ids": [3]},

@@ -30,7 +30,7 @@ def folder(request):
 def policy(
     folder, unpadded: bool, pairs: bool = False, dropout: float = 0.0, attention: str = "sdpa", checkpointing: bool = False
 ):
-    """A model under a random adapter with trl's head, and with the padding-free forward on top if `unpadded`."""
+    """A model with a random adapter and trl's head, and with the padding-free forward if `unpadded`."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
@@ -43,7 +43,7 @@ def policy(
     if unpadded:
         padding_free.merge_lora_forward(model)
         padding_free.unpad(SimpleNamespace(model=model, args=SimpleNamespace(gradient_checkpointing=checkpointing)), pairs)
-    return model.eval()  # without the dropout that GPT-2 has of its own; gradients are there all the same
+    return model.eval()  # without GPT-2's own dropout; gradients are still computed
 
 
 def batch(prompts, answers):
@@ -71,7 +71,7 @@ PAIRS = batch(PROMPTS * 2, ANSWERS + OTHERS)
 
 
 def run(model, inputs):
-    """Everything that trl reads of a forward pass, and the gradients of a loss that weighs every position differently."""
+    """The values that trl reads from a forward pass, and the gradients of a loss with a different weight for each position."""
     output = model(**inputs, use_cache=False, fused_lm_head=True)
     weights = torch.linspace(0.5, 1.5, output.log_probs.numel()).view_as(output.log_probs)
     (output.log_probs * weights).sum().backward()
@@ -80,7 +80,7 @@ def run(model, inputs):
 
 
 def assert_alike(one, other):
-    """Equal but for the last bits: differences below a hundred-thousandth of the largest value."""
+    """Asserts that differences are at most 1e-5 of the largest value."""
     (fields, gradients), (other_fields, other_gradients) = one, other
     assert gradients.keys() == other_gradients.keys() and gradients
     for name, value in {**fields, **gradients}.items():
@@ -122,7 +122,7 @@ def test_measures_without_gradients_are_those_of_trl_and_peft(folder, pairs):
 
 
 def test_gradients_are_the_same_bits_on_every_run(folder):
-    """On two threads: nothing is added up in the order in which threads happen to come."""
+    """On two threads: no sum depends on the order in which threads finish."""
     model, found, before = policy(folder, unpadded=True, pairs=True), [], torch.get_num_threads()
     torch.set_num_threads(2)
     for _ in range(5):
@@ -140,14 +140,14 @@ def test_a_layer_sees_each_token_once(folder):
 
 
 def test_prompts_of_a_pair_that_differ_are_both_read(folder):
-    """Also where one is as long as the other, or its beginning."""
+    """Even if one is as long as the other, or a prefix of it."""
     altered = [PROMPTS[0][:-1] + [61], PROMPTS[1], PROMPTS[2][:5], [*PROMPTS[3], 9]]
     inputs = batch(PROMPTS + altered, ANSWERS + OTHERS)
     assert_alike(run(policy(folder, unpadded=True, pairs=True), inputs), run(policy(folder, unpadded=False), inputs))
 
 
 def test_dropout_stays_pefts(folder):
-    """With dropout the merged product would be another function; without padding the model still trains."""
+    """With dropout the merged product would be a different function; the padding-free forward still trains."""
     model = policy(folder, unpadded=True, dropout=0.5).train()
     first, second = (run(model, SINGLE)[0]["log_probs"] for _ in range(2))
     assert not torch.equal(first, second)
@@ -157,7 +157,7 @@ def test_dropout_stays_pefts(folder):
 
 
 def test_what_is_measured_is_what_peft_gives(folder):
-    """Without gradients the stock forward runs, to the bit; a plain call is never touched."""
+    """Without gradients the stock forward runs, to the bit; a plain call is unchanged."""
     inputs = {key: value for key, value in SINGLE.items() if key != "labels"}
     with torch.no_grad():
         unpadded, stock = (policy(folder, unpadded=wanted)(**inputs, use_cache=False).logits for wanted in (True, False))
@@ -203,7 +203,7 @@ lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1
 @settings(deadline=None, max_examples=60)
 @given(lengths)
 def test_every_token_has_its_place(shape):
-    """Whatever the lengths: reading the row of tokens through the slots gives the rectangle back, padding aside."""
+    """For all lengths: the slots map the row of tokens back to the rectangle, apart from padding."""
     prompts, chosen, rejected = zip(*[[some_ids(n, 7 * n + k) for k, n in enumerate(each)] for each in shape], strict=True)
     inputs = batch([*prompts, *prompts], [*chosen, *rejected])
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
@@ -216,7 +216,7 @@ def test_every_token_has_its_place(shape):
 
 # ---- Memory ---------------------------------------------------------------------------------------------------------
 
-# Pages that Linux had to find while tensors of 32 MB, 8,192 pages each, came and went 50 times.
+# Page faults while tensors of 32 MB, 8,192 pages each, are allocated and freed 50 times.
 FAULTS = """
 import resource, torch
 from aligner.model import runtime
@@ -233,7 +233,7 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_memory_that_tensors_gave_back_is_kept():
     src = Path(runtime.__file__).parents[2]
     found = {}

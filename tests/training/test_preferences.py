@@ -114,8 +114,8 @@ FIT = {"perplexity": 3.5, "bits_per_byte": 0.75}
 RANKS = {"whole answer": {"dpo": [1.0, 0.5, 0.5]}, "per token": {"dpo": [1.0, 1.0, 1.0]}}
 
 
-def test_summary_counts_and_rounds():
-    """Chosen longer, as long, shorter: (1 + 1/2 + 0) / 3 = 0.5; Wilson of 3 of 3 from 3 / (3 + 1.96^2); four decimals.
+def test_dpo_figures_count_and_round():
+    """Chosen is longer, equal, shorter: (1 + 1/2 + 0) / 3 = 0.5; Wilson for 3 of 3 begins at 3 / (3 + 1.96^2); four decimals.
 
     The chosen answers gain 3 nats on 3 + 2 + 1 tokens, 0.5 a token.
     """
@@ -148,14 +148,14 @@ def test_summary_counts_and_rounds():
     }
 
 
-def test_what_is_undefined_is_null_in_the_summary():
+def test_dpo_figures_that_are_undefined_are_null():
     rows = [{"chosen_ids": [1], "rejected_ids": [1]}]
     measured = preference_metrics([(-1, -2)], [(-1, -2)], 0.1)
     numbers = dpo_figures(measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
     assert [name for name, value in numbers.items() if value is None] == ["kl_per_token_sampled", "bits_per_byte"]
 
 
-# Tokens of chosen and rejected, and what the models say: raw, base is right on a alone; per token on a and c too.
+# Lengths of chosen and rejected answers, and log-probabilities by model.
 RANKED_ROWS = [
     {"chosen_ids": [1] * chosen, "rejected_ids": [1] * rejected} for chosen, rejected in ((2, 2), (2, 4), (4, 2), (3, 3))
 ]
@@ -195,7 +195,7 @@ def test_accuracies_have_an_interval_and_are_compared_with_the_model_before():
 @given(LOG_PROBABILITIES)
 @settings(deadline=None)
 def test_ranks_of_swapped_pairs_and_of_equal_models(pairs):
-    """Swapped labels give 1 - accuracy, by whole answers and per token; a policy that is its reference ranks as it does."""
+    """Swapped labels give 1 - accuracy, for whole answers and per token; equal models have equal ranks."""
     said = {"base": [pair[:2] for pair in pairs], "sft": [pair[2:] for pair in pairs], "dpo": [pair[2:] for pair in pairs]}
     rows = [{"chosen_ids": [1] * (1 + place % 3), "rejected_ids": [1] * (1 + place % 2)} for place in range(len(pairs))]
     found = rankings(said, rows)
@@ -219,6 +219,6 @@ HEALTH = [
 
 @pytest.mark.parametrize(("measures", "longer", "word"), HEALTH)
 def test_health_in_words(measures, longer, word):
-    """Accuracy must beat chance and both rules of length; a fall of the chosen answers with a growing margin is displacement."""
+    """Accuracy must exceed chance and both rules of length; chosen answers that fall while the margin grows are displaced."""
     names = ("validation_accuracy", "chosen_change", "validation_margin")
     assert preference_health(dict(zip(names, measures, strict=True)), longer) == word
