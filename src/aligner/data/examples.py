@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Messages = tuple[tuple[str, str], ...]  # (role, content) pairs; role is system, user or assistant
+from aligner.model.chat import Messages
 
 
 @dataclass(frozen=True, slots=True)
