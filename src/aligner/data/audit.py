@@ -11,8 +11,7 @@ stays less than a kilobyte a row (digests, lengths, a MinHash signature of 256 b
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from itertools import chain
 from typing import Any
@@ -33,7 +32,7 @@ from aligner.data.near_duplicates import (
     near_duplicates,
     shingles,
 )
-from aligner.data.spool import Scratch
+from aligner.data.row_store import Scratch
 from aligner.intervals import tango_interval
 
 LISTED = 200
@@ -76,16 +75,16 @@ def parts_of(value: SftExample | PreferencePair) -> Parts:
 class Audit:
     """One training file: told of every row as it passes, asked for the report at the end."""
 
-    def __init__(self, name: str, scratch: Scratch, prompts: EvalPrompts) -> None:
+    def __init__(self, name: str, scratch: Scratch, prompts: EvalPrompts, warnings: Mapping[str, Listed]) -> None:
         self.name = name
-        self.warnings: defaultdict[str, Listed] = defaultdict(Listed)
+        self.warnings = warnings
         self.too_long = Listed()
         self.lengths = array("L")
         self.trained_tokens = 0
         self.gaps = array("l")
         self.sides: dict[bool, array] = {False: array("Q"), True: array("Q")}
         self._prompts = prompts
-        self._texts = scratch.spool(f"{name}_texts")
+        self._texts = scratch.store(f"{name}_texts")
         self._signer = Signer()
         self._signatures = bytearray()
         self._digests = array("Q")
@@ -130,6 +129,11 @@ class Audit:
         if self._chosen[-1] == self._rejected[-1]:
             self._alike.add(id)
 
+    @property
+    def copies(self) -> int:
+        """Rows that were left out because an earlier row has the same token ids."""
+        return sum(map(len, self._copies.values()))
+
     # ---- At the end ------------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
@@ -172,7 +176,7 @@ class Audit:
         for number, copies in self._copies.items():
             groups.add(sorted([self._texts[number][0], *copies])[:SHOWN])
         found = groups.report()
-        return {"rows": sum(map(len, self._copies.values())), "groups": found["rows"], "listed": found["listed"]}
+        return {"rows": self.copies, "groups": found["rows"], "listed": found["listed"]}
 
     def _near_duplicates(self) -> dict[str, Any]:
         found = near_duplicates(self._signatures, self._digests, self._shingles)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aligner.data import leakage
@@ -11,7 +11,7 @@ from aligner.data.leakage import EvalPrompts
 from aligner.markdown import markdown, table
 
 
-def whole_report(audits: dict[str, Audit], prompts: EvalPrompts, eval_warnings: dict[str, Listed]) -> dict[str, Any]:
+def data_report(audits: dict[str, Audit], prompts: EvalPrompts, eval_warnings: Mapping[str, Listed]) -> dict[str, Any]:
     """The content of reports/data.json."""
     overlaps = prompts.overlaps()
     return {
@@ -30,7 +30,7 @@ def whole_report(audits: dict[str, Audit], prompts: EvalPrompts, eval_warnings: 
     }
 
 
-def metrics(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def report_figures(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The figures of the report that `dvc metrics diff` compares, beside the counts of rows."""
     sft, dpo, found = report["sft"], report["dpo"], report["leakage"]
     return {
@@ -57,7 +57,7 @@ def metrics(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 # ---- The same for people ------------------------------------------------------------------------------------------------
 
 
-def page(report: dict[str, Any], counts: dict[str, dict[str, Any]]) -> str:
+def data_page(report: dict[str, Any], counts: dict[str, dict[str, Any]]) -> str:
     """reports/data.md: every count, and the first SHOWN of each list."""
     parts = [
         "# What the data are like",
