@@ -25,7 +25,7 @@ from aligner.data.examples import PreferencePair, SftExample
 from aligner.data.leakage import EvalPrompts
 from aligner.data.raw_file import RawFile
 from aligner.data.split import in_validation
-from aligner.data.tokenise import batches, pair_row, sft_row, tokenised
+from aligner.data.tokenise import pair_row, sft_row, text_batches, tokenised
 from aligner.model.chat import Chat
 from aligner.model.loading import check_chat
 from aligner.run.errors import InputError
@@ -400,7 +400,7 @@ def test_batches_hold_all_rows_in_order_and_only_their_last_row_exceeds_the_limi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenise, "BATCH_CHARACTERS", 50)
         values = [SftExample(str(number), (("user", "x" * size),)) for number, size in enumerate(sizes)]
-        found = list(batches(iter(values)))
+        found = list(text_batches(iter(values)))
     assert [value for batch in found for value in batch] == values
     assert all(sum(len(value.texts()[0]) for value in batch[:-1]) < 50 for batch in found)
 

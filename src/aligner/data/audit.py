@@ -36,8 +36,8 @@ from aligner.data.row_store import Scratch
 from aligner.intervals import tango_interval
 
 LISTED = 200
-SHOWN = 20
-SHOWN_CHARACTERS = 80
+ON_PAGE = 20
+ANSWER_CHARACTERS = 80
 DAMAGE = ("mojibake", "replacement_character", "control_character", "mixed_scripts")
 
 Parts = dict[str, list[str]]  # prompt, and answer or chosen and rejected -> texts, as written or as words joined by spaces
@@ -64,7 +64,7 @@ class Listed:
         return {"rows": self.count, "listed": self.entries}
 
 
-def parts_of(value: SftExample | PreferencePair) -> Parts:
+def texts_by_part(value: SftExample | PreferencePair) -> Parts:
     """The texts of a row by the place that they are trained in; earlier answers of a pair's conversation count as its prompt."""
     if isinstance(value, PreferencePair):
         return {"prompt": [text for _, text in value.prompt], "chosen": [value.chosen], "rejected": [value.rejected]}
@@ -104,7 +104,7 @@ class Audit:
 
     def add(self, value: SftExample | PreferencePair, row: dict[str, Any], held_out: bool) -> None:
         """Takes a kept row: its texts, and the ids that prepare made of them."""
-        parts = {place: list(map(words, texts)) for place, texts in parts_of(value).items()}
+        parts = {place: list(map(words, texts)) for place, texts in texts_by_part(value).items()}
         for place, texts in parts.items():
             for text in texts:
                 self._prompts.look(f"{self.name} {place}", value.id, text)
@@ -160,7 +160,7 @@ class Audit:
 
     def _tokens(self) -> dict[str, Any]:
         ordered = sorted(self.lengths)
-        found = {"median": median(ordered), "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
+        found: dict[str, Any] = {"median": median(ordered), "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
         if self.name == "sft":
             total = sum(ordered)
             found |= {"all": total, "supervised": self.trained_tokens}
@@ -174,7 +174,7 @@ class Audit:
     def _exact_duplicates(self) -> dict[str, Any]:
         groups = Listed()
         for number, copies in self._copies.items():
-            groups.add(sorted([self._texts[number][0], *copies])[:SHOWN])
+            groups.add(sorted([self._texts[number][0], *copies])[:ON_PAGE])
         found = groups.report()
         return {"rows": self.copies, "groups": found["rows"], "listed": found["listed"]}
 
@@ -216,7 +216,7 @@ class Audit:
         for key in both[:LISTED]:
             choosing, rejecting = (sorted(map(self._id, numbers[keys == key].tolist())) for keys in (chosen, rejected))
             answer = self._texts[int(numbers[chosen == key][0])][2]
-            listed.append({"chosen_by": choosing[:SHOWN], "rejected_by": rejecting[:SHOWN], "answer": answer})
+            listed.append({"chosen_by": choosing[:ON_PAGE], "rejected_by": rejecting[:ON_PAGE], "answer": answer})
         return {
             "pairs": int(involved.sum()),
             "mirrored_pairs": int(mirrored.sum()),
@@ -227,7 +227,9 @@ class Audit:
     def _length_bias(self) -> dict[str, Any]:
         """How far "the longer answer is the chosen one" is true, in tokens, ties as one half, with Tango's interval."""
         longer, tied = sum(gap > 0 for gap in self.gaps), sum(gap == 0 for gap in self.gaps)
-        low, high = tango_interval(longer, tied, len(self.gaps) - longer - tied)
+        interval = tango_interval(longer, tied, len(self.gaps) - longer - tied)
+        assert interval is not None  # prepare refuses a file without rows
+        low, high = interval
         return {
             "longer_is_chosen": round((longer + tied / 2) / len(self.gaps), 4),
             "low": round((1 + low) / 2, 4),
@@ -245,7 +247,7 @@ def median(ordered: list[int]) -> int:
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+    return text if len(text) <= ANSWER_CHARACTERS else text[:ANSWER_CHARACTERS] + "…"
 
 
 def shared_prompts(audits: Iterable[Audit]) -> int:

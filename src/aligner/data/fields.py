@@ -29,8 +29,8 @@ class TurnStyle:
     roles: dict[str, str]
 
 
-CHAT = TurnStyle("role", "content", CHAT_ROLES)
-SHAREGPT = TurnStyle("from", "value", {**CHAT_ROLES, "human": "user", "gpt": "assistant"})
+CHAT_TURNS = TurnStyle("role", "content", CHAT_ROLES)
+SHAREGPT_TURNS = TurnStyle("from", "value", {**CHAT_ROLES, "human": "user", "gpt": "assistant"})
 
 
 def row_id(row: dict, line: int, required: bool) -> str:
@@ -95,8 +95,7 @@ def one_turn(message: object, name: str, style: TurnStyle) -> tuple[str, str]:
     if type(message) is not dict:
         raise wrong_type(message, name, "an object")
     role, content = message.get(style.role_key), message.get(style.text_key)
-    plain_text = type(role) is str and role in style.roles and type(content) is str
-    if not plain_text or uses_tools(message):
+    if not (type(role) is str and role in style.roles and type(content) is str) or uses_tools(message):
         raise turn_fault(message, name, style)
     return style.roles[role], text_of(content, name)
 
@@ -124,12 +123,12 @@ def nearest_key(key: str, known: frozenset[str]) -> str | None:
     """The known key that `key` looks like a misspelling of. Similarity is difflib's ratio; at 0.82 uid is not id."""
     from difflib import get_close_matches
 
-    if plain(key) in known:
-        return plain(key)
-    return next(iter(get_close_matches(plain(key), sorted(known), n=1, cutoff=0.82)), None)
+    if plain_key(key) in known:
+        return plain_key(key)
+    return next(iter(get_close_matches(plain_key(key), sorted(known), n=1, cutoff=0.82)), None)
 
 
-def plain(key: str) -> str:
+def plain_key(key: str) -> str:
     return key.strip().strip("\ufeff").casefold()
 
 
@@ -178,7 +177,7 @@ def did_you_mean(key: str, row: dict) -> str:
     """The end of "`key` is missing": the key that was perhaps meant by it, or those that there are."""
     from difflib import get_close_matches
 
-    there = {plain(other[:SHOWN_CHARACTERS]): other for other in islice(row, MAX_KEYS_LOOKED_AT)}
+    there = {plain_key(other[:SHOWN_CHARACTERS]): other for other in islice(row, MAX_KEYS_LOOKED_AT)}
     near = get_close_matches(key, there, n=1, cutoff=0.7)
     return f"; did you mean it by {shown(there[near[0]])}?" if near else f"; there is {keys_shown(row)}"
 

@@ -10,9 +10,9 @@ from unicodedata import normalize
 
 from aligner.data.examples import ConceptEntry, EvalPrompt, Messages, PreferencePair, Record, SftExample
 from aligner.data.fields import (
-    CHAT,
+    CHAT_TURNS,
     MAX_KEYS_LOOKED_AT,
-    SHAREGPT,
+    SHAREGPT_TURNS,
     check_order,
     keys_shown,
     nearest_key,
@@ -34,13 +34,13 @@ MAX_REASON_CHARACTERS = 240  # of what the keyword rules say
 
 
 def messages_example(row: dict, id: str) -> SftExample:
-    messages = turns(required(row, "messages"), "messages", CHAT)
+    messages = turns(required(row, "messages"), "messages", CHAT_TURNS)
     check_order(messages, "messages", last="assistant")
     return SftExample(id, messages)
 
 
 def sharegpt_example(row: dict, id: str) -> SftExample:
-    messages = turns(required(row, "conversations"), "conversations", SHAREGPT)
+    messages = turns(required(row, "conversations"), "conversations", SHAREGPT_TURNS)
     check_order(messages, "conversations", last="assistant")
     return SftExample(id, messages)
 
@@ -63,18 +63,18 @@ def alpaca_example(row: dict, id: str) -> SftExample:
 
 def string_pair(row: dict, id: str) -> PreferencePair:
     prompt = (("user", required_text(row, "prompt")),)
-    return preference(id, prompt, required_text(row, "chosen"), required_text(row, "rejected"))
+    return different_answers(id, prompt, required_text(row, "chosen"), required_text(row, "rejected"))
 
 
 def message_pair(row: dict, id: str) -> PreferencePair:
-    chosen = turns(required(row, "chosen"), "chosen", CHAT)
-    rejected = turns(required(row, "rejected"), "rejected", CHAT)
+    chosen = turns(required(row, "chosen"), "chosen", CHAT_TURNS)
+    rejected = turns(required(row, "rejected"), "rejected", CHAT_TURNS)
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         if messages[-1][0] != "assistant":
             raise BadRow("no_answer", f"`{name}` must end with an assistant message, not {messages[-1][0]}")
     prompt = shared_prompt(row, chosen[:-1], rejected[:-1])
     check_order(prompt, "prompt", last="user")
-    return preference(id, prompt, chosen[-1][1], rejected[-1][1])
+    return different_answers(id, prompt, chosen[-1][1], rejected[-1][1])
 
 
 def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages) -> Messages:
@@ -89,20 +89,20 @@ def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages)
         )
     if "prompt" not in row and before_chosen:
         return before_chosen
-    prompt = required(row, "prompt")
-    if type(prompt) is str and before_chosen:
-        agrees = ("user", text_of(prompt, "prompt")) in before_chosen
-    elif type(prompt) is str:
-        raise mixed_pair()
+    written = required(row, "prompt")
+    if type(written) is str:
+        if not before_chosen:
+            raise mixed_pair()
+        prompt, agrees = before_chosen, ("user", text_of(written, "prompt")) in before_chosen
     else:
-        prompt = turns(prompt, "prompt", CHAT)
+        prompt = turns(written, "prompt", CHAT_TURNS)
         agrees = before_chosen in ((), prompt)
     if not agrees:
         raise BadRow("prompts_differ", "`prompt` is not what stands before the answers in `chosen` and `rejected`")
-    return before_chosen or prompt
+    return prompt
 
 
-def preference(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
+def different_answers(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
     if chosen == rejected:
         raise BadRow("chosen_equals_rejected", "both answers are the same, so the pair teaches nothing; drop it")
     if seen(chosen) == seen(rejected):

@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO, NoReturn
 from unicodedata import category
 
 from aligner.run.errors import InputError
@@ -75,7 +76,7 @@ def require_end(path: str) -> None:
         raise UnreadableFile(path, Problem("no_regular_file", f"this is {what}, which may never end; name a file"))
 
 
-def next_line(file) -> bytes | None:
+def next_line(file: BinaryIO) -> bytes | None:
     """The next line with its line end, b"" at the end of the file; an oversized line is passed over and gives None."""
     raw = file.readline(MAX_LINE_BYTES + 1)
     if len(raw) <= MAX_LINE_BYTES:
@@ -119,10 +120,17 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """The object of these pairs; raises BadRow where json would silently keep the last of two equal keys."""
     row = dict(pairs)
     if len(row) != len(pairs):
-        earlier = set()
-        twice = next(key for key, _ in pairs if key in earlier or earlier.add(key))
-        raise BadRow("duplicate_keys", f"the key {shown(twice)} stands twice in one object; keep one of the two")
+        raise repeated_key(pairs)
     return row
+
+
+def repeated_key(pairs: list[tuple[str, object]]) -> BadRow:
+    earlier: set[str] = set()
+    for key, _ in pairs:
+        if key in earlier:
+            break
+        earlier.add(key)
+    return BadRow("duplicate_keys", f"the key {shown(key)} stands twice in one object; keep one of the two")
 
 
 def finite_float(digits: str) -> float:
@@ -138,7 +146,7 @@ def bounded_int(digits: str) -> int:
     return int(digits)
 
 
-def refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> NoReturn:
     raise BadRow("non_finite_number", f"{name} is not JSON; use null or leave the key out")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from aligner.data.fields import MAX_KEYS_LOOKED_AT, nearest_key, plain
+from aligner.data.fields import MAX_KEYS_LOOKED_AT, nearest_key, plain_key
 from aligner.data.lines import Problem
 from aligner.run.terminal import SHOWN_CHARACTERS, shown
 
@@ -29,7 +29,7 @@ SECRETS = {  # a cheap marker, then what it may stand in and the pattern that de
 
 def text_warnings(text: str) -> tuple[Problem, ...]:
     """Warnings about characters and secrets in a row's texts; a secret is named, never shown."""
-    warnings = damage(text)
+    warnings = damage_warnings(text)
     if not text.isascii() and any(map(text.__contains__, BIDI_CONTROLS)):
         found = ", ".join(f"U+{ord(mark):04X}" for mark in BIDI_CONTROLS if mark in text)
         warnings.append(Problem("bidi_control", f"bidi controls ({found}) can hide what a text says: check it"))
@@ -45,7 +45,7 @@ def text_warnings(text: str) -> tuple[Problem, ...]:
     return tuple(warnings)
 
 
-def damage(text: str) -> list[Problem]:
+def damage_warnings(text: str) -> list[Problem]:
     """Signs that a text was decoded wrongly, cut, or put together from look-alike letters."""
     found = []
     if control := DAMAGED_CONTROL.search(text):
@@ -73,7 +73,7 @@ def key_warnings(row: dict, known: frozenset[str]) -> tuple[Problem, ...]:
 
 def key_warning(key: str, row: dict, known: frozenset[str]) -> Problem | None:
     near = nearest_key(key[:SHOWN_CHARACTERS], known)
-    if near is not None and (near not in row or near == plain(key)):
+    if near is not None and (near not in row or near == plain_key(key)):
         return Problem("misspelt_key", f"the key {shown(key)} is not read; did you mean {near!r}?")
     if key in UNREAD_KEYS and row[key]:
         return Problem("unread_key", f"`{key}` is not read; write it into the conversation or remove it")

@@ -24,7 +24,7 @@ def tokenised(
 
     Raises InputError with file and id where the chat template refuses a row.
     """
-    for batch in batches(values):
+    for batch in text_batches(values):
         chat.encode_ahead(talk for value in batch if not is_huge(value, max_length) for talk in conversations(value))
         for value in batch:
             try:
@@ -40,7 +40,7 @@ def is_huge(value: SftExample | PreferencePair, max_length: int) -> bool:
     return longest > CHARACTERS_PER_TOKEN * max_length
 
 
-def batches(values: Iterator[Any]) -> Iterator[list[Any]]:
+def text_batches(values: Iterator[Any]) -> Iterator[list[Any]]:
     """Yields lists of consecutive values of at least BATCH_CHARACTERS characters; the last list may be shorter."""
     batch: list[Any] = []
     size = 0

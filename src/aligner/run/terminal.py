@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from io import TextIOBase
+from typing import TextIO
 
 
 def bar(title: str, total: int | None, unit: str, done: int = 0):
@@ -26,7 +26,7 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def write_line(out: TextIOBase, line: str) -> None:
+def write_line(out: TextIO, line: str) -> None:
     """Writes a line with whatever the stream's encoding lacks escaped."""
     encoding = out.encoding or "utf-8"
     out.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
