@@ -1,4 +1,4 @@
-"""The formats of data files: how each recognises an object and builds a record from it."""
+"""The formats of data files: how each recognises a JSON object and builds a record from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from aligner.data.fields import (
 from aligner.data.lines import BadRow, json_type
 from aligner.run.terminal import SHOWN_CHARACTERS, printable, shown
 
-MAX_REASON_CHARACTERS = 240  # of what the keyword rules say
+MAX_REASON_CHARACTERS = 240  # of the faults of a keyword group
 
 
 # ---- From an object to a record -------------------------------------------------------------------------------------
@@ -78,9 +78,9 @@ def message_pair(row: dict, id: str) -> PreferencePair:
 
 
 def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages) -> Messages:
-    """The one prompt of both answers: the key `prompt`, or what stands before the answers in both lists.
+    """The one prompt of both answers: the key `prompt`, or the messages before the answers in both lists.
 
-    Where both stand they must agree; a `prompt` string need only be one of the user messages (as in UltraFeedback).
+    If the row has both, they must agree; a `prompt` string need only be one of the user messages (as in UltraFeedback).
     """
     if before_chosen != before_rejected:
         raise BadRow(
@@ -98,7 +98,7 @@ def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages)
         prompt = turns(written, "prompt", CHAT_TURNS)
         agrees = before_chosen in ((), prompt)
     if not agrees:
-        raise BadRow("prompts_differ", "`prompt` is not what stands before the answers in `chosen` and `rejected`")
+        raise BadRow("prompts_differ", "`prompt` differs from the messages before the answers in `chosen` and `rejected`")
     return prompt
 
 
@@ -140,7 +140,7 @@ def concept_entry(row: dict, id: str) -> ConceptEntry:
 
 
 def keyword_groups(groups: object, name: str) -> tuple[str | dict, ...]:
-    """The groups as written, once the keyword rules have found no fault in any of them."""
+    """The keyword groups as written; raises BadRow if one of them breaks the rules of aligner.keywords."""
     if type(groups) is not list or not groups:
         raise BadRow("bad_keywords", f"`{name}` must be a list of one or more groups, not {json_type(groups)}")
     for index, group in enumerate(groups):
@@ -153,7 +153,7 @@ def keyword_groups(groups: object, name: str) -> tuple[str | dict, ...]:
 
 
 def group_faults(group: str | dict) -> list[str]:
-    """What the keyword rules say against a group; a regex may be too much even for Python's compiler."""
+    """The faults of a keyword group. A regex may even be too large for Python's compiler."""
     from aligner.keywords.groups import validate_group
 
     try:
@@ -162,9 +162,7 @@ def group_faults(group: str | dict) -> list[str]:
         return [f"a regex that Python cannot compile ({fault}); simplify it"]
 
 
-# ---- Fields: ids, texts, turns --------------------------------------------------------------------------------------
-
-# What one does not see in a text; joiners and variation selectors stay, since letters and emoji change with them.
+# Invisible characters. Joiners and variation selectors are not among them, since they change letters and emoji.
 UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 HARD_SPACE = re.compile("[\u00a0\u202f]")
 
@@ -174,7 +172,7 @@ HARD_SPACE = re.compile("[\u00a0\u202f]")
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to write a row: `keys` are those it reads, `suits` tells whether an object is written this way."""
+    """One way to write a row: `keys` are those it reads, `suits` recognises an object, `build` makes the record."""
 
     name: str
     kind: str
@@ -183,14 +181,14 @@ class Format:
     build: Callable[[dict, str], Record]
 
     def name_of(self, row: dict, line: int) -> str:
-        """What the row is called: a concept by its own name, any other row by its id."""
+        """The id of the record: the name of a concept, the id of any other row."""
         if self.kind == "concepts":
             return required_text(row, "concept")
         return row_id(row, line, required=self.kind == "eval")
 
 
 def is_pair(row: dict, shape: type) -> bool:
-    """Whether a row is a pair whose answers are of `shape` (str or list); raises BadRow where they are of both."""
+    """Whether a row is a pair with answers of type `shape` (str or list); raises BadRow if it mixes both."""
     if "chosen" not in row and "rejected" not in row:
         return False
     shapes = {type(row.get("chosen")), type(row.get("rejected"))}
@@ -202,7 +200,7 @@ def is_pair(row: dict, shape: type) -> bool:
 
 
 def is_concept(row: dict) -> bool:
-    """Whether a row with keywords is a concept and no eval prompt: it has no prompt, but a text, or a concept and no id."""
+    """Whether a row with keywords is a concept, not an eval prompt: it has no prompt, but a text, or a concept and no id."""
     return "keywords" in row and "prompt" not in row and ("text" in row or "concept" in row and "id" not in row)
 
 
@@ -261,15 +259,15 @@ FORMATS = (
 
 
 def recognise(row: dict, kind: str | None) -> Format | None:
-    """The first format of this kind (None: of any) that the row is written in."""
+    """The first format of this kind (None: of any kind) that suits the row."""
     return next((form for form in FORMATS if kind in (None, form.kind) and form.suits(row)), None)
 
 
-# ---- Diagnosis: only once something is wrong ------------------------------------------------------------------------
+# ---- Diagnosis of a faulty row --------------------------------------------------------------------------------------
 
 
 def unrecognised(row: dict, kind: str | None) -> BadRow:
-    """Why a row is of no format of its file's kind: it is of another kind, or its keys are misspelt."""
+    """Why a row has no format of its file's kind: it is of another kind, or its keys are misspelt."""
     if other := recognise(row, None):
         return BadRow("wrong_kind", f"a row of {other.name} ({other.kind}) in a file that is read as {kind}")
     known = [form for form in FORMATS if kind in (None, form.kind)]
