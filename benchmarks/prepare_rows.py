@@ -120,7 +120,7 @@ def our_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], l
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
     values = [row.value for row in read_rows(path, "sft")]
-    return lambda: [row for _, row in tokenised(sft_row, Chat.load(WEIGHTS), LONGEST, str(path), iter(values))]
+    return lambda: [row for _, row in tokenised(str(path), iter(values), sft_row, Chat.load(WEIGHTS), LONGEST)]
 
 
 def stock_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], Any]:

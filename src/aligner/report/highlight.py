@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from aligner.keywords.groups import Group, searched
+from aligner.keywords.groups import KeywordGroup, searched
 from aligner.keywords.text import SPACED, TOKEN, normalise, prepare
 
 Mark = tuple[int, int, int]
@@ -16,7 +16,7 @@ Mark = tuple[int, int, int]
 MOST_ALIGNED = 3000
 
 
-def marks(text: str, groups: Sequence[Group], prompt: str | None = None) -> list[Mark]:
+def marks(text: str, groups: Sequence[KeywordGroup], prompt: str | None = None) -> list[Mark]:
     """(start, end, number of the group) of every stretch of a text that names a group, in order, without overlaps.
 
     For people to look at. Groups are searched in the plain form, as `score` searches them, and mapped back to the text as it was

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aligner import text_health
-from aligner.keywords.groups import Group
+from aligner.keywords.groups import KeywordGroup
 from aligner.keywords.scorer import KeywordScore
 from aligner.keywords.text import prepare
 from aligner.run.errors import InputError
@@ -68,7 +68,7 @@ def _constant(control: Control) -> str:
     return CARRIER.format(keywords=", ".join([keyword for keyword in literals if keyword][:COMMON_GROUPS]) or "much")
 
 
-def _first_literal(group: Group) -> str | None:
+def _first_literal(group: KeywordGroup) -> str | None:
     """In one line, since a line of its own could be a line of the prompt, and so be taken for its echo."""
     if isinstance(group, str):
         return " ".join(group.split())

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aligner.keywords.groups import Group
+from aligner.keywords.groups import KeywordGroup
 from aligner.keywords.scorer import Index
 from aligner.keywords.text import Text, prepare
 
@@ -19,7 +19,7 @@ class Foreign(NamedTuple):
     """A key idea of another concept; where several concepts share the words, one of them."""
 
     concept: str
-    group: Group
+    group: KeywordGroup
 
 
 class Ideas(NamedTuple):
@@ -79,7 +79,7 @@ def joined(found: Mapping[int, frozenset[int]]) -> list[list[int]]:
     return [numbers for _, numbers in sorted(parts, key=lambda part: min(part[0], default=-1))]
 
 
-def _literals(group: Group) -> Sequence[str]:
+def _literals(group: KeywordGroup) -> Sequence[str]:
     """The keywords of a group that are words and not patterns."""
     if isinstance(group, str):
         return (group,)
