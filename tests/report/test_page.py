@@ -1,7 +1,8 @@
-"""reports/index.html: what stands on it, that text of models can do nothing there, and, in a real browser, how it behaves."""
+"""reports/index.html: its content, that text of models can do nothing there, and its behaviour in a real browser."""
 
 import base64
 import contextlib
+import functools
 import hashlib
 import html
 import json
@@ -48,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def enter(folder, monkeypatch):
-    """The working folder, with what the other stages wrote in this repository's own last run."""
+    """Makes `folder` the working folder and copies the other stages' outputs into it."""
     monkeypatch.chdir(folder)
     copy_other_stages()
     write_params(0)
@@ -142,18 +143,44 @@ def test_it_has_landmarks_one_title_and_labels(folder):
     assert all(attributes["href"][1:] in ids for tag, attributes in reader.tags if tag == "a" and "href" in attributes)
 
 
-def test_every_parameter_pin_and_count_stands_on_it(folder):
+def test_page_shows_every_parameter_pin_and_figure(folder):
     shown = html.unescape(written())
     params = parameters.load(score.PARAMS)
     rows = [row for rows in page.sections(params).values() for row in rows]
     values = {name: value for name, value in rows}
     assert {name.split(".")[0] for name in values} == set(vars(parameters.read())) and len(values) == len(rows) > 50
     assert all(f"<dt>{name}</dt><dd>{value}</dd>" in shown for name, value in rows)
-    assert values["dpo.beta"] == "0.1" and values["models.path"] == "models/base/weights"
+    assert values["dpo.beta"] == "0.1" and values["models.mini.path"] == "models/base/weights"
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(pin.split(" ;")[0] in shown for pin in pins)
-    counts = json.loads((ROOT / "tests/fixtures/reports/prepare.json").read_text())
-    assert all(f"<td>{page.plain(count)}</td>" in shown for name in ("sft_data", "dpo_data") for count in counts[name].values())
+    prepare, sft, dpo = (json.loads(path.read_text()) for path in score.STAGE_REPORTS.values())
+    assert set(prepare) == {"sft_data", "dpo_data", "eval_data", "leakage"} and set(prepare["eval_data"]) == {"prompts"}
+    assert all(
+        f"<td>{page.as_written(count)}</td>" in shown for name in ("sft_data", "dpo_data") for count in prepare[name].values()
+    )
+    for name, value in {**prepare["leakage"], **sft["sft"], **dpo["dpo"]}.items():
+        assert f"<dt>{labels.label(name)}</dt><dd>{page.as_written(value)}</dd>" in shown, name
+
+
+def test_page_names_parameters_as_params_yaml_does(folder):
+    params = parameters.load(score.PARAMS)
+    sections = page.sections(params)
+    assert list(sections) == ["run", "dpo", "generate", "lora", "models.mini", "prepare", "score", "sft"]
+    whole = parameters.read().model_dump()
+    for name, value in (row for rows in sections.values() for row in rows):
+        in_file = functools.reduce(lambda section, key: section[key], name.split("."), whole)
+        assert value == (json.dumps(in_file) if isinstance(in_file, bool | list | None) else str(in_file)), name
+
+
+def test_page_decides_ties_by_the_exact_threshold(folder):
+    """Rates 1/3 apart tie at a threshold of 1/3, though the report rounds it to 0.333333, below 1/3."""
+    write_params(1 / 3)
+    references = [row | {"keywords": ["state", "step", "chain"]} for row in REFERENCES]
+    texts = {"base": "Nothing", "sft": "A state", "dpo": "A state in a step"}
+    data = data_in(written(references, {name: dict.fromkeys("abc", text) for name, text in texts.items()}))
+    assert [prompt["outcomes"] for prompt in data["prompts"]] == [[0, 0, 1]] * 3
+    pairs = json.loads(score.REPORT.read_text())["pairs"]
+    assert [pairs[f"{first}_vs_{second}"]["wins"] for first, second in score.PAIRS] == [0, 0, 3]
 
 
 def test_every_count_stands_under_the_file_that_it_counts(folder):
@@ -186,8 +213,8 @@ def test_a_measure_that_the_report_gains_gets_a_row(folder):
     rows = page.measures({name: {"precision": found, "hit_rate": found, "health": {}} for name in MODELS}, MODELS)
     assert [row["name"] for row in rows] == ["hit_rate", "precision"]
     assert labels.label("some_new_thing") == "Some new thing"
-    assert page.ends(found) == "0.100 to 0.400"
-    assert page.ends(found | {"low": -0.1}) == "\u22120.100 to 0.400" and page.three(-0.25) == "\u22120.250"
+    assert page.shown_interval(found) == "0.100 to 0.400"
+    assert page.shown_interval(found | {"low": -0.1}) == "\u22120.100 to 0.400" and page.shown_figure(-0.25) == "\u22120.250"
 
 
 def test_results_are_those_of_the_report(folder):
@@ -351,8 +378,8 @@ def test_marks_of_a_long_loop_come_soon():
 
 
 def test_parts_join_to_the_text():
-    assert page.parts_of("a state here", [(2, 7, 0)]) == ["a ", "state", " here"]
-    assert page.parts_of("", []) == [""]
+    assert page.marked_parts("a state here", [(2, 7, 0)]) == ["a ", "state", " here"]
+    assert page.marked_parts("", []) == [""]
 
 
 # ---- Charts -------------------------------------------------------------------------------------------------------------

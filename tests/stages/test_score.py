@@ -29,9 +29,10 @@ from support.scored import (
 )
 
 import score
+from aligner import markdown
 from aligner.files import read_json, write_jsonl
 from aligner.run.errors import InputError
-from aligner.scoring.pairs import Outcome, compare
+from aligner.scoring.pairs import Outcome, compare, prompt_outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
 OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
@@ -62,7 +63,7 @@ def test_hit_rates_of_the_small_files(folder):
     assert [metrics[name]["hit_rate"] for name in score.MODELS] == [0.3333, 0.5833, 0.8333]
     report = read_json(score.REPORT)
     assert [report["models"][name]["all_hit_rate"]["estimate"] for name in score.MODELS] == [0, 0.333333, 0.666667]
-    assert metrics["eval"] == {"prompts": 3}
+    assert report["prompts"] == 3
 
 
 def test_wins_ties_and_losses_of_the_small_files(folder):
@@ -71,9 +72,10 @@ def test_wins_ties_and_losses_of_the_small_files(folder):
     sft over base: won, won, lost = 2/3. dpo over sft: lost, won, won = 2/3. dpo over base: tied, won, won = 2.5/3.
     """
     run()
-    metrics = read_json(score.METRICS)
-    rates = {"sft_vs_base": 0.6667, "dpo_vs_sft": 0.6667, "dpo_vs_base": 0.8333}
-    assert {pair: metrics[pair]["win_rate"] for pair in rates} == rates
+    pairs = read_json(score.REPORT)["pairs"]
+    rates = {"sft_vs_base": 0.666667, "dpo_vs_sft": 0.666667, "dpo_vs_base": 0.833333}
+    assert {name: pair["win_rate"]["estimate"] for name, pair in pairs.items()} == rates
+    assert read_json(score.METRICS)["dpo_vs_sft"]["win_rate"] == 0.6667
     assert [(row["comparison"], row["outcome"], int(row["prompts"])) for row in table_of(score.OUTCOMES)] == [
         ("sft vs base", "wins", 2),
         ("sft vs base", "ties", 0),
@@ -103,6 +105,7 @@ def test_one_group_apart_is_a_tie_at_the_threshold_of_one_group(groups):
     assert compare(first, second, 1 / groups) == Outcome(0, groups, 0)
     assert compare(second, first, 1 / groups) == Outcome(0, groups, 0)
     assert compare(first, second, 0.99 / groups) == Outcome(groups, 0, 0)
+    assert prompt_outcomes(second, first, 0.99 / groups) == [-1] * groups
 
 
 @given(
@@ -132,18 +135,35 @@ def test_ended_rate_and_mean_tokens(folder):
     ]
     write_jsonl(score.MODELS["dpo"], rows)
     run()
-    expected = {"hit_rate": 0, "lift": 0, "precision": None, "degenerate": 0, "ended_rate": 0.6667, "tokens_mean": 30}
-    assert read_json(score.METRICS)["dpo"] == expected
+    assert read_json(score.METRICS)["dpo"] == {"hit_rate": 0, "precision": None}
+    dpo = read_json(score.REPORT)["models"]["dpo"]
+    found = [dpo[name]["estimate"] for name in ("hit_rate", "lift", "precision")]
+    assert found == [0, 0, None]
+    assert (dpo["health"]["degenerate"]["estimate"], dpo["health"]["truncated"]["estimate"]) == (0, 0.333333)
+    assert dpo["lengths"]["tokens"]["mean"] == 30
 
 
-def test_the_headline_has_twenty_five_numbers_and_three_verdicts(folder):
+def test_the_headline_has_seven_numbers_and_one_verdict(folder):
     run()
     metrics = read_json(score.METRICS)
-    models = {"hit_rate", "lift", "precision", "degenerate", "ended_rate", "tokens_mean"}
-    assert [set(metrics[name]) for name in score.MODELS] == [models] * 3
-    pairs = ["sft_vs_base", "dpo_vs_sft", "dpo_vs_base"]
-    assert [set(metrics[name]) for name in pairs] == [{"win_rate", "p_adjusted", "verdict"}] * 3
-    assert set(metrics) == {*score.MODELS, *pairs, "eval"}
+    assert {section: list(figures) for section, figures in metrics.items()} == {
+        "base": ["hit_rate"],
+        "sft": ["hit_rate", "precision"],
+        "dpo": ["hit_rate", "precision"],
+        "dpo_vs_sft": ["win_rate", "p_adjusted", "verdict"],
+    }
+    assert sum(map(len, metrics.values())) <= 8
+
+
+def test_the_headline_is_a_part_of_the_report(folder):
+    run()
+    metrics, report = read_json(score.METRICS), read_json(score.REPORT)
+    for name in score.MODELS:
+        for key, value in metrics[name].items():
+            assert value == pytest.approx(report["models"][name][key]["estimate"], abs=5e-5)
+    pair = report["pairs"]["dpo_vs_sft"]
+    expected = [pair["win_rate"]["estimate"], pair["p_holm"], pair["decision"]["verdict"]]
+    assert list(metrics["dpo_vs_sft"].values()) == [*(pytest.approx(each, abs=5e-5) for each in expected[:2]), expected[2]]
 
 
 def test_alpha_and_the_margin_of_params_decide_verdicts(folder):
@@ -152,15 +172,21 @@ def test_alpha_and_the_margin_of_params_decide_verdicts(folder):
     Then dpo over base is +1/2, +1, +1/2: p = 2/8, times 3; sd .2887, MDE at alpha .4 (.8416 + .8416) * .2887 / sqrt(3) = 28.1 pp.
     """
     run()
-    assert read_json(score.METRICS)["dpo_vs_base"]["verdict"].startswith("inconclusive (MDE ")
+    assert pair_of("dpo_vs_base")["decision"]["verdict"].startswith("inconclusive (MDE ")
+    assert read_json(score.METRICS)["dpo_vs_sft"]["verdict"].startswith("inconclusive (MDE ")
     write_params(0, equivalence_margin=1)
     run()
     assert read_json(score.METRICS)["dpo_vs_sft"]["verdict"] == "equivalent"
     write_params(0, alpha=0.4)
     write_inputs(answers=ANSWERS | {"dpo": ANSWERS["dpo"] | {"a": "A state in a step"}})
     run()
-    verdict = "inconclusive (MDE 28.1 pp at n = 3)"
-    assert read_json(score.METRICS)["dpo_vs_base"] == {"win_rate": 1, "p_adjusted": 0.75, "verdict": verdict}
+    pair = pair_of("dpo_vs_base")
+    assert (pair["win_rate"]["estimate"], pair["p_holm"]) == (1, 0.75)
+    assert pair["decision"]["verdict"] == "inconclusive (MDE 28.1 pp at n = 3)"
+
+
+def pair_of(name):
+    return read_json(score.REPORT)["pairs"][name]
 
 
 def test_repeating_the_prompt_earns_no_hit(folder):
@@ -187,7 +213,8 @@ def test_precision_of_the_small_files(folder):
     write_inputs(answers=foreign_answers())
     run()
     metrics, report = read_json(score.METRICS), read_json(score.REPORT)
-    assert [metrics[name]["precision"] for name in score.MODELS] == [1, 1, 0.3333]
+    assert [metrics[name]["precision"] for name in ("sft", "dpo")] == [1, 0.3333]
+    assert report["models"]["base"]["precision"]["estimate"] == 1
     found = [report["models"][name]["precision"] for name in score.MODELS]
     counts = ("n", "own", "foreign", "silent", "without_concept")
     assert [[each[name] for name in counts] for each in found] == [[1, 1, 0, 1, 1], [2, 3, 0, 0, 1], [2, 1, 2, 0, 1]]
@@ -208,8 +235,10 @@ def test_without_a_concept_asked_about_precision_is_undefined_and_all_else_as_be
     before = run()
     write_inputs(concepts=concepts)
     after = run()
-    assert [read_json(score.METRICS)[name]["precision"] for name in score.MODELS] == [None] * 3
-    reasons = {model["precision"]["reason"] for model in read_json(score.REPORT)["models"].values()}
+    assert [read_json(score.METRICS)[name]["precision"] for name in ("sft", "dpo")] == [None] * 2
+    precisions = [model["precision"] for model in read_json(score.REPORT)["models"].values()]
+    assert [each["estimate"] for each in precisions] == [None] * 3
+    reasons = {each["reason"] for each in precisions}
     assert reasons == {"no prompt names a concept of the catalogue"}
     assert all(after[path] == before[path] for path in (score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS))
     assert "| undefined | undefined |" in after[score.SIDE_BY_SIDE].decode()
@@ -281,7 +310,7 @@ def test_shares_of_a_comparison_add_up_to_one(folder):
 def test_metrics_are_two_levels_of_verdicts_and_finite_numbers_with_four_decimals(folder):
     run()
     metrics = read_json(score.METRICS)
-    assert list(metrics) == ["base", "sft", "dpo", "sft_vs_base", "dpo_vs_sft", "dpo_vs_base", "eval"]
+    assert list(metrics) == ["base", "sft", "dpo", "dpo_vs_sft"]
     for section in metrics.values():
         for name, value in section.items():
             assert type(value) in ((str,) if name == "verdict" else (int, float))
@@ -445,7 +474,7 @@ def test_hostile_text_stays_text_wherever_it_comes_from(folder, text):
 @pytest.mark.parametrize("text", [*HOSTILE, "100% of $5 at 3 < 4 & 5 > 2", "x_1 * y_2 = z#3 {a} (b) + c!"])
 def test_escaped_text_reads_as_the_model_wrote_it(text):
     """A reader of the rendered page sees the very characters, runs of white space as one space."""
-    page = MarkdownIt("commonmark").renderInline(score.markdown(text))
+    page = MarkdownIt("commonmark").renderInline(markdown.markdown(text))
     shown = page.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
     assert shown == " ".join(text.split())
 
@@ -453,8 +482,8 @@ def test_escaped_text_reads_as_the_model_wrote_it(text):
 @given(st.text(alphabet=st.sampled_from("<>|[]()!`*_~#&\\:/ \nwax.1-+$"), max_size=40))
 @settings(deadline=None, max_examples=300)
 def test_no_text_breaks_out_of_its_cell(text):
-    assert not set("<>\n") & set(score.markdown(text))
-    page = rendered(score.table(["a", "b"], [["x", score.markdown(text)]]))
+    assert not set("<>\n") & set(markdown.markdown(text))
+    page = rendered(markdown.table(["a", "b"], [["x", markdown.markdown(text)]]))
     assert re.sub("<t[hd]>[^<]*</t[hd]>", "", page).split() == [
         *["<table>", "<thead>", "<tr>", "</tr>", "</thead>", "<tbody>"],
         *["<tr>", "</tr>", "</tbody>", "</table>"],
@@ -465,16 +494,16 @@ def test_no_text_breaks_out_of_its_cell(text):
 @pytest.mark.parametrize("address", ["https://evil.example", "http://evil.example", "ftp://evil.example", "www.evil.example"])
 def test_no_bare_address_becomes_a_link_on_github(address):
     """GitHub links what starts with a scheme and :// or with www., read from the source as it stands."""
-    assert not re.search(r"(https?|ftp)://|www\.", score.markdown(f"see {address} there"))
+    assert not re.search(r"(https?|ftp)://|www\.", markdown.markdown(f"see {address} there"))
 
 
 def test_control_characters_do_not_reach_the_page():
     """A terminal that shows the report must not obey the model."""
-    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", score.markdown("\x1b[31mred\x07 \x00 \x9b2J \x7f"))
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", markdown.markdown("\x1b[31mred\x07 \x00 \x9b2J \x7f"))
 
 
-def rendered(markdown):
-    return MarkdownIt("commonmark").enable("table").render(markdown)
+def rendered(text):
+    return MarkdownIt("commonmark").enable("table").render(text)
 
 
 # ---- The process ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""The page's names of figures, in words."""
+"""The page's labels for the names of figures."""
 
 from __future__ import annotations
 
-# Names for the report's measures; whatever else the report holds is shown under its own name.
+# Any other figure is shown under its own name.
 LABELS = {
     "hit_rate": "Hit rate",
     "lift": "Lift over other prompts' ideas",
@@ -60,9 +60,6 @@ LABELS = {
     "validation_prompts": "Held-out rows with a trained prompt",
     "longer_is_chosen": "Share of pairs whose longer answer is chosen",
 }
-
-
-# ---- Numbers as people read them ---------------------------------------------------------------------------------------
 
 
 def label(name: str) -> str:
