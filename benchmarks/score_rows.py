@@ -63,7 +63,7 @@ def measured(prompts: int) -> dict[str, float]:
 
 
 def lay_out(folder: Path, prompts: int) -> None:
-    """Writes what score reads: the repository's parameters and curves, reports of a kept run, and composed prompts and answers."""
+    """Writes what score reads: the repository's parameters and curves, a kept run's reports, and composed prompts and answers."""
     shutil.copytree(ROOT / "plots", folder / "plots")
     shutil.copytree(ROOT / "tests/fixtures/reports", folder / "reports")  # Git keeps no reports of the last run
     shutil.copy(ROOT / "requirements.txt", folder)
