@@ -244,7 +244,7 @@ def test_likelihood_and_ranking_of_every_model_stand_beside_the_training_numbers
     sft, dpo = (json.loads(score.STAGE_REPORTS[stage].read_text())[stage] for stage in ("sft", "dpo"))
     score.STAGE_REPORTS["dpo"].write_text(json.dumps({"dpo": dpo | {"bits_per_byte": None, "kl_per_answer_sampled": None}}))
     shown = html.unescape(written())
-    rows = {row[0]: row[1:] for row in table_rows(shown, "How likely the models find held-out answers")}
+    rows = {row[0]: row[1:] for row in table_rows(shown, "Likelihood and ranking of held-out answers")}
     perplexities = (sft["base_perplexity"], sft["perplexity"], dpo["perplexity"])
     assert rows["Perplexity on held-out SFT answers"] == [f"{value:.3f}" for value in perplexities]
     assert rows["Bits per byte of held-out SFT answers"][2] == "undefined: the answers hold no text"
@@ -253,7 +253,7 @@ def test_likelihood_and_ranking_of_every_model_stand_beside_the_training_numbers
         each = [[float(row[key]) for key in ("ranking_accuracy", "low", "high")] for row in ranking if row["group"] == group]
         expected = [f"{estimate:.3f} {low:.3f} to {high:.3f}" for estimate, low, high in each]
         assert rows[f"{label} without a reference"] == expected
-    tests = table_rows(shown, "Held-out pairs that a model ranks better or worse than the one that it came from")[1:]
+    tests = table_rows(shown, "Held-out pairs that a model ranks better or worse than its predecessor")[1:]
     told = [[*(row[key] for key in ("model", "group", "better", "worse")), p] for row in ranking if (p := shown_p(row["p"]))]
     assert tests == told and len(told) == 4
     assert "undefined: the prompts leave no position for an answer" in shown
@@ -776,7 +776,7 @@ def test_votes_are_cast_and_exported_where_the_browser_keeps_nothing(tab, pages)
     tab.before_every_page(refuse)
     tab.open(pages["calm"], "#vote")
     begin(tab)
-    assert tab.evaluate("document.getElementById('unkept').hidden") is False
+    assert tab.evaluate("document.getElementById('unstored').hidden") is False
     tab.press("1", "2")
     assert len(exported(tab)["text"].splitlines()) == 2 and quiet(tab)
 

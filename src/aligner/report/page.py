@@ -23,7 +23,7 @@ from aligner.keywords.groups import idea
 from aligner.markdown import HIDDEN, figure, interval, p_value, visible
 from aligner.report import blind, charts
 from aligner.report.highlight import Mark, marks
-from aligner.report.labels import label
+from aligner.report.labels import grouped, label
 from aligner.run.params import StageParams
 from aligner.scoring.answers import Answer
 from aligner.scoring.models import rates
@@ -171,7 +171,7 @@ def answer_data(answer: Answer, reference: dict[str, Any]) -> dict[str, Any]:
         "parts": marked_parts(answer.text, marks(answer.text, named, reference["prompt"])),
         "hits": answer.keyword.hits,
         "named": [int(hit) for hit in answer.keyword.matched],
-        "flags": flags + (["cut at the longest length"] if answer.stop == "length" else []),
+        "flags": flags + (["cut at the maximum length"] if answer.stop == "length" else []),
         "words": answer.words,
     }
 
@@ -207,7 +207,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "by_topic": charts.intervals(rate_points(report, names, whole=False, part="topics")),
         "outcomes": outcome_bars(report, names, sources.pairs),
         "curves": list(panels(sources.curves)),
-        "training": {"sft": sft, "dpo": dpo},
+        "training": {"sft": sft, "dpo": grouped(dpo)},
         "held_out": measures(held_out(sft, dpo, sources.ranking), names),
         "ranking": sources.ranking,
         "kl": kl_estimate(dpo),
