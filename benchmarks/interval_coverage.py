@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from aligner import intervals
+from aligner import intervals, statistics
 
 TIES = (0, 0.2, 0.5, 0.8, 0.9)
 NETS = (0, 0.1, 0.25, 0.5, 0.8)
@@ -96,7 +96,7 @@ def bonett_price_interval(wins: int, ties: int, losses: int) -> intervals.Interv
 
 METHODS: dict[str, Callable] = {
     "Wilson on W+T/2": lambda wins, ties, losses: intervals.wilson_interval(wins + ties / 2, wins + ties + losses),
-    "paired t": of_differences(intervals.paired_t_interval),
+    "paired t": of_differences(statistics.paired_t_interval),
     "percentile bootstrap": of_differences(intervals.exact_bootstrap_interval),
     "Bonett-Price": of_net(bonett_price_interval),
     "Tango": of_net(intervals.tango_interval),
