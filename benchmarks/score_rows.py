@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prepare_rows import run
 from ruamel.yaml import YAML
+
+from prepare_rows import run
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 17

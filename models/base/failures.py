@@ -2,7 +2,8 @@
 
 reads   data/bank/*.yaml, models/sft, the base model (of the last dvc repro)
 writes  data/written/model_failures.jsonl: id, concept, fault, prompt, rejected
-command PYTHONPATH=src python models/base/failures.py        then python models/base/compose.py, which puts a good answer of the same length beside each
+command PYTHONPATH=src python models/base/failures.py
+        then python models/base/compose.py, which puts a good answer of the same length beside each
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections import Counter
 from pathlib import Path
 
 import compose
-
 import generate
 from aligner.keywords.groups import hits
 from aligner.keywords.text import prepare

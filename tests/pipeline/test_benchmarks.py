@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import resource
@@ -11,13 +10,15 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-import bench
-import gpu
-import growth
 import pytest
 
+import bench
 import flops
+import gpu
+import growth
+import growth_page
 from legs import Leg
+from render_readme import between, read_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 TINYLLAMA = flops.llama(flops.TINYLLAMA, rank=16)
@@ -205,14 +206,11 @@ def test_a_pass_is_measured_whole_and_a_step_by_its_median():
 
 
 @pytest.mark.skipif(not (ROOT / "docs" / "growth.csv").is_file(), reason="no growth was measured yet")
-def test_the_tables_of_growth_are_those_of_its_files(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    specification = importlib.util.spec_from_file_location("docs_growth", ROOT / "docs" / "growth.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    text = module.PAGE.read_text(encoding="utf-8")
-    assert module.between("growth", module.growth(), text) == module.between("expected", module.expected(), text) == text
-    assert len(module.rows("growth.csv")) == 2 * 3 * 3
+def test_the_tables_of_growth_are_those_of_its_files():
+    text = growth_page.PAGE.read_text(encoding="utf-8")
+    assert between("growth", growth_page.growth(), text) == text
+    assert between("expected", growth_page.expected(), text) == text
+    assert len(read_csv(growth_page.GROWTH)) == 2 * 3 * 3
 
 
 # ---- Programs --------------------------------------------------------------------------------------------------------

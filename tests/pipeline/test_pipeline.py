@@ -23,8 +23,6 @@ from support.clones import ROOT, Clone, started
 
 import verify
 
-pass
-
 pytestmark = pytest.mark.slow
 
 STAGES = ["prepare", "sft", "dpo", "generate@base", "generate@sft", "generate@dpo", "score"]
@@ -41,7 +39,7 @@ OUTPUTS = {
         "dpo_accuracy.csv", "dpo_logps.csv", "dpo_loss.csv", "dpo_ranking.csv", "dpo_rewards.csv",
         "hit_rate.csv", "lengths.csv", "outcomes.csv", "sft.csv", "topics.csv",
     },
-    "reports": {"data.json", "data.md", "index.html", "score.json", "side_by_side.md"},
+    "reports": {"data.json", "data.md", "dpo.json", "index.html", "prepare.json", "score.json", "sft.json", "side_by_side.md"},
 }  # fmt: skip
 
 
@@ -79,7 +77,7 @@ def finished(place: Path) -> Clone:
 
 @pytest.fixture(scope="module")
 def fresh(place: Path) -> Fresh:
-    """What benchmarks/verify.py says of the run."""
+    """What tools/verify.py says of the run."""
     results = verify.compare(place / "clone", place / "committed", verify.cache_of(ROOT))
     is_known = verify.is_known(verify.machine(place / "clone"), verify.read_record(ROOT))
     outdated = json.loads((place / "outdated.json").read_text(encoding="utf-8"))
