@@ -70,7 +70,7 @@ def test_bank_related_concepts_exist(subtests) -> None:
 
 
 def test_sizes() -> None:
-    assert len(BANK) >= 150 and len(SFT) >= 600 and len(PAIRS) >= 500 and len(TEST) >= 150 and len(DEV) >= 50
+    assert len(BANK) >= 150 and len(SFT) >= 600 and len(PAIRS) >= 500 and len(TEST) >= 150 and len(DEV) >= 150
 
 
 def test_raw_data_is_what_compose_writes(tmp_path, monkeypatch) -> None:

@@ -102,6 +102,7 @@ def scales(value):
 # ---- The page of `dvc plots show` ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_bundle_of_the_pinned_library():
     """Nobody has to trust a megabyte of script: it is, byte for byte, what vl-convert-python of requirements.txt makes."""
     assert PAGE.read_text(encoding="utf-8") == plots.page(), "run: python tools/plots.py --page"

@@ -345,6 +345,7 @@ def test_an_echo_of_the_prompt_is_not_marked():
     assert marks(text, ["state"], prompt)[0][0] > len(prompt)
 
 
+@pytest.mark.slow
 def test_marks_of_a_long_loop_come_soon():
     """Words without end, as a degenerate model writes them, in a text whose plain form differs."""
     assert len(marks("the mean é *is* " * 450, ["mean"])) == 450

@@ -231,6 +231,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
 def test_memory_that_tensors_gave_back_is_kept():
     src = Path(runtime.__file__).parents[2]
