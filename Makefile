@@ -46,7 +46,7 @@ seeds: $(READY)      ## Repeat the run with four other seeds (a quarter of an ho
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/render_readme.py
 
 bench: $(READY)      ## Measure ours against stock trl on this machine (below 20 minutes on two quiet cores; leave it alone meanwhile)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=src $(BIN)/python benchmarks/bench.py
 
 # The stamp names the requirements that were installed; pip runs again only when they change.
 $(READY): requirements.txt

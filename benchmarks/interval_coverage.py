@@ -1,12 +1,11 @@
-"""How often 95 % intervals of the win rate hold the truth, by exact enumeration: why score shows Tango's interval.
+"""Coverage of 95 % intervals of the win rate, by exact enumeration: the reason why score shows Tango's interval.
 
-For 18 truths (share of ties x net win rate) and n prompts, every possible (wins, ties, losses) is weighed by its trinomial
-probability. Mean and worst coverage, and mean width, stand beside the figures that the methods were chosen by. Those came
-without a list of their 18 truths: the grid below was found by a search that fitted the figures for n = 20 alone; that it also
-gives those for n = 40 and 80 is what speaks for it. Bonett and Price's interval is cut to [0, 1] here, which makes it .001
-narrower at n = 20.
+For 18 truths (share of ties x net win rate) and n prompts, every possible (wins, ties, losses) is weighted by its trinomial
+probability. The table shows mean and worst coverage and mean width beside the figures by which the methods were chosen. Those
+came without a list of their 18 truths. A search fitted the grid below to the figures for n = 20 alone; it also reproduces those
+for n = 40 and 80. Bonett and Price's interval is cut to [0, 1] here, which makes it .001 narrower at n = 20.
 
-command PYTHONPATH=src python benchmarks/interval_coverage.py [N ...]          20, 40 and 80 when none is given; seconds
+command PYTHONPATH=src python benchmarks/interval_coverage.py [N ...]          20, 40 and 80 by default; seconds
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from aligner import intervals
+from aligner import intervals, statistics
 
 TIES = (0, 0.2, 0.5, 0.8, 0.9)
 NETS = (0, 0.1, 0.25, 0.5, 0.8)
@@ -96,7 +95,7 @@ def bonett_price_interval(wins: int, ties: int, losses: int) -> intervals.Interv
 
 METHODS: dict[str, Callable] = {
     "Wilson on W+T/2": lambda wins, ties, losses: intervals.wilson_interval(wins + ties / 2, wins + ties + losses),
-    "paired t": of_differences(intervals.paired_t_interval),
+    "paired t": of_differences(statistics.paired_t_interval),
     "percentile bootstrap": of_differences(intervals.exact_bootstrap_interval),
     "Bonett-Price": of_net(bonett_price_interval),
     "Tango": of_net(intervals.tango_interval),

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import compose
+
 import generate
 from aligner.keywords.groups import hits
 from aligner.keywords.text import prepare

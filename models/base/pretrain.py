@@ -135,7 +135,6 @@ def build_model(tokenizer, params: SimpleNamespace):
 def build_optimizers(model, params: SimpleNamespace) -> list:
     """Muon for the matrices of the layers, AdamW for the embedding (which is the head too) and the norms."""
     import torch
-
     from muon import Muon
 
     embedding, norms = model.get_input_embeddings().weight, [each for each in model.parameters() if each.ndim == 1]

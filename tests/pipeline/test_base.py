@@ -72,7 +72,6 @@ def test_an_exchange_begins_with_a_remark_and_ends_with_an_answer() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
 def test_an_orthogonal_update_moves_all_directions_alike(shape: tuple[int, int]) -> None:
     import torch
-
     from muon import orthogonal
 
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(1))))
@@ -81,7 +80,6 @@ def test_an_orthogonal_update_moves_all_directions_alike(shape: tuple[int, int])
 
 def test_muon_lowers_a_loss_and_decays_weights() -> None:
     import torch
-
     from muon import Muon
 
     generator = torch.Generator().manual_seed(1)

@@ -115,7 +115,7 @@ def a_race(kind, ways):
 
 
 def test_what_a_comparison_says():
-    found = bench.summary("sft", a_race("sft", ("ours", "stock", "helped")), SMALL)
+    found = bench.comparison("sft", a_race("sft", ("ours", "stock", "helped")), SMALL)
     assert found["speedup"] == 2.5 and found["speedup_cpu"] == 2.0
     faster = {way: each.get("ours_is_faster") for way, each in found["ways"].items()}
     assert faster == {"ours": None, "stock": 2.5, "helped": 2.5}
@@ -127,7 +127,7 @@ def test_what_a_comparison_says():
 
 
 def test_a_comparison_of_dpo_tells_the_reference_and_counts_a_prompt_once():
-    found = bench.summary("dpo", a_race("dpo", ("ours", "stock")), SMALL)
+    found = bench.comparison("dpo", a_race("dpo", ("ours", "stock")), SMALL)
     assert found["speedup"] == 2.5
     assert found["speedup_with_reference"] == pytest.approx((5 + 99 + 99 + 7.5) / (1 + 5))
     assert found["speedup_with_reference_cpu"] == pytest.approx((5 + 5 * 3) / (2 + 5 * 1.5))
@@ -137,11 +137,11 @@ def test_a_comparison_of_dpo_tells_the_reference_and_counts_a_prompt_once():
 def test_the_document_has_the_asked_figures_on_top_and_null_for_what_was_not_run():
     found = {"sft": {"speedup": 2.123456, "max_loss_difference": 3e-7, "mfu": 0.5, "default": {"losses": [1.23456789]}}}
     written = json.loads(json.dumps(bench.document(found)))
-    assert list(bench.ASKED) == [
+    assert list(bench.TARGETS) == [
         "sft.speedup", "sft.max_loss_difference", "sft.mfu", "dpo.speedup", "dpo.max_loss_difference", "dpo.mfu",
         "generate.speedup", "prepare.speedup", "repro.cold_s", "repro.noop_s",
     ]  # fmt: skip
-    assert set(bench.ASKED) <= written.keys()
+    assert set(bench.TARGETS) <= written.keys()
     assert written["sft.speedup"] == 2.1235 and written["repro.cold_s"] is None
     assert written["sft"]["default"]["losses"] == [1.23456789]
 
@@ -158,7 +158,7 @@ def test_the_document_has_the_asked_figures_on_top_and_null_for_what_was_not_run
     ],
 )
 def test_verdicts(value, asked, end):
-    assert bench.verdict("name", value, asked).endswith(end)
+    assert bench.target_line("name", value, asked).endswith(end)
 
 
 def test_a_stage_time_holds_what_passed_before_its_record():

@@ -22,6 +22,7 @@ from support import shelf
 from support.clones import ROOT, Clone, started
 
 import verify
+from compare_outputs import compare, difference_lines
 
 pytestmark = pytest.mark.slow
 
@@ -78,10 +79,10 @@ def finished(place: Path) -> Clone:
 @pytest.fixture(scope="module")
 def fresh(place: Path) -> Fresh:
     """What tools/verify.py says of the run."""
-    results = verify.compare(place / "clone", place / "committed", verify.cache_of(ROOT))
+    results = compare(verify.locked(place / "clone"), place / "clone", place / "committed", verify.cache_of(ROOT))
     is_known = verify.is_known(verify.machine(place / "clone"), verify.read_record(ROOT))
     outdated = json.loads((place / "outdated.json").read_text(encoding="utf-8"))
-    return Fresh(outdated, results, "\n".join(verify.told(results)), is_known)
+    return Fresh(outdated, results, "\n".join(difference_lines(results)), is_known)
 
 
 @pytest.fixture

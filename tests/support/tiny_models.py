@@ -94,9 +94,8 @@ def gpt2(folder: Path) -> Path:
 
 def mini(folder: Path) -> Path:
     """The embedded base in a smaller size: tokenizer, template, configuration and saving are its own recipe's."""
-    import pytest
-
     import pretrain
+    import pytest
 
     folder.mkdir(parents=True, exist_ok=True)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
