@@ -13,7 +13,7 @@ A first part runs the pipeline from nothing in a temporary clone of the working 
 The other parts take its data and adapters; with --skip-repro, those of the working tree.
 
 command make bench          or: PYTHONPATH=src python benchmarks/bench.py [--quick] [--skip-repro]
-It prints a table, and as its last line one JSON document: the figures of TARGETS by their dotted names, and all others in sections.
+It prints a table, and as its last line a JSON document: the figures of TARGETS by dotted names, and all others in sections.
 """
 
 from __future__ import annotations

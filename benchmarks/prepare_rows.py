@@ -111,7 +111,7 @@ def cpu_seconds(action: Callable[[], Any]) -> float:
 
 
 def our_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], list[dict[str, Any]]]:
-    """What prepare does between a row as read and its ids and labels. Each call loads the tokenizer, whose cache is then empty."""
+    """What prepare does between a row as read and its ids and labels. Each call loads the tokenizer, so that no word is cached."""
     from aligner.data.reader import read_rows
     from aligner.data.tokenise import sft_row, tokenised
     from aligner.model.chat import Chat

@@ -34,7 +34,7 @@ def main(seeds: list[int]) -> None:
 
 
 def experiment(name: str) -> Callable[[str], str]:
-    """A reader of the files of the newest experiment of that name."""
+    """A function that reads files of the newest experiment of that name."""
     import dvc.api
 
     revision = git("for-each-ref", "--count=1", "--sort=-committerdate", "--format=%(objectname)", f"refs/exps/*/*/{name}")
@@ -50,7 +50,8 @@ def git(*arguments: str) -> str:
 def run_row(seed: int, read: Callable[[str], str]) -> dict[str, float | int | str]:
     """The figures of one run, rounded to four digits; `read` gives the text of one of its files."""
     score, dpo = (json.loads(read(f"reports/{stage}.json")) for stage in ("score", "dpo"))
-    models, row = score["models"], {"seed": seed}
+    models = score["models"]
+    row: dict[str, float | int | str] = {"seed": seed}
     row |= {f"{model}_hit_rate": round(models[model]["hit_rate"]["estimate"], 4) for model in MODELS}
     for name in PAIRS:
         pair = score["pairs"][name]

@@ -60,7 +60,7 @@ def repository(tmp_path_factory):
 # ---- What is declared ---------------------------------------------------------------------------------------------------
 
 
-def test_the_plots_that_tell_of_a_run_are_all_there():
+def test_all_plots_of_a_run_are_declared():
     names = "sft dpo_loss dpo_rewards dpo_accuracy dpo_logps dpo_ranking hit_rate topics outcomes lengths".split()
     assert set(declared()) == {*(f"plots/{name}.csv" for name in names), "models/base/loss.csv"}
 
@@ -76,7 +76,7 @@ def test_every_template_takes_title_and_labels_from_dvc_yaml(template):
     text = template.read_text(encoding="utf-8")
     for anchor in ("DATA", "TITLE", "X", "Y", "X_LABEL", "Y_LABEL"):
         assert f"<DVC_METRIC_{anchor}>" in text
-    assert '"field": "rev"' in text, "dvc plots diff tells two runs by it"
+    assert '"field": "rev"' in text, "dvc plots diff tells two runs apart by it"
 
 
 def test_a_model_has_one_colour_everywhere():
@@ -104,8 +104,8 @@ def scales(value):
 
 @pytest.mark.slow
 def test_the_page_holds_the_bundle_of_the_pinned_library():
-    """Nobody has to trust a megabyte of script: it is, byte for byte, what vl-convert-python of requirements.txt makes."""
-    assert PAGE.read_text(encoding="utf-8") == plots.page(), "run: python tools/plots.py --page"
+    """Nobody has to trust a megabyte of script: its bytes are those that the pinned vl-convert-python makes."""
+    assert PAGE.read_text(encoding="utf-8") == plots.plots_page(), "run: python tools/plots.py --page"
 
 
 def test_the_page_names_no_script_of_others_and_carries_their_licences():
