@@ -38,7 +38,7 @@ verify: $(READY)     ## Run the whole pipeline afresh in a temporary clone; comp
 
 SEEDS := 18 19 20 21
 
-seeds: $(READY)      ## Repeat the run with four other seeds (a quarter of an hour), and gather the five in docs/seeds.csv and README.md
+seeds: $(READY)      ## Repeat the run with four other seeds (a quarter of an hour), and gather the five in docs/seeds.csv and docs/results.md
 	@for seed in $(SEEDS); do PATH="$(CURDIR)/$(BIN):$$PATH"; \
 		dvc exp remove --quiet seed-$$seed 2>/dev/null; dvc exp run --queue --name seed-$$seed -S seed=$$seed; done
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc exp run --run-all
@@ -46,7 +46,7 @@ seeds: $(READY)      ## Repeat the run with four other seeds (a quarter of an ho
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/render_readme.py
 
 bench: $(READY)      ## Measure ours against stock trl on this machine (below 20 minutes on two quiet cores; leave it alone meanwhile)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=src $(BIN)/python benchmarks/bench.py
 
 # The stamp names the requirements that were installed; pip runs again only when they change.
 $(READY): requirements.txt

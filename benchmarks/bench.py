@@ -12,8 +12,8 @@ rows by a rule: answers are cut, or lengthened by those of the following rows, t
 A first part runs the pipeline from nothing in a temporary clone of the working tree, and then three times when nothing is stale.
 The other parts take its data and adapters; with --skip-repro, those of the working tree.
 
-command make bench          or: python benchmarks/bench.py [--quick] [--skip-repro]
-It prints a table, and as its last line one JSON document: the figures of ASKED by their dotted names, and all others in sections.
+command make bench          or: PYTHONPATH=src python benchmarks/bench.py [--quick] [--skip-repro]
+It prints a table, and as its last line a JSON document: the figures of TARGETS by dotted names, and all others in sections.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -42,8 +42,8 @@ from ruamel.yaml import YAML
 import flops
 from legs import ROOT, Leg, take_turns
 
-# The figures that the document has on top, each with the bound that is asked of it on two quiet cores, where there is one.
-ASKED: dict[str, tuple[str, float] | None] = {
+# The first figures of the document, each with its target on two quiet cores, if it has one.
+TARGETS: dict[str, tuple[str, float] | None] = {
     "sft.speedup": ("at least", 2.0),
     "sft.max_loss_difference": ("at most", 1e-4),
     "sft.mfu": ("at least", 0.4),
@@ -55,7 +55,7 @@ ASKED: dict[str, tuple[str, float] | None] = {
     "repro.cold_s": ("at most", 180.0),
     "repro.noop_s": ("at most", 2.0),
 }
-BOUNDS = ASKED | {"sft.skewed.speedup": ASKED["sft.speedup"], "dpo.skewed.speedup": ASKED["dpo.speedup"]}
+BOUNDS = TARGETS | {"sft.skewed.speedup": TARGETS["sft.speedup"], "dpo.skewed.speedup": TARGETS["dpo.speedup"]}
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "dvc")
 STAGES = ("prepare", "sft", "dpo", "generate", "score")
 WARM_UP = 2
@@ -66,7 +66,7 @@ SIGMA = 1.0
 def main(options: argparse.Namespace) -> None:
     started = time.monotonic()
     params = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    threads = options.threads or params["models"][params["model"]]["threads"] or os.cpu_count()
+    threads: int = options.threads or params["models"][params["model"]]["threads"] or os.cpu_count() or 1
     found: dict[str, Any] = {"machine": machine(threads)}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         scratch = Path(name)
@@ -149,7 +149,7 @@ def training(kind: str, params: dict[str, Any], home: Path, scratch: Path, threa
     for name, rows in sets.items():
         path = write_rows(scratch / f"{kind}-{name}.jsonl", rows)
         description = {"rows": path, "params": ROOT / "params.yaml", "adapter": home / "models/sft" if kind == "dpo" else None}
-        found[name] = summary(kind, race(kind, description, threads, steps, f"{kind}, {name} data"), shape)
+        found[name] = comparison(kind, race(kind, description, threads, steps, f"{kind}, {name} data"), shape)
     difference = max(each["max_loss_difference"] for each in found.values())
     return {**{key: found["default"][key] for key in ("speedup", "mfu")}, "max_loss_difference": difference, **found}
 
@@ -165,8 +165,8 @@ def race(kind: str, description: dict[str, Any], threads: int, steps: int, shown
     return {name: [starts[name], *answers[name]] for name in starts}
 
 
-def summary(kind: str, answers: dict[str, list[dict[str, Any]]], shape: flops.Shape) -> dict[str, Any]:
-    """What one comparison says. The first answer of each leg is its start; the first WARM_UP steps are not timed.
+def comparison(kind: str, answers: dict[str, list[dict[str, Any]]], shape: flops.Shape) -> dict[str, Any]:
+    """The figures of one comparison. The first answer of each leg is its start; the first WARM_UP steps are not timed.
 
     mfu counts every different token once (a pair's prompt, too), so it cannot be raised by saving work;
     mfu_as_stacked counts the prompt of a pair twice, as trl lays it out.
@@ -207,7 +207,7 @@ def summary(kind: str, answers: dict[str, list[dict[str, Any]]], shape: flops.Sh
     return found
 
 
-def utilisation(needed: list[float], walls: list[float], rates: list[float]) -> float:
+def utilisation(needed: Sequence[float], walls: list[float], rates: list[float]) -> float:
     """MFU: needed FLOPs over those that matrix products would have made in the same time, at the rate of the same round."""
     return median(work / (wall * rate) for work, wall, rate in zip(needed, walls, rates, strict=True))
 
@@ -216,7 +216,7 @@ def utilisation(needed: list[float], walls: list[float], rates: list[float]) -> 
 
 
 def generation(home: Path, scratch: Path, threads: int, count: int, rounds: int) -> dict[str, Any]:
-    """The stage's batches against one prompt at a time with transformers' generate; the answers must be the same."""
+    """The stage's batches beside transformers' generate, one prompt at a time; the answers must be equal."""
     rows = read_rows(home / "data/prepared/prompts.jsonl")[:count]
     path = write_rows(scratch / "prompts.jsonl", rows)
     description = {"rows": path, "params": ROOT / "params.yaml", "adapter": home / "models" / MODEL}
@@ -246,7 +246,7 @@ def generation(home: Path, scratch: Path, threads: int, count: int, rounds: int)
 
 
 def preparing(rows: int) -> dict[str, Any]:
-    """Rows per second from text to ids against trl's own preparation through datasets.map (benchmarks/prepare_rows.py)."""
+    """Rows per second from text to ids beside trl's own preparation through datasets.map (benchmarks/prepare_rows.py)."""
     from prepare_rows import speedup
 
     return speedup(size=rows, runs=5)
@@ -316,11 +316,11 @@ def output(command: list[str]) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-# ---- What is shown ---------------------------------------------------------------------------------------------------
+# ---- The report ----------------------------------------------------------------------------------------------------
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What a figure depends on beside the code."""
+    """What the figures depend on besides the code."""
     return {
         "system": platform.platform(),
         "cpus": os.cpu_count(),
@@ -335,8 +335,8 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def document(found: dict[str, Any]) -> dict[str, Any]:
-    """The JSON document: ASKED by dotted names (null where a part was skipped) before the sections."""
-    return {**{name: rounded(value_of(found, name)) for name in ASKED}, **rounded(found)}
+    """The JSON document: TARGETS by dotted names (null where a part was skipped) before the sections."""
+    return {**{name: rounded(value_of(found, name)) for name in TARGETS}, **rounded(found)}
 
 
 def value_of(found: dict[str, Any], name: str) -> float | None:
@@ -372,7 +372,7 @@ def show(found: dict[str, Any]) -> None:
         print(f"dvc repro, {stage:13}{spent['seconds']:12.1f} s, {spent['startup_share']:.0%} of it until the model is there")
     print()
     for name, bound in BOUNDS.items():
-        print(verdict(name, value_of(found, name), bound))
+        print(target_line(name, value_of(found, name), bound))
     for name, interval in intervals(found):
         print(f"{name:28}95% interval of the median {interval[0]:.2f} to {interval[1]:.2f}")
 
@@ -397,12 +397,12 @@ def compared(title: str, found: dict[str, Any]) -> Iterator[str]:
         yield f"  {'speedup with it':22}{found['speedup_with_reference']:12.2f}"
 
 
-def verdict(name: str, value: float | None, asked: tuple[str, float] | None) -> str:
-    """A figure, and whether it keeps the bound."""
+def target_line(name: str, value: float | None, target: tuple[str, float] | None) -> str:
+    """A figure, and whether it reaches its target."""
     shown = f"{name:28}{'not run' if value is None else f'{value:.4g}':>12}"
-    if value is None or asked is None:
+    if value is None or target is None:
         return shown
-    direction, bound = asked
+    direction, bound = target
     met = value >= bound if direction == "at least" else value <= bound
     return f"{shown}   {direction} {bound:g}: {'yes' if met else 'NO'}"
 

@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import flops
-from legs import Leg, random_llama, random_rows, take_turns, write_params
+from legs import Leg, lora_rank, random_llama, random_rows, take_turns, write_params
 
 WARM_UP = 2
 
@@ -125,7 +125,7 @@ def training(kind: str, scale: Scale, config: dict[str, Any], params: Path, fold
         starts = {leg.name: leg.go() for leg in legs}
         answers = {name: each[WARM_UP:] for name, each in take_turns(legs, scale.steps, f"gpu: {kind}").items()}
     per_step = scale.batch * scale.accumulation
-    shape = flops.llama(config, rank_of(params))
+    shape = flops.llama(config, lora_rank(params))
     lengths = [(prompt, answer) if kind == "sft" else (prompt, answer, answer)] * per_step
     rate = median(each["flops"] / each["wall"] for each in answers["matmul"])
     found: dict[str, Any] = {"matmul_tflops": rate / 1e12}
@@ -165,12 +165,6 @@ def generation(scale: Scale, vocabulary: int, params: Path, folder: Path) -> dic
 
 def speed(reply: dict[str, Any]) -> float:
     return sum(answer["answer_tokens"] for answer in reply["answers"].values()) / reply["wall"]
-
-
-def rank_of(params: Path) -> int:
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe", pure=True).load(params.read_text(encoding="utf-8"))["lora"]["r"]
 
 
 def show(found: dict[str, Any]) -> None:

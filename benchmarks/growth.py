@@ -1,12 +1,12 @@
-"""How training grows with the number of rows, the length of a row and the size of the model; and what that lets one expect.
+"""How training grows with the number of rows, their length and the model's size; and the speed to expect of larger models.
 
 Three sizes each, SFT and DPO by the code of src/ alone. Rows: one pass over so many of the default rows, from the first import of
 the data to the last step. Length: a step of 16 rows of so many tokens, half of them answer (DPO: pairs, each answer so long).
-Width: the same at 128 tokens, for a Llama of four layers as wide as said and of the embedded base's proportions, with random
-weights. Matrix products take turns with the steps.
+Width: the same at 128 tokens, for a random Llama with four layers of this width and the embedded base's proportions. Matrix
+products take turns with the steps.
 
 The second table is computed and not measured: TinyLlama-1.1B by the formulas of benchmarks/flops.py, on this CPU at the share of
-the matrix products' rate that the widest model reaches here, on one GPU at two shares of a rate that stands below, and on eight.
+the matrix products' rate that the widest model reaches here, on one GPU at two shares of GPU_RATE, and on eight GPUs.
 
 writes  docs/growth.csv, docs/expected.csv (tools/growth_page.py shows them)
 command python benchmarks/growth.py [--quick] [--threads N]          about a quarter of an hour
@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import flops
-from legs import ROOT, Leg, random_llama, random_rows, take_turns, write_params
+from legs import ROOT, Leg, lora_rank, random_llama, random_rows, take_turns, write_params
 
 ROWS = (200, 400, 800)
 LENGTHS = (64, 128, 256)
@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def sizes(quick: bool) -> list[tuple[str, str, int]]:
-    series = {"rows": ROWS, "length": LENGTHS, "width": WIDTHS}
+    series: dict[str, tuple[int, ...]] = {"rows": ROWS, "length": LENGTHS, "width": WIDTHS}
     if quick:
         series = {"rows": (80, 96), "length": (16, 32), "width": (64, 128)}
     return [(stage, grows, size) for stage in ("sft", "dpo") for grows, each in series.items() for size in each]
@@ -82,9 +82,10 @@ def measured(stage: str, grows: str, size: int, folder: Path, threads: int, step
     batch = {"per_device_train_batch_size": BATCH[stage], "gradient_accumulation_steps": STEP // BATCH[stage]}
     entry: dict[str, Any] = {stage: batch | {"learning_rate": 1e-3}, "max_length": max(LENGTHS)}
     if grows == "width":
-        shape = {"hidden_size": size, "intermediate_size": size * 43 // 16, "num_attention_heads": size // 64}
-        shape["num_key_value_heads"] = shape["num_attention_heads"]
-        entry["path"] = str(random_llama(folder / "model", "float32", **shape))
+        heads = size // 64
+        wide = {"hidden_size": size, "intermediate_size": size * 43 // 16}
+        model = random_llama(folder / "model", "float32", **wide, num_attention_heads=heads, num_key_value_heads=heads)
+        entry["path"] = str(model)
     params = write_params(folder / "params.yaml", entry)
     rows = folder / "rows.jsonl"
     if grows == "rows":
@@ -102,12 +103,12 @@ def measured(stage: str, grows: str, size: int, folder: Path, threads: int, step
         start, _ = leg.go(), products.go()
         answers = take_turns([leg, products], steps)
     lengths = [row_lengths(json.loads(line)) for line in rows.read_text(encoding="utf-8").splitlines()]
-    shape = flops.llama(json.loads(config_of(entry)), rank(params))
+    shape = flops.llama(json.loads(config_of(entry)), lora_rank(params))
     return point(stage, grows, size, shape, lengths, start, answers)
 
 
 def point(stage: str, grows: str, size: int, shape: flops.Shape, lengths: list, start: dict, answers: dict[str, list]) -> Point:
-    """What the answers of a leg and of the matrix products beside it come to."""
+    """One row of the table, from the answers of a leg and of the matrix products beside it."""
     steps, products = answers["ours"], answers["matmul"]
     rate = median(each["flops"] / each["wall"] for each in products)
     work = flops.training(shape, lengths, prompt_once=True) / len(steps)
@@ -138,12 +139,6 @@ def row_lengths(row: dict[str, Any]) -> tuple[int, ...]:
 
 def config_of(entry: dict[str, Any]) -> str:
     return (ROOT / entry.get("path", "models/base/weights") / "config.json").read_text(encoding="utf-8")
-
-
-def rank(params: Path) -> int:
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe", pure=True).load(params.read_text(encoding="utf-8"))["lora"]["r"]
 
 
 # ---- Computed, not measured ------------------------------------------------------------------------------------------
@@ -203,6 +198,6 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small sizes each, to see that it runs")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads; all when left out")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
     parser.add_argument("--out", type=Path, help="a folder for the two tables in place of docs/")
     main(parser.parse_args())

@@ -1,12 +1,11 @@
-"""How often 95 % intervals of the win rate hold the truth, by exact enumeration: why score shows Tango's interval.
+"""Coverage of 95 % intervals of the win rate, by exact enumeration: the reason why score shows Tango's interval.
 
-For 18 truths (share of ties x net win rate) and n prompts, every possible (wins, ties, losses) is weighed by its trinomial
-probability. Mean and worst coverage, and mean width, stand beside the figures that the methods were chosen by. Those came
-without a list of their 18 truths: the grid below was found by a search that fitted the figures for n = 20 alone; that it also
-gives those for n = 40 and 80 is what speaks for it. Bonett and Price's interval is cut to [0, 1] here, which makes it .001
-narrower at n = 20.
+For 18 truths (share of ties x net win rate) and n prompts, every possible (wins, ties, losses) is weighted by its trinomial
+probability. The table shows mean and worst coverage and mean width beside the figures by which the methods were chosen. Those
+came without a list of their 18 truths. A search fitted the grid below to the figures for n = 20 alone; it also reproduces those
+for n = 40 and 80. Bonett and Price's interval is cut to [0, 1] here, which makes it .001 narrower at n = 20.
 
-command PYTHONPATH=src python benchmarks/interval_coverage.py [N ...]          20, 40 and 80 when none is given; seconds
+command PYTHONPATH=src python benchmarks/interval_coverage.py [N ...]          20, 40 and 80 by default; seconds
 """
 
 from __future__ import annotations

@@ -69,13 +69,15 @@ class Leg:
             stderr=self.said,
             text=True,
         )
+        assert self.process.stdin and self.process.stdout  # pipes, as asked for
+        self.orders, self.answers = self.process.stdin, self.process.stdout
 
     def go(self) -> dict[str, Any]:
         """One piece of work: at least wall and cpu (seconds) and peak_mb, the process's largest memory so far."""
         try:
-            self.process.stdin.write("go\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            self.orders.write("go\n")
+            self.orders.flush()
+            line = self.answers.readline()
         except BrokenPipeError:
             line = ""
         if not line:
@@ -88,8 +90,8 @@ class Leg:
 
     def __exit__(self, *error: object) -> None:
         """A leg that no longer hears anything ends by itself."""
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.orders.close()
+        self.answers.close()
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -136,6 +138,12 @@ def write_params(path: Path, entry: dict[str, Any], **sections: dict[str, Any]) 
     with path.open("w", encoding="utf-8") as file:
         YAML(typ="safe", pure=True).dump(params, file)
     return path
+
+
+def lora_rank(params: Path) -> int:
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load(params.read_text(encoding="utf-8"))["lora"]["r"]
 
 
 def random_rows(path: Path, kind: str, count: int, prompt: int, answer: int, vocabulary: int) -> Path:
@@ -208,13 +216,22 @@ def work(leg: SimpleNamespace) -> None:
 
 
 def with_changes(params: StageParams, leg: SimpleNamespace) -> StageParams:
-    """The parameters of a leg: its number of threads, every step logged, and for `helped` two micro-batches a step at least."""
-    entry = params.model_entry.model_copy(update={"threads": leg.threads})
-    if leg.way == "helped" and entry.sft.gradient_accumulation_steps == 1:
-        halved = {"per_device_train_batch_size": entry.sft.per_device_train_batch_size // 2, "gradient_accumulation_steps": 2}
-        entry = entry.model_copy(update={"sft": entry.sft.model_copy(update=halved)})
-    logged = {stage: getattr(params, stage).model_copy(update={"logging_steps": 1}) for stage in ("sft", "dpo")}
-    return params.model_copy(update={"model_entry": entry, **logged})
+    """The parameters of a leg: its threads, every step logged, and for `stock` and `helped` none of our changes to the trainer.
+
+    `helped` has transformers' length-balanced sampler, which needs two micro-batches a step at least.
+    """
+    entry: dict[str, Any] = {"threads": leg.threads}
+    changes: dict[str, dict[str, Any]] = {"sft": {"logging_steps": 1}, "dpo": {"logging_steps": 1}}
+    if leg.way in ("stock", "helped"):
+        entry |= {"padding_free": False, "torch_compile": False}
+    if leg.way == "helped":
+        changes["sft"]["train_sampling_strategy"] = "batch_rebalance"
+        batch = params.model_entry.sft
+        if batch.gradient_accumulation_steps == 1:
+            halved = {"per_device_train_batch_size": batch.per_device_train_batch_size // 2, "gradient_accumulation_steps": 2}
+            entry["sft"] = batch.model_copy(update=halved)
+    sections = {stage: getattr(params, stage).model_copy(update=values) for stage, values in changes.items()}
+    return params.model_copy(update={"model_entry": params.model_entry.model_copy(update=entry), **sections})
 
 
 def script(stage: str):
@@ -283,30 +300,8 @@ def observe(trainer, seen: dict[str, Any]) -> None:
 
 
 def sft_trainer(leg: SimpleNamespace, known: SimpleNamespace):
-    """SFT's trainer of either way; no reference is computed."""
-    params = known.params
-    if leg.way == "ours":
-        return script("sft").build_trainer(params, known.runtime, known.chat, known.rows), None
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig
-
-    from aligner.model.loading import load_base
-    from aligner.training import setup, trl_internals
-
-    config = SFTConfig(
-        train_sampling_strategy="batch_rebalance" if leg.way == "helped" else params.sft.train_sampling_strategy,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        **setup.training_arguments(params.sft, params.model_entry.sft, params.model_entry, params.seed, known.runtime),
-    )
-    trainer = trl_internals.sft_trainer_class()(  # the same samples in each step as ours
-        model=load_base(params.model_entry, known.runtime),
-        args=config,
-        train_dataset=Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in known.rows]),
-        processing_class=setup.trainer_tokenizer(known.chat),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", bias="none", **params.lora.model_dump()),
-    )
-    return trainer, None
+    """SFT's trainer; `with_changes` has made it stock or ours. SFT has no reference pass."""
+    return script("sft").build_trainer(known.params, known.runtime, known.chat, known.rows), None
 
 
 def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
@@ -326,16 +321,18 @@ def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
 
     from aligner.training import setup
 
-    spent: dict[str, float] = {}
+    stock_spent: dict[str, float] = {}
 
-    class IdsDPOTrainer(DPOTrainer):
+    class StockDPOTrainer(DPOTrainer):
+        """TRL's trainer; the dataset has ids already, and its own reference pass is timed."""
+
         def _prepare_dataset(self, dataset, *args, **kwargs):
-            return dataset  # has ids already
+            return dataset
 
         def _precompute_ref_logps(self, *args, **kwargs):
-            found, seconds = clocked(super()._precompute_ref_logps, *args, **kwargs)
-            spent.update(seconds)
-            return found
+            dataset, seconds = clocked(super()._precompute_ref_logps, *args, **kwargs)
+            stock_spent.update(seconds)
+            return dataset
 
     losses = {params.dpo.loss_type: 1.0} | ({"sft": params.dpo.sft_weight} if params.dpo.sft_weight else {})
     config = DPOConfig(
@@ -347,13 +344,13 @@ def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
         **setup.training_arguments(params.dpo, params.model_entry.dpo, params.model_entry, params.seed, known.runtime),
     )
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    trainer = IdsDPOTrainer(
+    trainer = StockDPOTrainer(
         model=policy,
         args=config,
         train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
         processing_class=setup.trainer_tokenizer(known.chat),
     )
-    return trainer, spent
+    return trainer, stock_spent
 
 
 def clocked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, dict[str, float]]:

@@ -3,14 +3,14 @@
 Growth. Rows are composed by a seeded generator from the sentences of the concept bank: a question about one concept, and an
 answer of three to eight sentences, some of other concepts. Each number of rows is written to a scratch folder beside the
 repository's own pairs and eval prompts, and `src/prepare.py` runs on it as a process of its own. Its peak memory and CPU time are
-what the system reports of that process; rows/s are rows per second of CPU time, which another load on the machine changes
-least. Eval prompts that happen to stand in the composed rows do not end the run (`prepare.max_leakage` is 1 there).
+what the system reports of that process; rows/s are rows per second of CPU time, which other load on the machine changes least.
+Eval prompts that composed rows happen to contain do not end the run (`prepare.max_leakage` is 1 there).
 
 Tokenising. The same messages through `datasets.map` as TRL's SFTTrainer sends them (its own `_prepare_dataset`, prompt and
 completion as message lists, one process) and through prepare, in turn, in one process; the ids and labels must be the same.
 Seconds of CPU time of the whole process, so that threads count in full.
 
-command python benchmarks/prepare_rows.py [N ...]          10,000 and 100,000 when none is given; 1,000,000 take a good while
+command PYTHONPATH=src python benchmarks/prepare_rows.py [N ...]          10,000 and 100,000 by default; 1,000,000 take long
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parent.parent
+from legs import BYTES_PER_UNIT, ROOT
+
 WEIGHTS = ROOT / "models/base/weights"
 LONGEST = 256  # tokens; the base's own
 SEED = 17
@@ -45,7 +46,6 @@ QUESTIONS = (
     "How {be} {name} related to {other}?",
     "My notes of lecture {number} mention {name}. What is that about?",
 )
-BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 
 def main(sizes: list[int]) -> None:
@@ -63,15 +63,15 @@ def main(sizes: list[int]) -> None:
     print(json.dumps({"growth": growth, "tokenising": tokenising}))
 
 
-def measure(size: int) -> dict[str, float]:
-    """Runs prepare on so many rows, in a folder that is gone afterwards."""
+def measure(size: int) -> dict[str, Any]:
+    """Runs prepare on `size` rows in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lay_out(folder, size)
         start = time.monotonic()
         usage = run([sys.executable, str(ROOT / "src" / "prepare.py")], folder)
         seconds, cpu = time.monotonic() - start, usage.ru_utime + usage.ru_stime
-        counts = json.loads((folder / "metrics/prepare.json").read_text(encoding="utf-8"))["sft_data"]
+        counts = json.loads((folder / "reports/prepare.json").read_text(encoding="utf-8"))["sft_data"]
     return {
         "rows": counts["rows"],
         "seconds": round(seconds, 1),
@@ -83,7 +83,7 @@ def measure(size: int) -> dict[str, float]:
 
 
 def speedup(size: int = 2000, runs: int = 5) -> dict[str, float]:
-    """CPU time of tokenising so many rows, stock TRL's and ours in turn, and the median of how often ours fits into theirs."""
+    """CPU time of tokenising `size` rows by stock TRL and by prepare in turn, and the median of the ratios."""
     with tempfile.TemporaryDirectory() as folder:
         written = list(rows(size))
         stock, ours = stock_tokeniser(written, Path(folder)), our_tokeniser(written, Path(folder))
@@ -111,8 +111,7 @@ def cpu_seconds(action: Callable[[], Any]) -> float:
 
 
 def our_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], list[dict[str, Any]]]:
-    """What prepare does between a row as it was read and its ids and labels; loaded anew each time, so that it knows no word."""
-    sys.path.insert(0, str(ROOT / "src"))
+    """What prepare does between a row as read and its ids and labels. Each call loads the tokenizer, so that no word is cached."""
     from aligner.data.reader import read_rows
     from aligner.data.tokenise import sft_row, tokenised
     from aligner.model.chat import Chat
@@ -120,7 +119,12 @@ def our_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], l
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
     values = [row.value for row in read_rows(path, "sft")]
-    return lambda: [row for _, row in tokenised(str(path), iter(values), sft_row, Chat.load(WEIGHTS), LONGEST)]
+
+    def tokenise() -> list[dict[str, Any]]:
+        rows = (row for _, row in tokenised(str(path), iter(values), sft_row, Chat.load(WEIGHTS), LONGEST))
+        return [row for row in rows if row is not None]
+
+    return tokenise
 
 
 def stock_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], Any]:
@@ -174,7 +178,7 @@ def rows(size: int) -> Iterator[dict[str, str]]:
 
 
 def run(command: list[str], folder: Path) -> resource.struct_rusage:
-    """Runs a command in a folder; what its process used."""
+    """Runs a command in a folder; returns the resources that its process used."""
     environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
     process = subprocess.Popen(command, cwd=folder, env=environment)
     _, status, usage = os.wait4(process.pid, 0)

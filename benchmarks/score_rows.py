@@ -1,4 +1,4 @@
-"""Time and peak memory of score, from 152 to 10,000 prompts with three answers each: does a large evaluation stay quick?
+"""Time and peak memory of score, from 152 to 10,000 prompts with three answers each.
 
 Prompts are composed by a seeded generator: a numbered question about a concept of data/raw/concepts.jsonl, with three of its key
 ideas, and as a fourth two long words in a row of one of its sentences, so that prompts about one concept differ. Answers are
@@ -21,14 +21,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prepare_rows import run
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parent.parent
+from prepare_rows import BYTES_PER_UNIT, ROOT, run
+
 SEED = 17
 SENTENCES = {"base": 1, "sft": 3, "dpo": 4}
 FOREIGN = 1 / 3
-BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 Row = dict[str, Any]
 
@@ -44,7 +43,7 @@ def main(sizes: list[int]) -> None:
 
 
 def measured(prompts: int) -> dict[str, float]:
-    """Runs score on so many prompts, in a folder that is gone afterwards."""
+    """Runs score on so many prompts in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lay_out(folder, prompts)
@@ -92,8 +91,8 @@ def composed(prompts: int, concepts: list[Row]) -> tuple[list[Row], dict[str, li
         about = rng.randrange(len(concepts))
         references.append(reference(number, concepts[about], sentences[about], rng))
         for model, count in SENTENCES.items():
-            told = [rng.choice(rng.choice(sentences) if rng.random() < FOREIGN else sentences[about]) for _ in range(count)]
-            answers[model].append(answer(number, " ".join(told)))
+            picked = [rng.choice(rng.choice(sentences) if rng.random() < FOREIGN else sentences[about]) for _ in range(count)]
+            answers[model].append(answer(number, " ".join(picked)))
     return references, answers
 
 

@@ -1,15 +1,15 @@
-"""A coverage-guided search for a file that the row loader cannot bear (atheris, that is libFuzzer for Python).
+"""A coverage-guided search for a file that breaks the row loader (atheris: libFuzzer for Python).
 
-Every try is a whole data file and the kind it is read as. It must keep all rules of tests/support/loader_rules.py: no
-exception, a ledger that adds up, printable reasons, kept rows that are kept again and can be scored. Half of the mutations are
-libFuzzer's, on bytes; the other half change the JSON of one line, since most changed bytes are merely no JSON any more. The
-search starts from the fixtures' lines and one good row of every format. It ends with a count of executions, or with the first
-file that breaks a rule (`crash-…` in the corpus folder), which then belongs into tests/test_rows.py.
+Each input is a whole data file and the kind it is read as. It must keep all rules of tests/support/loader_rules.py: no
+exception, counts that add up, printable reasons, and accepted rows that are accepted again and can be scored. Half of the
+mutations are libFuzzer's, on bytes; the other half change the JSON of one line, since most changed bytes only make it invalid.
+The search starts from the fixtures' lines and one good row of every format. It ends with the number of executions, or with the
+first file that breaks a rule (`crash-…` in the corpus folder), for which tests/data/test_rows.py should get a test.
 
-atheris is not pinned in requirements.txt: it is needed for this alone and has no wheel for macOS or Windows.
+requirements.txt does not pin atheris: only this program needs it, and it has no wheel for macOS or Windows.
 
 command pip install atheris
-        PYTHONPATH=src:tests python tools/fuzz_rows.py [--seconds 600] [--corpus FOLDER] [FILE …]    FILE: try these again
+        PYTHONPATH=src:tests python tools/fuzz_rows.py [--seconds 600] [--corpus FOLDER] [FILE …]    FILE: inputs to try again
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ import random
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 try:
     import atheris
 except ImportError:
-    raise SystemExit("atheris is missing, which this search alone needs. Run: pip install atheris (Linux)") from None
+    raise SystemExit("atheris is missing; only this search needs it. Run: pip install atheris (Linux)") from None
 
 with atheris.instrument_imports(include=["aligner"]):
     from support.loader_rules import require_sound
 
     from aligner.data.formats import FORMATS
-    from aligner.data.reader import KINDS
+    from aligner.data import reader
     from aligner.keywords.groups import GROUP_KEYS
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "rows"
-KINDS = (None, *KINDS)  # the first byte of an input, modulo 5, says which
-LONGEST = 1024  # bytes: short files make many tries; long lines are the affair of tests/test_rows.py
+KINDS = (None, *reader.KINDS)  # the first byte of an input, modulo 5, chooses one
+LONGEST = 1024  # bytes: short files are quick; tests/data/test_rows.py tests long lines
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 GOOD = [
     {"messages": [{"role": "system", "content": "s"}, USER, ASSISTANT]},
@@ -49,7 +50,7 @@ GOOD = [
     {"id": "e2", "prompt": "q", "topic": "t", "keywords": [{"any": ["a+"], "match": "regex", "negation": "reject"}]},
     {"concept": "chain", "keywords": [{"any": ["1/2"], "match": "number", "weight": 2}], "text": "t"},
 ]
-ODD_VALUES = [
+ODD_VALUES: list[Any] = [
     None, True, 0, -1, 0.5, 1e308, 10**400, "", " ", "a", "\0", "\u200b", "\u202e", "\x1b[31m", "\ud800", "\ufeff", "</s>",
     "(a+)+$", "1e999", "../x", "line-1", "user", "assistant", "system", "tool", "regex", "number", "word", "inflect", "reject",
     [], {}, [[]], ["a", "a"], {"any": ["a"]}, {"any": []}, USER, ASSISTANT, [USER], [ASSISTANT], [USER, ASSISTANT],
@@ -61,7 +62,7 @@ ODD_BYTES = [b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\x
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=600, help="how long to search")
-    parser.add_argument("--corpus", type=Path, help="where inputs that reach new code are kept, to go on from (default: nowhere)")
+    parser.add_argument("--corpus", type=Path, help="folder for inputs that reach new code, to continue from (default: none)")
     parser.add_argument("files", nargs="*", type=Path, help="inputs to try once more")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -85,7 +86,7 @@ def try_file(path: Path, data: bytes) -> None:
 
 
 def seed(corpus: Path) -> None:
-    """Every fixture line, a good row of every format, and each such row before the next one, as each kind."""
+    """Writes the first inputs: every fixture line, a good row of every format, and two such rows together, as each kind."""
     corpus.mkdir(parents=True, exist_ok=True)
     files = [line for path in sorted(FIXTURES.glob("*.jsonl")) for line in path.read_bytes().split(b"\n")]
     good = [json.dumps(row).encode() + b"\n" for row in GOOD]
@@ -96,14 +97,14 @@ def seed(corpus: Path) -> None:
 
 
 def write_dictionary(path: Path) -> Path:
-    """The words of the formats, for libFuzzer to put in."""
+    """The keys of the formats, for libFuzzer to insert."""
     entries = [b'"' + word.encode() + b'":' for word in WORDS] + ODD_BYTES
     path.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in entry) + '"\n' for entry in entries), encoding="ascii")
     return path
 
 
 def mutate(data: bytes, largest: int, seed: int) -> bytes:
-    """Another file: libFuzzer's change of bytes, or a change of the JSON of one line."""
+    """A mutation: libFuzzer's change of bytes, or a change of the JSON of one line."""
     chance = random.Random(seed)
     lines = data[1:].split(b"\n")
     number = chance.randrange(len(lines))
@@ -118,14 +119,14 @@ def mutate(data: bytes, largest: int, seed: int) -> bytes:
 
 
 def changed(value: object, chance: random.Random) -> object:
-    """A JSON value with one thing in it replaced, removed, doubled, renamed or put around it."""
+    """A JSON value with one item replaced, removed, doubled, renamed or wrapped."""
     if not isinstance(value, dict | list) or not value or chance.random() < 0.15:
         alike = [odd for odd in ODD_VALUES if isinstance(odd, type(value))]
         return chance.choice(alike if alike and chance.random() < 0.7 else [*ODD_VALUES, [value], {"any": [value]}, f"{value} a"])
     if isinstance(value, list):
-        place = chance.randrange(len(value))
-        new = [[], [value[place]] * 2, [chance.choice(value)], [changed(value[place], chance)]][chance.randrange(4)]
-        return [*value[:place], *new, *value[place + 1 :]]
+        index = chance.randrange(len(value))
+        new = [[], [value[index]] * 2, [chance.choice(value)], [changed(value[index], chance)]][chance.randrange(4)]
+        return [*value[:index], *new, *value[index + 1 :]]
     key = chance.choice(list(value))
     if chance.random() < 0.6:
         return value | {key: changed(value[key], chance)}

@@ -1,4 +1,4 @@
-"""Writes what docs/performance.md shows of growth: a table with a plot, and a table of what is computed from it.
+"""Writes two tables and a plot of docs/performance.md: how training grows, and the speeds computed from that.
 
 reads   docs/growth.csv, docs/expected.csv           (benchmarks/growth.py writes them)
 writes  docs/performance.md (between its markers), docs/images/growth.svg
@@ -7,15 +7,16 @@ command python tools/growth_page.py
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
-from render import IMAGES, between
+from render_readme import IMAGES, fill, markdown_table, read_csv
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "performance.md"
+GROWTH = DOCS / "growth.csv"
+EXPECTED = DOCS / "expected.csv"
 AXES = {
     "rows": "rows in one pass (time: the pass)",
     "length": "tokens in a row (time: a step of 16 rows)",
@@ -26,59 +27,56 @@ COLOURS = {"sft": "#0b7285", "dpo": "#e8590c"}
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    for name, content in (("growth", growth()), ("expected", expected())):
-        text = between(name, content, text)
-    PAGE.write_text(text, encoding="utf-8", newline="\n")
-    (IMAGES / "growth.svg").write_text(picture(), encoding="utf-8", newline="\n")
+    fill(PAGE, growth=growth(), expected=expected())
+    (IMAGES / "growth.svg").write_text(growth_svg(), encoding="utf-8", newline="\n")
 
 
 def growth() -> str:
     """One line a size, SFT and DPO side by side, and the plot."""
-    found = {(row["grows"], row["size"], row["stage"]): row for row in rows("growth.csv")}
+    points = {(row["grows"], row["size"], row["stage"]): row for row in read_csv(GROWTH)}
     titles = ["grows", "size", "parameters"]
     titles += [f"{stage}, {what}" for stage in COLOURS for what in ("tokens a step", "seconds", "CPU seconds", "MB", "MFU")]
-    lines = [line(titles), "|---" * len(titles) + "|"]
-    for grows, size in dict.fromkeys((grows, size) for grows, size, _ in found):
-        both = [found[grows, size, stage] for stage in COLOURS]
+    rows = []
+    for grows, size in dict.fromkeys((grows, size) for grows, size, _ in points):
+        both = [points[grows, size, stage] for stage in COLOURS]
         cells = [grows, size, f"{int(both[0]['parameters']) / 1e6:.1f} M"]
         for row in both:
             cells += [row["tokens_per_step"], row["seconds"], row["cpu_seconds"], row["peak_mb"], f"{float(row['mfu']):.0%}"]
-        lines.append(line(cells))
+        rows.append(cells)
     plot = "![Time and memory by rows, length and width](images/growth.svg)"
-    return "\n".join(lines) + f"\n\n{plot}\n"
+    return f"{markdown_table(titles, rows)}\n{plot}\n"
 
 
 def expected() -> str:
-    """What is computed for TinyLlama."""
-    found = rows("expected.csv")
+    """The speeds and sizes computed for TinyLlama."""
     titles = ["machine", "share of the products' rate", "SFT tokens/s", "DPO pairs/s", "weights, GB", "activations, MB a token"]
-    return "\n".join([line(titles), "|---" * len(titles) + "|", *(line(list(row.values())) for row in found)]) + "\n"
+    return markdown_table(titles, [list(row.values()) for row in read_csv(EXPECTED)])
 
 
-def picture() -> str:
+def growth_svg() -> str:
     """Time and memory by each of the three sizes, as SVG.
 
     Sizes and times are on logarithmic axes, where a slope is a power; memory, which starts from what the libraries take, is not.
     """
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(json.dumps(specification(rows("growth.csv"))), vl_version="5.20")
+    return vl_convert.vegalite_to_svg(json.dumps(growth_plot(read_csv(GROWTH))), vl_version="5.20")
 
 
-def specification(found: list[dict[str, str]]) -> dict[str, Any]:
+def growth_plot(rows: list[dict[str, str]]) -> dict[str, Any]:
     """The Vega-Lite of the plot: a column of panels for each thing that grows."""
     colour = {"field": "stage", "type": "nominal", "scale": {"domain": [*COLOURS], "range": [*COLOURS.values()]}}
     columns = []
     for grows, title in AXES.items():
-        points = [numbers(row) for row in found if row["grows"] == grows]
+        points = [numbers(row) for row in rows if row["grows"] == grows]
         ticks = sorted({point["size"] for point in points})
-        x = {"field": "size", "type": "quantitative", "title": title, "axis": {"values": ticks}}
-        x["scale"] = {"type": "log", "nice": False}
+        log = {"type": "log", "nice": False}
+        x = {"field": "size", "type": "quantitative", "title": title, "axis": {"values": ticks}, "scale": log}
         panels = []
         for field, (label, format) in PANELS.items():
-            y = {"field": field, "type": "quantitative", "title": label, "axis": {"tickCount": 4, "format": format}}
-            y["scale"] = {"type": "log"} if field == "seconds" else {"zero": True}
+            scale = {"type": "log"} if field == "seconds" else {"zero": True}
+            axis = {"tickCount": 4, "format": format}
+            y = {"field": field, "type": "quantitative", "title": label, "axis": axis, "scale": scale}
             encoding = {"x": x, "y": y, "color": colour}
             panels.append({"width": 190, "height": 150, "mark": {"type": "line", "point": True}, "encoding": encoding})
         columns.append({"data": {"values": points}, "vconcat": panels})
@@ -87,15 +85,6 @@ def specification(found: list[dict[str, str]]) -> dict[str, Any]:
 
 def numbers(row: dict[str, str]) -> dict[str, Any]:
     return {"stage": row["stage"], "size": int(row["size"]), **{field: float(row[field]) for field in PANELS}}
-
-
-def rows(name: str) -> list[dict[str, str]]:
-    with (DOCS / name).open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Writes every plot of the pipeline as SVG and PNG; with --page, the page that `dvc plots show` fills, which needs no network.
+"""Writes every plot of the pipeline as SVG and PNG; with --page, the page template of `dvc plots show`, which needs no network.
 
-reads   what `dvc plots show` reads: plots/*.csv and models/base/loss.csv, drawn as .dvc/plots/*.json say
+reads   plots/*.csv and models/base/loss.csv, and their templates .dvc/plots/*.json
 writes  dvc_plots/*.svg, dvc_plots/*.png; with --page .dvc/plots.html, which .dvc/config names
 command python tools/plots.py            after dvc repro
         python tools/plots.py --page     after a new version of vl-convert-python
@@ -33,7 +33,7 @@ CONFIG = {
     "view": {"stroke": "#dedbd4"},
 }
 OPTIONS = {"renderer": "svg", "ast": True, "actions": {"export": True, "source": False, "compiled": False, "editor": False}}
-# DVC puts the plots where {plot_divs} stands, and its scripts of a content delivery network nowhere: there is no {scripts}.
+# DVC replaces {plot_divs} by the plots. Without a {scripts} it adds no scripts from a content delivery network.
 TEMPLATE = """<!doctype html>
 <html lang="en">
 <!--
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Write every plot as SVG and PNG into dvc_plots/.")
     parser.add_argument("--page", action="store_true", help="write .dvc/plots.html instead, from the pinned vl-convert-python")
     if parser.parse_args(arguments).page:
-        PAGE.write_text(page(), encoding="utf-8", newline="\n")
+        PAGE.write_text(plots_page(), encoding="utf-8", newline="\n")
         return
     PICTURES.mkdir(exist_ok=True)
     for name, specification in specifications().items():
@@ -98,7 +98,7 @@ def specifications() -> dict[str, dict[str, Any]]:
 
 
 def of_one_run(specification: dict[str, Any]) -> dict[str, Any]:
-    """Without what tells revisions apart, a panel or a dash for each: here there is one, and `workspace` says nothing."""
+    """The plot without the panels or dashes that tell revisions apart, since there is only the workspace."""
     single = {**specification, **specification.get("spec", {})}
     layers = [
         layer | {"encoding": {channel: value for channel, value in layer["encoding"].items() if channel != "strokeDash"}}
@@ -115,9 +115,9 @@ def png(specification: dict[str, Any]) -> bytes:
     return vl_convert.vegalite_to_png(specification, vl_version=VEGA_LITE, config=CONFIG, scale=2)
 
 
-def page() -> str:
-    """The page with Vega, Vega-Lite and Vega-Embed in it, as the pinned vl-convert-python bundles them: always the same bytes."""
-    bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)
+def plots_page() -> str:
+    """The page with Vega, Vega-Lite and Vega-Embed from the pinned vl-convert-python; its bytes are reproducible."""
+    bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]  # the stub requires the optional snippet
     assert "</script" not in bundle and "{plot_divs}" not in bundle
     options = json.dumps(OPTIONS | {"config": CONFIG})
     return TEMPLATE % {"licences": LICENCES.read_text(encoding="utf-8").strip(), "bundle": bundle, "options": options}

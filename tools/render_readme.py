@@ -1,7 +1,7 @@
-"""Writes what README.md shows of the last run: two tables of results, five answers picked by rule, and two plots as SVG.
+"""Writes the tables of README.md and docs/results.md from the last run, five answers picked by rule, and two plots as SVG.
 
-reads   metrics/*.json, plots/*.csv, reports/score.json, data/generated/*.jsonl, data/prepared/references.jsonl, .dvc/plots
-writes  README.md (between its markers), docs/images/*.svg
+reads   plots/*.csv, reports/score.json, data/generated/*.jsonl, data/prepared/references.jsonl, docs/seeds.csv, .dvc/plots
+writes  README.md and docs/results.md (between their markers), docs/images/*.svg
 command python tools/render_readme.py          after dvc repro
 """
 
@@ -12,104 +12,116 @@ import hashlib
 import json
 import re
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+RESULTS = ROOT / "docs" / "results.md"
+REPORT = ROOT / "reports" / "score.json"
 IMAGES = ROOT / "docs" / "images"
 MODELS = ("base", "sft", "dpo")
 PAIRS = (("sft", "base"), ("dpo", "sft"), ("dpo", "base"))
-SHOWN = ("sft_vs_base", "dpo_vs_sft")
+IN_SEEDS = ("sft_vs_base", "dpo_vs_sft")
 PICTURES = {"hit_rate": "plots/hit_rate.csv", "dpo_rewards": "plots/dpo_rewards.csv"}
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    text = between("results", results(), text)
-    text = between("lengths", lengths(), text)
-    text = between("answers", answers(), text)
-    text = between("seeds", seeds(), text)
-    README.write_text(text, encoding="utf-8", newline="\n")
+    if not REPORT.is_file():
+        raise SystemExit("render_readme: reports/score.json is missing. Run: dvc repro")
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
+    table = results(report)
+    fill(README, results=table)
+    fill(RESULTS, results=table, lengths=lengths(report), answers=answers(), seeds=seeds())
     pictures()
 
 
+def fill(path: Path, **contents: str) -> None:
+    """Replaces what a Markdown file has between the markers of each name."""
+    text = path.read_text(encoding="utf-8")
+    for name, content in contents.items():
+        text = between(name, content, text)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
 def between(name: str, content: str, text: str) -> str:
-    """The text with what stands between the markers of `name` replaced."""
+    """The text with `content` between the two markers of `name`; ValueError where they are missing."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-    return pattern.sub(lambda found: found[1] + content + found[2], text)
+    text, count = pattern.subn(lambda found: found[1] + content + found[2], text)
+    if count != 1:
+        raise ValueError(f"the markers of {name} occur {count} times, not once")
+    return text
 
 
-def results() -> str:
+def results(report: dict[str, Any]) -> str:
     """The result table: hit rates with their intervals by kind of prompt, precision, and win rates."""
-    with (ROOT / "plots" / "hit_rate.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    score = json.loads((ROOT / "metrics" / "score.json").read_text(encoding="utf-8"))
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    counts = {row["group"]: row["prompts"] for row in rows}
-    titles = ["model", *(f"{group} (n = {counts[group]})" for group in groups), "precision", "ended by itself", "tokens"]
-    lines = [_line(titles), "|---" * len(titles) + "|"]
-    for model in MODELS:
-        cells = [_rate(row) for row in rows if row["model"] == model]
-        precision, ended = score[model]["precision"], score[model]["ended_rate"]
-        cells += ["undefined" if precision is None else f"{precision:.2f}", f"{ended:.2f}", f"{score[model]['tokens_mean']:.0f}"]
-        lines.append(_line([model, *cells]))
-    wins = "; ".join(_comparison(f"{first} over {second}", score[f"{first}_vs_{second}"]) for first, second in PAIRS)
-    return "\n".join(lines) + f"\n\nWin rates, prompt by prompt, ties as half: {wins}.\n"
-
-
-def lengths() -> str:
-    """Each pair's mean difference of hit rates where length can play no part, with its interval and unadjusted p."""
-    pairs = json.loads((ROOT / "reports" / "score.json").read_text(encoding="utf-8"))["pairs"]
-    titles = ["mean difference of hit rates", "at similar length", "cut to the shorter answer's length"]
-    lines = [_line(titles), "|---" * len(titles) + "|"]
-    for first, second in PAIRS:
-        matched = pairs[f"{first}_vs_{second}"]["length_matched"]
-        lines.append(_line([f"{first} over {second}", *(_difference(matched[how]) for how in ("similar", "truncated"))]))
-    return "\n".join(lines) + "\n"
-
-
-def _difference(found: dict) -> str:
-    """0.019 (-0.010 to 0.048; n = 96, p = 0.2200), or what of it there is."""
-    gap = found["mean_difference"]
-    if gap["estimate"] is None:
-        return f"undefined (n = {found['n']})"
-    shown = "no interval" if gap["low"] is None else f"{gap['low']:.3f} to {gap['high']:.3f}"
-    return f"{gap['estimate']:.3f} ({shown}; n = {found['n']}, {_p(found['p'])})"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _comparison(title: str, pair: dict) -> str:
-    return f"{title} {pair['win_rate']:.2f} ({pair['verdict']}, {_p(pair['p_adjusted'])})"
-
-
-def _p(p: float) -> str:
-    return "p below 0.0001" if p < 0.0001 else f"p = {p:.4f}"
+    rates = read_csv(ROOT / "plots" / "hit_rate.csv")
+    counts = {row["group"]: row["prompts"] for row in rates}
+    titles = ["model", *(f"{group} (n = {count})" for group, count in counts.items()), "precision", "ended by itself", "tokens"]
+    rows = [
+        [model, *(_rate(row) for row in rates if row["model"] == model), *_quality(report["models"][model])] for model in MODELS
+    ]
+    wins = "; ".join(_comparison(pair, report["pairs"]["_vs_".join(pair)]) for pair in PAIRS)
+    return f"{markdown_table(titles, rows)}\nWin rates, prompt by prompt, ties as half: {wins}.\n"
 
 
 def _rate(row: dict[str, str]) -> str:
     return f"{float(row['hit_rate']):.2f} ({float(row['low']):.2f} to {float(row['high']):.2f})"
 
 
+def _quality(model: dict[str, Any]) -> list[str]:
+    precision, cut = model["precision"]["estimate"], model["health"]["truncated"]["estimate"]
+    return [
+        "undefined" if precision is None else f"{precision:.2f}",
+        f"{1 - cut:.2f}",
+        f"{model['lengths']['tokens']['mean']:.0f}",
+    ]
+
+
+def _comparison(names: tuple[str, str], pair: dict[str, Any]) -> str:
+    title, verdict = " over ".join(names), pair["decision"]["verdict"]
+    return f"{title} {pair['win_rate']['estimate']:.2f} ({verdict}, {_p(pair['p_holm'])})"
+
+
+def _p(p: float) -> str:
+    return "p below 0.0001" if p < 0.0001 else f"p = {p:.4f}"
+
+
+def lengths(report: dict[str, Any]) -> str:
+    """Each pair's mean difference of hit rates where length can play no part, with its interval and unadjusted p."""
+    titles = ["mean difference of hit rates", "at similar length", "cut to the shorter answer's length"]
+    rows = []
+    for pair in PAIRS:
+        matched = report["pairs"]["_vs_".join(pair)]["length_matched"]
+        rows.append([" over ".join(pair), *(_difference(matched[how]) for how in ("similar", "truncated"))])
+    return markdown_table(titles, rows)
+
+
+def _difference(matched: dict[str, Any]) -> str:
+    """0.019 (-0.010 to 0.048; n = 96, p = 0.2200), or what of it there is."""
+    difference = matched["mean_difference"]
+    if difference["estimate"] is None:
+        return f"undefined (n = {matched['n']})"
+    interval = "no interval" if difference["low"] is None else f"{difference['low']:.3f} to {difference['high']:.3f}"
+    return f"{difference['estimate']:.3f} ({interval}; n = {matched['n']}, {_p(matched['p'])})"
+
+
 def seeds() -> str:
     """The same run with five seeds, from docs/seeds.csv, with mean and standard deviation."""
-    with (ROOT / "docs" / "seeds.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    runs = read_csv(ROOT / "docs" / "seeds.csv")
     titles = ["seed", *MODELS, "sft over base", "dpo over sft", "adjusted p", "verdict", "precision of dpo"]
-    lines = [_line(titles), "|---" * len(titles) + "|"]
-    for row in rows:
-        cells = [row["seed"], *(f"{float(row[f'{model}_hit_rate']):.3f}" for model in MODELS)]
-        for pair in SHOWN:
-            gap, low, high = (float(row[f"{pair}_{name}"]) for name in ("difference", "low", "high"))
-            cells.append(f"{gap:.3f} ({low:.3f} to {high:.3f})")
-        cells += [f"{float(row['dpo_vs_sft_p_adjusted']):.4f}", row["dpo_vs_sft_verdict"], f"{float(row['dpo_precision']):.3f}"]
-        lines.append(_line(cells))
-    numbers = [*(f"{model}_hit_rate" for model in MODELS), *(f"{pair}_difference" for pair in SHOWN)]
-    cells = [_mean_and_deviation([float(row[name]) for row in rows]) for name in numbers]
-    lines.append(_line(["mean (sd)", *cells, "", "", _mean_and_deviation([float(row["dpo_precision"]) for row in rows])]))
-    return "\n".join(lines) + "\n"
+    rows = []
+    for run in runs:
+        cells = [run["seed"], *(f"{float(run[f'{model}_hit_rate']):.3f}" for model in MODELS)]
+        for pair in IN_SEEDS:
+            difference, low, high = (float(run[f"{pair}_{name}"]) for name in ("difference", "low", "high"))
+            cells.append(f"{difference:.3f} ({low:.3f} to {high:.3f})")
+        cells += [f"{float(run['dpo_vs_sft_p_adjusted']):.4f}", run["dpo_vs_sft_verdict"], f"{float(run['dpo_precision']):.3f}"]
+        rows.append(cells)
+    columns = [*(f"{model}_hit_rate" for model in MODELS), *(f"{pair}_difference" for pair in IN_SEEDS), "dpo_precision"]
+    *spread, precision = (_mean_and_deviation([float(run[column]) for run in runs]) for column in columns)
+    return markdown_table(titles, [*rows, ["mean (sd)", *spread, "", "", precision]])
 
 
 def _mean_and_deviation(values: list[float]) -> str:
@@ -117,20 +129,18 @@ def _mean_and_deviation(values: list[float]) -> str:
 
 
 def answers(count: int = 5) -> str:
-    """The answers to the prompts whose ids have the smallest SHA-256: picked by that rule and not by hand."""
-    references = _rows("data/prepared/references.jsonl")
-    given = {model: {row["id"]: row["answer"] for row in _rows(f"data/generated/{model}.jsonl")} for model in MODELS}
+    """The answers to the prompts whose ids have the smallest SHA-256: a rule picks them, and not a person."""
+    references = read_jsonl(ROOT / "data/prepared/references.jsonl")
+    by_model = {
+        model: {row["id"]: row["answer"] for row in read_jsonl(ROOT / f"data/generated/{model}.jsonl")} for model in MODELS
+    }
     picked = sorted(references, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())[:count]
     parts = []
     for row in picked:
         parts.append(f"**{row['prompt']}** ({row['kind'].replace('_', ' ')})")
-        parts += [f"- *{model}*: {given[model][row['id']]}" for model in MODELS]
+        parts += [f"- *{model}*: {by_model[model][row['id']]}" for model in MODELS]
         parts.append("")
     return "\n".join(parts)
-
-
-def _rows(path: str) -> list[dict]:
-    return [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
 
 
 def pictures() -> None:
@@ -140,6 +150,23 @@ def pictures() -> None:
     drawn = plots.specifications()
     for name, plot in PICTURES.items():
         (IMAGES / f"{name}.svg").write_text(plots.svg(drawn[plot]), encoding="utf-8", newline="\n")
+
+
+# ---- Files and tables ------------------------------------------------------------------------------------------------
+
+
+def markdown_table(titles: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |\n" for cells in (titles, *rows)]
+    return "".join([lines[0], "|---" * len(titles) + "|\n", *lines[1:]])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Gathers the runs of several seeds into docs/seeds.csv, from which tools/render_readme.py makes README's table.
+"""Gathers the runs of several seeds into docs/seeds.csv, from which tools/render_readme.py makes a table of docs/results.md.
 
-reads   the last run, and the newest experiments of the names seed-N
+reads   the last run, and the newest experiment of each name seed-N (reports from the DVC cache)
 writes  docs/seeds.csv
-command make seeds                      (queues the experiments, runs them, then this and tools/render_readme.py)
+command make seeds          (queues the experiments, runs them, then this and tools/render_readme.py)
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def main(seeds: list[int]) -> None:
     from ruamel.yaml import YAML
 
     default = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))["seed"]
-    rows = [row(default, lambda path: (ROOT / path).read_text(encoding="utf-8"))]
-    rows += [row(seed, experiment(f"seed-{seed}")) for seed in seeds if seed != default]
+    rows = [run_row(default, lambda path: (ROOT / path).read_text(encoding="utf-8"))]
+    rows += [run_row(seed, experiment(f"seed-{seed}")) for seed in seeds if seed != default]
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
@@ -34,12 +34,12 @@ def main(seeds: list[int]) -> None:
 
 
 def experiment(name: str) -> Callable[[str], str]:
-    """A reader of the files of the newest experiment of that name."""
+    """A function that reads files of the newest experiment of that name."""
     import dvc.api
 
     revision = git("for-each-ref", "--count=1", "--sort=-committerdate", "--format=%(objectname)", f"refs/exps/*/*/{name}")
     if not revision:
-        raise SystemExit(f"no experiment {name} was run; run: make seeds")
+        raise SystemExit(f"no experiment is named {name}. Run: make seeds")
     return lambda path: dvc.api.read(path, repo=str(ROOT), rev=revision)
 
 
@@ -47,20 +47,22 @@ def git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def row(seed: int, read: Callable[[str], str]) -> dict[str, float | int | str]:
-    """What the table shows of one run."""
-    score, report, dpo = (json.loads(read(path)) for path in ("metrics/score.json", "reports/score.json", "metrics/dpo.json"))
-    found: dict[str, float | int | str] = {"seed": seed}
-    found |= {f"{model}_hit_rate": score[model]["hit_rate"] for model in MODELS}
-    for pair in PAIRS:
-        gap = report["pairs"][pair]["mean_difference"]
-        found |= {f"{pair}_difference": round(gap["estimate"], 4)}
-        found |= {f"{pair}_{bound}": round(gap[bound], 4) for bound in ("low", "high")}
-        found |= {f"{pair}_p_adjusted": score[pair]["p_adjusted"], f"{pair}_verdict": score[pair]["verdict"]}
-    found["ordered"] = " ".join(ordered_groups(read("plots/hit_rate.csv")))
-    found |= {f"{model}_precision": score[model]["precision"] for model in MODELS}
-    found |= {f"{model}_degenerate": score[model]["degenerate"] for model in MODELS[1:]}
-    return found | {"dpo_reward_accuracy": dpo["dpo"]["reward_accuracy"]}
+def run_row(seed: int, read: Callable[[str], str]) -> dict[str, float | int | str]:
+    """The figures of one run, rounded to four digits; `read` gives the text of one of its files."""
+    score, dpo = (json.loads(read(f"reports/{stage}.json")) for stage in ("score", "dpo"))
+    models = score["models"]
+    row: dict[str, float | int | str] = {"seed": seed}
+    row |= {f"{model}_hit_rate": round(models[model]["hit_rate"]["estimate"], 4) for model in MODELS}
+    for name in PAIRS:
+        pair = score["pairs"][name]
+        difference = pair["mean_difference"]
+        row |= {f"{name}_difference": round(difference["estimate"], 4)}
+        row |= {f"{name}_{bound}": round(difference[bound], 4) for bound in ("low", "high")}
+        row |= {f"{name}_p_adjusted": round(pair["p_holm"], 4), f"{name}_verdict": pair["decision"]["verdict"]}
+    row["ordered"] = " ".join(ordered_groups(read("plots/hit_rate.csv")))
+    row |= {f"{model}_precision": round(models[model]["precision"]["estimate"], 4) for model in MODELS}
+    row |= {f"{model}_degenerate": round(models[model]["health"]["degenerate"]["estimate"], 4) for model in MODELS[1:]}
+    return row | {"dpo_reward_accuracy": dpo["dpo"]["reward_accuracy"]}
 
 
 def ordered_groups(hit_rates: str) -> list[str]:

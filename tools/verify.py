@@ -1,19 +1,18 @@
 """Runs the whole pipeline afresh in a temporary clone and compares every output with dvc.lock, byte for byte.
 
-The clone holds the last commit, stands in a directory of its own, has an empty DVC cache and none of the outputs, so that every
-stage runs. PYTHONHASHSEED, time zone and locale are others than here. What dvc.lock gives as MD5 is compared by it; where the
-bytes are at hand too (in Git or in this checkout's DVC cache), by SHA-256, and a difference is told in numbers.
+The clone is of the last commit, in another directory, with an empty DVC cache and no outputs, so that every stage runs; its
+PYTHONHASHSEED, time zone and locale differ from those here. Outputs are compared by the MD5 in dvc.lock, and by SHA-256 if the
+expected bytes are in Git or in this checkout's DVC cache; the report then gives the size of a difference.
 
-reads   the last commit; docs/verified.json: the kinds of machine that are known to give the bytes of dvc.lock
-writes  nothing here; with --record, this kind of machine into docs/verified.json
+reads   the last commit; docs/verified.json (machines that are known to give the bytes of dvc.lock)
+writes  nothing here; with --record, this machine into docs/verified.json
 command python tools/verify.py            also: make verify. As long as dvc repro, which it runs
-exits   0 all outputs have the bytes of dvc.lock; 1 one has not, or the pipeline failed: the clone is kept; 130 interrupted
+exits   0 if all outputs have the bytes of dvc.lock; 1 if one has not, or the pipeline failed (the clone is kept); 130 interrupted
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import locale
@@ -27,27 +26,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ruamel.yaml import YAML
+
+from compare_outputs import Result, compare, difference_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = "docs/verified.json"
-PATIENCE = 60  # seconds that an interrupted stage has to end by itself
-SHOWN = 10  # differences of one output that are told
+GRACE_SECONDS = 60  # for an interrupted stage to end by itself
 KIND = ("processor", "instructions", "threads", "device", "torch", "system")  # what the last bits may depend on
 
 
 def main(source: Path, settings: list[str], record: bool) -> int:
-    """Clones, runs, compares and tells; returns the exit code. settings: KEY=VALUE of params.yaml, changed in the clone alone."""
+    """Clones, runs, compares, reports; returns the exit code. settings: KEY=VALUE of params.yaml, changed only in the clone."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shelf = Path(tempfile.mkdtemp(prefix="verify-"))
     folder = shelf / "another directory"
     try:
-        results = verified(source, folder, settings)
+        results = run_afresh(source, folder, settings)
     except (KeyboardInterrupt, Refused) as error:
         shutil.rmtree(shelf)
         print(f"verify: {str(error) or 'interrupted; the clone is removed'}", file=sys.stderr)
@@ -57,7 +55,7 @@ def main(source: Path, settings: list[str], record: bool) -> int:
         print(f"verify: {command} ended with exit code {error.returncode}; the clone is kept: {folder}", file=sys.stderr)
         return 1
     here = machine(folder)
-    print(table(results), *told(results), *verdict(results, here, read_record(source)), sep="\n")
+    print(table(results), *difference_lines(results), *verdict(results, here, read_record(source)), sep="\n")
     if any(result.state != "same" for result in results):
         print(f"The clone is kept: {folder}")
         return 1
@@ -67,8 +65,8 @@ def main(source: Path, settings: list[str], record: bool) -> int:
     return 0
 
 
-def verified(source: Path, folder: Path, settings: list[str]) -> list[Result]:
-    """The last commit of `source`, cloned into `folder` and run there: every output with its result."""
+def run_afresh(source: Path, folder: Path, settings: list[str]) -> list[Result]:
+    """Clones the last commit of `source` into `folder`, runs it there, and compares every output."""
     clone(source, folder)
     refuse_outdated(folder)
     for setting in settings:
@@ -76,14 +74,14 @@ def verified(source: Path, folder: Path, settings: list[str]) -> list[Result]:
     committed = folder.parent / "committed"
     set_aside(folder, committed)
     run(folder)
-    return compare(folder, committed, cache_of(source))
+    return compare(locked(folder), folder, committed, cache_of(source))
 
 
 # ---- The run --------------------------------------------------------------------------------------------------------
 
 
 class Refused(Exception):
-    """Nothing is run; the message says why, and what to do."""
+    """Nothing was run; the message says why, and what to do."""
 
 
 def clone(source: Path, folder: Path) -> None:
@@ -98,16 +96,16 @@ def clone(source: Path, folder: Path) -> None:
 
 
 def own_cache(folder: Path) -> None:
-    """No cache that the person's own DVC settings name is used, or stages would be restored and not run."""
+    """Gives the clone its own cache: from one that the user's DVC settings name, stages would be restored and not run."""
     output("dvc", "cache", "dir", "--local", ".dvc/cache", cwd=folder)
 
 
 def refuse_outdated(folder: Path) -> None:
-    """Raises Refused when a stage's inputs are not those of dvc.lock, which then speaks of the outputs of others."""
+    """Raises Refused if a stage's inputs differ from those in dvc.lock, whose outputs are then of other inputs."""
     stages = outdated(folder)
     if stages:
         lines = [f"  {stage}: {', '.join(changes)}" for stage, changes in stages.items()]
-        message = "dvc.lock is not of this commit's code, data and parameters; run dvc repro and commit what it writes"
+        message = "dvc.lock belongs to other code, data or parameters than this commit's; run dvc repro and commit its results"
         raise Refused("\n".join([message, *lines]))
 
 
@@ -144,15 +142,21 @@ def set_parameter(folder: Path, key: str, value: str) -> None:
 
 
 def set_aside(folder: Path, committed: Path) -> None:
-    """Moves the outputs that Git holds out of the clone, so that what is there afterwards was made by the run."""
+    """Moves the outputs that Git holds out of the clone, so that only the run can have made those that are there afterwards."""
     for path in locked(folder):
         if (folder / path).exists():
             (committed / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(folder / path, committed / path)
 
 
+def locked(folder: Path) -> dict[str, str]:
+    """Path and MD5 of every output in dvc.lock as committed (of a folder: the MD5 of its listing, with .dir at the end)."""
+    lock = YAML(typ="safe", pure=True).load(output("git", "show", "HEAD:dvc.lock", cwd=folder))
+    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
+
+
 def run(folder: Path) -> None:
-    """`dvc repro` to its end; interrupted, it waits for the stage to end, so that nothing goes on behind its back."""
+    """Runs `dvc repro`. If interrupted, it waits for the stage to end, so that no process is left running."""
     environment = elsewhere(folder)
     print("==> dvc repro with " + ", ".join(f"{name}={environment[name]}" for name in ("PYTHONHASHSEED", "TZ", "LC_ALL")))
     running = subprocess.Popen(["dvc", "repro"], cwd=folder, env=environment, start_new_session=True)
@@ -166,17 +170,17 @@ def run(folder: Path) -> None:
 
 
 def end(running: subprocess.Popen) -> None:
-    """Interrupts a process and all that it started; kills what has not ended after PATIENCE seconds."""
+    """Interrupts a process and its children; kills those that have not ended after GRACE_SECONDS."""
     os.killpg(running.pid, signal.SIGINT)
     try:
-        running.wait(PATIENCE)
+        running.wait(GRACE_SECONDS)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
 
 
 def elsewhere(folder: Path) -> dict[str, str]:
-    """The environment of the run: another hash seed, time zone and locale than here, and this interpreter's programs first."""
+    """The run's environment: hash seed, time zone and locale differ from those here; this interpreter's programs come first."""
     return {
         **program_path(),
         "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache"),
@@ -187,7 +191,7 @@ def elsewhere(folder: Path) -> dict[str, str]:
 
 
 def another_locale() -> str:
-    """A locale of this system that is not in use: one of a language if there is one, as it may write numbers another way."""
+    """An installed locale other than the current one; if possible of another language, which may format numbers differently."""
     used = locale.setlocale(locale.LC_ALL)
     current = {used.split(";")[0].partition("=")[2] or used, os.environ.get("LC_ALL"), os.environ.get("LANG")}
     installed = output("locale", "-a").splitlines() if shutil.which("locale") else []
@@ -195,232 +199,26 @@ def another_locale() -> str:
     return others[0]
 
 
+def cache_of(source: Path) -> Path:
+    return source / output("dvc", "cache", "dir", cwd=source)
+
+
 def program_path() -> dict[str, str]:
-    """This environment with the folder of this interpreter first on the path: its dvc, and its python for the stages."""
+    """This environment with this interpreter's folder first on the path, for its dvc and its python."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {"PATH": path}
 
 
 def output(*command: str, cwd: Path | None = None) -> str:
-    """What a short command prints; raises CalledProcessError with its own message on the screen when it fails."""
+    """The output of a short command; raises CalledProcessError when it fails, with the command's own message on the terminal."""
     return subprocess.run(command, cwd=cwd, env=program_path(), check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
-# ---- The comparison -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Result:
-    """An output of the fresh run beside what dvc.lock names.
-
-    state: same, differs, missing (not made), extra (made, but not in dvc.lock), or that of dvc.lock while Git or the cache
-    holds other bytes.
-    """
-
-    path: str
-    sha256: str
-    beside: str  # what it was compared with: Git, cache, or dvc.lock where only its MD5 is known
-    state: str
-    found: Path
-    reference: Path | None  # the expected bytes, where they are at hand
-
-
-def compare(folder: Path, committed: Path, cache: Path) -> list[Result]:
-    """Every output in dvc.lock of the clone's last commit with the one that stands in the clone; folders file by file."""
-    return [
-        result
-        for path, md5 in locked(folder).items()
-        for result in (of_folder if md5.endswith(".dir") else of_file)(folder, path, md5, committed, cache)
-    ]
-
-
-def locked(folder: Path) -> dict[str, str]:
-    """Path and MD5 of every output in dvc.lock as committed (of a folder: the MD5 of its listing, with .dir at the end)."""
-    lock = YAML(typ="safe", pure=True).load(output("git", "show", "HEAD:dvc.lock", cwd=folder))
-    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
-
-
-def of_file(folder: Path, path: str, md5: str, committed: Path, cache: Path) -> list[Result]:
-    cached = cache / "files" / "md5" / md5[:2] / md5[2:]
-    beside, reference = next(
-        ((name, file) for name, file in (("Git", committed / path), ("cache", cached)) if file.is_file()), ("dvc.lock", None)
-    )
-    found = folder / path
-    if not found.is_file():
-        return [Result(path, "", beside, "missing", found, reference)]
-    sha256 = digest(found, "sha256")
-    if digest(found, "md5") != md5:
-        state = "differs"
-    elif reference and digest(reference, "sha256") != sha256:
-        state = f"{'Git' if beside == 'Git' else 'the cache'} holds other bytes than dvc.lock"
-    else:
-        state = "same"
-    return [Result(path, sha256, beside, state, found, reference)]
-
-
-def of_folder(folder: Path, path: str, md5: str, committed: Path, cache: Path) -> list[Result]:
-    """Its files one by one, if the listing that dvc.lock names is in the cache or is that of the folder found; else the whole."""
-    found = folder / path
-    here = listing(found)
-    expected = cached_listing(cache, md5) or (here if listing_md5(here) == md5 else None)
-    if expected is None:
-        return [Result(path, hashlib.sha256(json.dumps(here).encode()).hexdigest(), "dvc.lock", "differs", found, None)]
-    results = [
-        result for name, file_md5 in expected.items() for result in of_file(folder, f"{path}/{name}", file_md5, committed, cache)
-    ]
-    extra = [name for name in here if name not in expected]
-    return results + [Result(f"{path}/{name}", digest(found / name, "sha256"), "", "extra", found / name, None) for name in extra]
-
-
-def listing(folder: Path) -> dict[str, str]:
-    """Relative path and MD5 of every file in a folder, in DVC's order."""
-    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-    return {name: digest(files[name], "md5") for name in sorted(files)}
-
-
-def listing_md5(files: dict[str, str]) -> str:
-    """DVC's name of a folder: the MD5 of its listing as JSON."""
-    entries = [{"md5": md5, "relpath": name} for name, md5 in files.items()]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def cached_listing(cache: Path, md5: str) -> dict[str, str] | None:
-    file = cache / "files" / "md5" / md5[:2] / md5[2:]
-    if not file.is_file() or digest(file, "md5") != md5.removesuffix(".dir"):
-        return None
-    return {entry["relpath"]: entry["md5"] for entry in json.loads(file.read_bytes())}
-
-
-def digest(file: Path, algorithm: str) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()
-
-
-def cache_of(source: Path) -> Path:
-    return source / output("dvc", "cache", "dir", cwd=source)
-
-
-# ---- How far two outputs are apart ----------------------------------------------------------------------------------
-
-
-def differences(reference: Path, found: Path, kind: str) -> list[str]:
-    """One line for each value, series, tensor or field whose values differ, the furthest apart first. kind: the file's suffix."""
-    try:
-        one, other = read_series(reference, kind), read_series(found, kind)
-    except (ValueError, KeyError, OSError):  # damaged, or not what its name says
-        one, other = of_bytes(reference), of_bytes(found)
-    lines = [difference(name, one.get(name), other.get(name)) for name in {**one, **other}]
-    apart = sorted(filter(None, lines), key=lambda line: -line[0])
-    rest = [f"and {len(apart) - SHOWN} more"] if len(apart) > SHOWN else []
-    return [text for _, text in apart[:SHOWN]] + rest or ["the same values, written in another way"]
-
-
-def difference(name: str, expected: np.ndarray | None, found: np.ndarray | None) -> tuple[float, str] | None:
-    """How far a series is from the expected one, relative to its largest value, and a line that says so; None if nowhere."""
-    if expected is None or found is None:
-        return np.inf, f"{name}: {'not expected' if expected is None else 'is missing'}"
-    if expected.shape != found.shape:
-        return np.inf, f"{name}: {shape(found)} values, expected {shape(expected)}"
-    if expected.dtype.kind != "f" or found.dtype.kind != "f":
-        unequal = np.array([str(a) != str(b) for a, b in zip(expected.flat, found.flat, strict=True)])
-        return (unequal.mean(), words(name, expected, found, unequal)) if unequal.any() else None
-    unequal = (expected != found) & ~(np.isnan(expected) & np.isnan(found))
-    if not unequal.any():
-        return None
-    gap = np.abs(expected - found)[unequal].max()
-    scale = np.nanmax(np.abs(expected), initial=0)
-    relative = gap / scale if scale else np.inf
-    line = f"{gap:.2g} apart, relative {relative:.2g}"
-    if unequal.size == 1:
-        return relative, f"{name}: {found.item()}, not {expected.item()}: {line}"
-    return relative, f"{name}: up to {line}; {unequal.sum():,} of {unequal.size:,} values differ"
-
-
-def words(name: str, expected: np.ndarray, found: np.ndarray, unequal: np.ndarray) -> str:
-    if unequal.size == 1:
-        return f"{name}: {found.item()}, not {expected.item()}"
-    return f"{name}: {unequal.sum():,} of {unequal.size:,} differ"
-
-
-def shape(values: np.ndarray) -> str:
-    return "×".join(map(str, values.shape))
-
-
-def read_series(file: Path, kind: str) -> dict[str, np.ndarray]:
-    """The content as named series: float arrays for numbers, arrays of objects for all else."""
-    readers = {".json": of_json, ".csv": of_csv, ".safetensors": of_tensors, ".jsonl": of_rows}
-    return readers.get(kind, of_lines)(file)
-
-
-def of_json(file: Path) -> dict[str, np.ndarray]:
-    """Each value under its dotted name."""
-    return {name: array([value]) for name, value in flat(json.loads(file.read_bytes()))}
-
-
-def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield name, value
-    else:
-        for key, item in items:
-            yield from flat(item, f"{name}.{key}" if name else str(key))
-
-
-def of_csv(file: Path) -> dict[str, np.ndarray]:
-    """Each column of numbers, one series for every combination of the columns of text: `value of training`."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    if not rows:
-        return of_lines(file)
-    measures = [column for column in rows[0] if all(is_number(row[column]) for row in rows)]
-    columns: dict[str, list[float]] = {}
-    for row in rows:
-        labels = ", ".join(value for column, value in row.items() if column not in measures)
-        for column in measures:
-            columns.setdefault(f"{column} of {labels}" if labels else column, []).append(float(row[column]))
-    return {name: array(values) for name, values in columns.items()}
-
-
-def is_number(text: str | None) -> bool:
-    return bool(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|nan|[-+]?inf", text or "", re.IGNORECASE))
-
-
-def of_tensors(file: Path) -> dict[str, np.ndarray]:
-    """Each tensor, in double precision."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return {name: tensor.double().numpy() for name, tensor in load_file(file).items()}
-    except SafetensorError as error:
-        raise ValueError(error) from error
-
-
-def of_rows(file: Path) -> dict[str, np.ndarray]:
-    """Each field over all rows of a JSON-lines file, as text."""
-    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
-    fields = dict.fromkeys(field for row in rows for field in row)
-    return {field: array([json.dumps(row.get(field)) for row in rows]) for field in fields}
-
-
-def of_lines(file: Path) -> dict[str, np.ndarray]:
-    return {"lines": array(file.read_text(encoding="utf-8").splitlines())}
-
-
-def of_bytes(file: Path) -> dict[str, np.ndarray]:
-    return {"bytes": np.frombuffer(file.read_bytes(), dtype=np.uint8)}
-
-
-def array(values: list[Any]) -> np.ndarray:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    return np.array(values, dtype=float if numbers else object)
 
 
 # ---- The machine ----------------------------------------------------------------------------------------------------
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """What the last bits may depend on: processor and the instructions that torch uses of it, threads, device, torch's build."""
+    """What the last bits of a result may depend on: processor, instructions that torch uses, threads, device, torch's build."""
     import torch
 
     settings = model_settings(folder)
@@ -469,7 +267,7 @@ def read_record(source: Path) -> dict[str, Any]:
 
 
 def write_record(source: Path, here: dict[str, Any]) -> None:
-    """Adds this machine; of another dvc.lock, the machines of the one before go."""
+    """Adds this machine; those of an earlier dvc.lock are dropped."""
     lock = hashlib.sha256(subprocess.check_output(["git", "show", "HEAD:dvc.lock"], cwd=source)).hexdigest()
     record = read_record(source)
     machines = record["machines"] if record["dvc.lock"] == lock else []
@@ -481,11 +279,11 @@ def write_record(source: Path, here: dict[str, Any]) -> None:
 
 
 def is_known(here: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether a machine of this kind has given the bytes of dvc.lock before."""
+    """Whether a machine of this kind is on record for the bytes of dvc.lock."""
     return any(all(known[name] == here[name] for name in KIND) for known in record["machines"])
 
 
-# ---- What is told ---------------------------------------------------------------------------------------------------
+# ---- The report ----------------------------------------------------------------------------------------------------
 
 
 def table(results: list[Result]) -> str:
@@ -493,17 +291,6 @@ def table(results: list[Result]) -> str:
     rows = [("output", "SHA-256 of the fresh run", "beside", "result")]
     rows += [(result.path, result.sha256, result.beside, result.state) for result in results]
     return "\n".join(f"{path:{width}s}  {sha256:64s}  {beside:8s}  {state}" for path, sha256, beside, state in rows)
-
-
-def told(results: list[Result]) -> Iterator[str]:
-    """For each output that differs, how far."""
-    for result in results:
-        if result.state == "differs":
-            yield f"\n{result.path} differs:"
-            if result.reference is None:
-                yield "  how far is not known: the expected bytes are neither in Git nor in the DVC cache (dvc pull, if shared)"
-            else:
-                yield from (f"  {line}" for line in differences(result.reference, result.found, Path(result.path).suffix))
 
 
 def verdict(results: list[Result], here: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:

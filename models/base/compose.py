@@ -187,7 +187,7 @@ def failure_row(failure: dict, concepts: dict[str, Concept]) -> dict:
 
 def sound_start(concept: Concept, text: str) -> Answer:
     """The sentences of an answer, from the first on, that the bank has about the concept, as long as none says an idea again."""
-    known = {sentence: None for sentence in concept.definition}
+    known: dict[str, int | None] = dict.fromkeys(concept.definition)
     known |= {form: fact for fact, (_, forms) in enumerate(concept.facts) for form in forms}
     start: Answer = []
     for sentence in re.split(r"(?<=[.?!]) (?=[A-Z])", text):

@@ -2,7 +2,8 @@
 
 reads   data/bank/*.yaml, models/sft, the base model (of the last dvc repro)
 writes  data/written/model_failures.jsonl: id, concept, fault, prompt, rejected
-command PYTHONPATH=src python models/base/failures.py        then python models/base/compose.py, which puts a good answer of the same length beside each
+command PYTHONPATH=src python models/base/failures.py
+        then python models/base/compose.py, which puts a good answer of the same length beside each
 """
 
 from __future__ import annotations

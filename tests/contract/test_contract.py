@@ -16,7 +16,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import deps
 import pathspec
 import pytest
 from support import finished
@@ -39,7 +38,8 @@ from support.pipeline_files import (
 )
 from support.workspace import RAW
 
-from aligner.run.imports import code_of, first_party
+import deps
+from aligner.run.imports import code_of, first_party, imported_names
 
 BASE = "models/base/weights"
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
@@ -94,8 +94,8 @@ def test_deps_are_exactly_the_modules_that_the_script_imports(stage):
 def test_deps_are_as_their_program_writes_them():
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     assert deps.with_deps(text, ROOT) == text, "run: PYTHONPATH=src python tools/deps.py"
-    one = next(line for line in text.splitlines() if "src/aligner/files.py" in line)
-    assert deps.with_deps(text.replace(one + "\n", ""), ROOT) == text
+    without = "".join(line for line in text.splitlines(keepends=True) if not line.endswith("src/aligner/files.py\n"))
+    assert without != text and deps.with_deps(without, ROOT) == text
 
 
 def test_every_file_of_the_sources_is_a_module_or_a_part_of_one():
@@ -119,9 +119,20 @@ def test_the_walk_sees_imports_of_every_kind(tmp_path):
     assert {path.name for path in found} == {"script.py", "__init__.py", "one.py", "two.py", "three.py"}
 
 
+HIDING = re.compile(r"import_module|__import__|runpy|sys\.path")
+# This package looks its names up when they are used, for people who write `from aligner.keywords import hits`.
+LAZY = "aligner.keywords"
+
+
 def test_no_import_hides_from_the_walk():
-    for path in sources():
-        assert re.findall(r"import_module|__import__|runpy|sys\.path", path.read_text(encoding="utf-8")) == [], path
+    hiding = {path for path in sources() if HIDING.search(path.read_text(encoding="utf-8"))}
+    assert hiding == {ROOT / "src" / LAZY.replace(".", "/") / "__init__.py"}
+
+
+def test_no_module_imports_a_name_that_is_looked_up_late():
+    """The walk would not see the module that the name comes from."""
+    late = {f"{LAZY}.{name}" for name in importlib.import_module(LAZY)._HOME}
+    assert {name: path for path in sources() for name in imported_names(path) if name in late} == {}
 
 
 def test_modules_outside_the_deps_hold_no_value_of_a_result():
@@ -323,6 +334,23 @@ def test_metrics_are_finite_numbers_or_verdicts_with_names_of_their_own(ran):
     found = list(metric_names(ran))
     assert {"sft", "dpo", "base", "dpo_vs_sft"} <= {name.split(".")[0] for name, _ in found}
     check_metrics(found)
+
+
+def test_each_metrics_file_holds_at_most_eight_figures(ran):
+    """The headline figures; all others are in reports/<stage>.json."""
+    for path in sorted({path for stage in STAGES for path in declared(stage, "metrics")}):
+        groups = json.loads((ran / path).read_text(encoding="utf-8")).values()
+        assert 1 <= sum(map(len, groups)) <= 8, path
+
+
+def test_every_headline_figure_is_in_the_report_too(ran):
+    for stage in ("prepare", "sft", "dpo"):
+        headline, report = (
+            json.loads((ran / folder / f"{stage}.json").read_text(encoding="utf-8")) for folder in ("metrics", "reports")
+        )
+        assert {group: figures.items() <= report[group].items() for group, figures in headline.items()} == dict.fromkeys(
+            headline, True
+        )
 
 
 def test_committed_metrics_have_the_names_that_the_stages_write(ran):

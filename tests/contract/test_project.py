@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[2]
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # SHA-256 of the text with its two blanks
 FOLDERS = ("src", "tests", "benchmarks", "tools", "docs", "data", "models")
-NOT_REQUIRED = {"atheris"}  # benchmarks/fuzz_rows.py says why
+NOT_REQUIRED = {"atheris"}  # tools/fuzz_rows.py says why
 
 
 def read(name: str) -> str:

@@ -76,7 +76,8 @@ OF_OUTPUTS = {
     "models/dpo/weights": ["dpo", "generate@dpo"],
     "data/generated/base.jsonl": ["generate@base", "score"],
     "data/prepared/sft_validation.jsonl": ["prepare", "sft", "dpo"],
-    "metrics/dpo.json": ["dpo", "score"],
+    "metrics/dpo.json": ["dpo"],
+    "reports/dpo.json": ["dpo", "score"],
     "plots/dpo_ranking.csv": ["dpo", "score"],
     "plots/sft.csv": ["sft", "score"],
     "reports/index.html": ["score"],
@@ -137,8 +138,10 @@ class Checkout:
         before = file.read_bytes()
         file.unlink()  # an output may be a link into the cache
         file.write_bytes(before + b"\n" if text is None else text.encode())
-        yield
-        file.write_bytes(before)
+        try:
+            yield
+        finally:
+            file.write_bytes(before)
 
     def params(self, name: str) -> str:
         """The text of params.yaml with another value of one parameter."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import resource
@@ -11,13 +10,15 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-import bench
-import gpu
-import growth
 import pytest
 
+import bench
 import flops
+import gpu
+import growth
+import growth_page
 from legs import Leg
+from render_readme import between, read_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 TINYLLAMA = flops.llama(flops.TINYLLAMA, rank=16)
@@ -114,7 +115,7 @@ def a_race(kind, ways):
 
 
 def test_what_a_comparison_says():
-    found = bench.summary("sft", a_race("sft", ("ours", "stock", "helped")), SMALL)
+    found = bench.comparison("sft", a_race("sft", ("ours", "stock", "helped")), SMALL)
     assert found["speedup"] == 2.5 and found["speedup_cpu"] == 2.0
     faster = {way: each.get("ours_is_faster") for way, each in found["ways"].items()}
     assert faster == {"ours": None, "stock": 2.5, "helped": 2.5}
@@ -126,7 +127,7 @@ def test_what_a_comparison_says():
 
 
 def test_a_comparison_of_dpo_tells_the_reference_and_counts_a_prompt_once():
-    found = bench.summary("dpo", a_race("dpo", ("ours", "stock")), SMALL)
+    found = bench.comparison("dpo", a_race("dpo", ("ours", "stock")), SMALL)
     assert found["speedup"] == 2.5
     assert found["speedup_with_reference"] == pytest.approx((5 + 99 + 99 + 7.5) / (1 + 5))
     assert found["speedup_with_reference_cpu"] == pytest.approx((5 + 5 * 3) / (2 + 5 * 1.5))
@@ -136,11 +137,11 @@ def test_a_comparison_of_dpo_tells_the_reference_and_counts_a_prompt_once():
 def test_the_document_has_the_asked_figures_on_top_and_null_for_what_was_not_run():
     found = {"sft": {"speedup": 2.123456, "max_loss_difference": 3e-7, "mfu": 0.5, "default": {"losses": [1.23456789]}}}
     written = json.loads(json.dumps(bench.document(found)))
-    assert list(bench.ASKED) == [
+    assert list(bench.TARGETS) == [
         "sft.speedup", "sft.max_loss_difference", "sft.mfu", "dpo.speedup", "dpo.max_loss_difference", "dpo.mfu",
         "generate.speedup", "prepare.speedup", "repro.cold_s", "repro.noop_s",
     ]  # fmt: skip
-    assert set(bench.ASKED) <= written.keys()
+    assert set(bench.TARGETS) <= written.keys()
     assert written["sft.speedup"] == 2.1235 and written["repro.cold_s"] is None
     assert written["sft"]["default"]["losses"] == [1.23456789]
 
@@ -157,7 +158,7 @@ def test_the_document_has_the_asked_figures_on_top_and_null_for_what_was_not_run
     ],
 )
 def test_verdicts(value, asked, end):
-    assert bench.verdict("name", value, asked).endswith(end)
+    assert bench.target_line("name", value, asked).endswith(end)
 
 
 def test_a_stage_time_holds_what_passed_before_its_record():
@@ -205,14 +206,11 @@ def test_a_pass_is_measured_whole_and_a_step_by_its_median():
 
 
 @pytest.mark.skipif(not (ROOT / "docs" / "growth.csv").is_file(), reason="no growth was measured yet")
-def test_the_tables_of_growth_are_those_of_its_files(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    specification = importlib.util.spec_from_file_location("docs_growth", ROOT / "docs" / "growth.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    text = module.PAGE.read_text(encoding="utf-8")
-    assert module.between("growth", module.growth(), text) == module.between("expected", module.expected(), text) == text
-    assert len(module.rows("growth.csv")) == 2 * 3 * 3
+def test_the_tables_of_growth_are_those_of_its_files():
+    text = growth_page.PAGE.read_text(encoding="utf-8")
+    assert between("growth", growth_page.growth(), text) == text
+    assert between("expected", growth_page.expected(), text) == text
+    assert len(read_csv(growth_page.GROWTH)) == 2 * 3 * 3
 
 
 # ---- Programs --------------------------------------------------------------------------------------------------------

@@ -22,8 +22,7 @@ from support import shelf
 from support.clones import ROOT, Clone, started
 
 import verify
-
-pass
+from compare_outputs import compare, difference_lines
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +40,7 @@ OUTPUTS = {
         "dpo_accuracy.csv", "dpo_logps.csv", "dpo_loss.csv", "dpo_ranking.csv", "dpo_rewards.csv",
         "hit_rate.csv", "lengths.csv", "outcomes.csv", "sft.csv", "topics.csv",
     },
-    "reports": {"data.json", "data.md", "index.html", "score.json", "side_by_side.md"},
+    "reports": {"data.json", "data.md", "dpo.json", "index.html", "prepare.json", "score.json", "sft.json", "side_by_side.md"},
 }  # fmt: skip
 
 
@@ -79,11 +78,11 @@ def finished(place: Path) -> Clone:
 
 @pytest.fixture(scope="module")
 def fresh(place: Path) -> Fresh:
-    """What benchmarks/verify.py says of the run."""
-    results = verify.compare(place / "clone", place / "committed", verify.cache_of(ROOT))
+    """What tools/verify.py says of the run."""
+    results = compare(verify.locked(place / "clone"), place / "clone", place / "committed", verify.cache_of(ROOT))
     is_known = verify.is_known(verify.machine(place / "clone"), verify.read_record(ROOT))
     outdated = json.loads((place / "outdated.json").read_text(encoding="utf-8"))
-    return Fresh(outdated, results, "\n".join(verify.told(results)), is_known)
+    return Fresh(outdated, results, "\n".join(difference_lines(results)), is_known)
 
 
 @pytest.fixture

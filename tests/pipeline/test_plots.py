@@ -1,6 +1,5 @@
 """The plots of dvc.yaml: drawn on a page that needs no network, with titles and units, in one set of colours."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,20 +13,14 @@ from ruamel.yaml import YAML
 from support import browser
 from support.browser import needs_browser
 
-import score
+import plots
+from aligner.scoring.inputs import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / ".dvc" / "config"
 PAGE = ROOT / ".dvc" / "plots.html"
 TEMPLATES = sorted((ROOT / ".dvc" / "plots").glob("*.json"))
 READ_BY_DVC = ("dvc.yaml", "params.yaml", "plots", "models/base/dvc.yaml", "models/base/params.yaml", "models/base/loss.csv")
-
-
-def script():
-    specification = importlib.util.spec_from_file_location("plots", ROOT / "docs" / "plots.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def declared():
@@ -67,7 +60,7 @@ def repository(tmp_path_factory):
 # ---- What is declared ---------------------------------------------------------------------------------------------------
 
 
-def test_the_plots_that_tell_of_a_run_are_all_there():
+def test_all_plots_of_a_run_are_declared():
     names = "sft dpo_loss dpo_rewards dpo_accuracy dpo_logps dpo_ranking hit_rate topics outcomes lengths".split()
     assert set(declared()) == {*(f"plots/{name}.csv" for name in names), "models/base/loss.csv"}
 
@@ -83,15 +76,15 @@ def test_every_template_takes_title_and_labels_from_dvc_yaml(template):
     text = template.read_text(encoding="utf-8")
     for anchor in ("DATA", "TITLE", "X", "Y", "X_LABEL", "Y_LABEL"):
         assert f"<DVC_METRIC_{anchor}>" in text
-    assert '"field": "rev"' in text, "dvc plots diff tells two runs by it"
+    assert '"field": "rev"' in text, "dvc plots diff tells two runs apart by it"
 
 
 def test_a_model_has_one_colour_everywhere():
     """In the plots as on the page, whose style names the light colours first."""
-    style = (ROOT / "src" / "aligner" / "page.css").read_text(encoding="utf-8")
+    style = (ROOT / "src" / "aligner" / "report" / "page.css").read_text(encoding="utf-8")
     expected = [re.search(rf"--{letter}: (#[0-9a-f]{{6}})", style)[1] for letter in "abc"]
     palettes = [scale for path in TEMPLATES for scale in scales(json.loads(path.read_text(encoding="utf-8")))]
-    of_models = [scale for scale in palettes if scale.get("domain", [])[:3] == list(score.MODELS)]
+    of_models = [scale for scale in palettes if scale.get("domain", [])[:3] == list(MODELS)]
     assert len(of_models) == 3
     assert all(scale["range"][:3] == expected for scale in of_models)
 
@@ -111,8 +104,8 @@ def scales(value):
 
 @pytest.mark.slow
 def test_the_page_holds_the_bundle_of_the_pinned_library():
-    """Nobody has to trust a megabyte of script: it is, byte for byte, what vl-convert-python of requirements.txt makes."""
-    assert PAGE.read_text(encoding="utf-8") == script().page(), "run: python tools/plots.py --page"
+    """Nobody has to trust a megabyte of script: its bytes are those that the pinned vl-convert-python makes."""
+    assert PAGE.read_text(encoding="utf-8") == plots.plots_page(), "run: python tools/plots.py --page"
 
 
 def test_the_page_names_no_script_of_others_and_carries_their_licences():
@@ -169,10 +162,9 @@ def test_a_picture_has_its_own_background_and_no_revision(path):
 
 @pytest.mark.slow
 def test_pictures_of_all_plots_are_written(repository, monkeypatch):
-    module = script()
-    monkeypatch.setattr(module, "ROOT", repository)
-    monkeypatch.setattr(module, "PICTURES", repository / "dvc_plots")
-    module.main([])
+    monkeypatch.setattr(plots, "ROOT", repository)
+    monkeypatch.setattr(plots, "PICTURES", repository / "dvc_plots")
+    plots.main([])
     names = {path.removesuffix(".csv").replace("/", "_") for path in declared()}
     for suffix, start in ((".svg", b"<svg"), (".png", b"\x89PNG")):
         written = {path.stem: path.read_bytes() for path in (repository / "dvc_plots").glob(f"*{suffix}")}

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from support.clones import Clone
 
 import verify
+from compare_outputs import SHOWN, compare, difference_lines, differences, digest, listing, listing_md5
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,9 +43,9 @@ class Made:
         self.folder, self.committed, self.cache = folder / "clone", folder / "committed", folder / "cache"
         for path, content in OUTPUTS.items():
             write(self.folder / path, content)
-        outs = [{"path": path, "md5": verify.digest(self.folder / path, "md5")} for path in OUTPUTS if "models" not in path]
-        self.listing = verify.listing(self.folder / "models/dpo")
-        outs.append({"path": "models/dpo", "md5": verify.listing_md5(self.listing)})
+        outs = [{"path": path, "md5": digest(self.folder / path, "md5")} for path in OUTPUTS if "models" not in path]
+        self.listing = listing(self.folder / "models/dpo")
+        outs.append({"path": "models/dpo", "md5": listing_md5(self.listing)})
         self.md5 = {out["path"]: out["md5"] for out in outs}
         with (self.folder / "dvc.lock").open("w") as file:
             YAML(typ="safe").dump({"stages": {"all": {"outs": outs}}}, file)
@@ -69,11 +70,11 @@ class Made:
         write(self.cache / "files/md5" / md5[:2] / md5[2:], content)
 
     def compare(self) -> dict[str, tuple[str, str]]:
-        results = verify.compare(self.folder, self.committed, self.cache)
+        results = compare(verify.locked(self.folder), self.folder, self.committed, self.cache)
         return {result.path: (result.state, result.beside) for result in results}
 
     def told(self) -> str:
-        return "\n".join(verify.told(verify.compare(self.folder, self.committed, self.cache)))
+        return "\n".join(difference_lines(compare(verify.locked(self.folder), self.folder, self.committed, self.cache)))
 
 
 def write(file: Path, content: bytes) -> None:
@@ -108,7 +109,7 @@ def test_one_other_byte_is_seen(tmp_path, path: str, cached: bool) -> None:
     assert {name for name, (state, _) in found.items() if state == "differs"} == {named}
     assert f"{named} differs:" in made.told()
     known = cached or path.startswith(("metrics", "plots"))
-    assert ("how far is not known" in made.told()) is not known
+    assert ("its size is unknown" in made.told()) is not known
 
 
 @pytest.mark.parametrize("path", OUTPUTS)
@@ -138,7 +139,7 @@ def test_what_git_or_the_cache_holds_must_be_what_dvc_lock_names(tmp_path) -> No
 
 def test_the_name_of_a_folder_is_dvc_s_own() -> None:
     lock = (ROOT / "models/base/dvc.lock").read_text(encoding="utf-8")
-    assert verify.listing_md5(verify.listing(ROOT / "models/base/weights")) in re.findall(r"md5: (\w+\.dir)", lock)
+    assert listing_md5(listing(ROOT / "models/base/weights")) in re.findall(r"md5: (\w+\.dir)", lock)
 
 
 # ---- How far apart --------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_the_name_of_a_folder_is_dvc_s_own() -> None:
 def told(tmp_path, kind: str, one: bytes, other: bytes) -> list[str]:
     write(tmp_path / "one", one)
     write(tmp_path / "other", other)
-    return verify.differences(tmp_path / "one", tmp_path / "other", kind)
+    return differences(tmp_path / "one", tmp_path / "other", kind)
 
 
 def test_metrics_key_by_key_the_furthest_first(tmp_path) -> None:
@@ -188,18 +189,18 @@ def test_pages_line_by_line_and_damaged_files_byte_by_byte(tmp_path) -> None:
     assert told(tmp_path, ".md", b"a\nb\n", b"a\nc\n") == ["lines: 1 of 2 differ"]
     assert told(tmp_path, ".json", b"{}", b"{") == ["bytes: 1 values, expected 2"]
     assert told(tmp_path, ".safetensors", b"12345678", b"12345679") == ["bytes: 1 of 8 differ"]
-    assert told(tmp_path, ".json", b'{"a": 1}', b'{"a":1}') == ["the same values, written in another way"]
+    assert told(tmp_path, ".json", b'{"a": 1}', b'{"a":1}') == ["the same values, written differently"]
 
 
 def test_not_a_number_is_a_difference_unless_both_are(tmp_path) -> None:
-    assert told(tmp_path, ".json", b'{"a": NaN, "b": 1.0}', b'{"a": NaN, "b": 1}') == ["the same values, written in another way"]
+    assert told(tmp_path, ".json", b'{"a": NaN, "b": 1.0}', b'{"a": NaN, "b": 1}') == ["the same values, written differently"]
     assert told(tmp_path, ".json", b'{"a": 1.0}', b'{"a": NaN}') == ["a: nan, not 1.0: nan apart, relative nan"]
 
 
 def test_only_the_furthest_are_told(tmp_path) -> None:
     one, other = ({str(key): shift + key for key in range(15)} for shift in (1, 2))
     lines = told(tmp_path, ".json", json.dumps(one).encode(), json.dumps(other).encode())
-    assert len(lines) == verify.SHOWN + 1 and lines[0].startswith("0: 2.0, not 1.0") and lines[-1] == "and 5 more"
+    assert len(lines) == SHOWN + 1 and lines[0].startswith("0: 2.0, not 1.0") and lines[-1] == "and 5 more"
 
 
 # ---- The machine ----------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_an_honest_pipeline_is_verified_and_recorded(small: Small, shelf, capfd)
     said = capfd.readouterr().out
     assert "3 of 3 outputs have the bytes of dvc.lock" in said and "uncommitted changes (1 files) are left out" in said
     for file in ("out/words.json", "out/folder.json", "metrics.json"):
-        assert re.search(rf"^{file} +{verify.digest(small.folder / file, 'sha256')}  (cache|Git) +same$", said, re.MULTILINE)
+        assert re.search(rf"^{file} +{digest(small.folder / file, 'sha256')}  (cache|Git) +same$", said, re.MULTILINE)
     assert verify.read_record(small.folder)["machines"][0]["threads"] == 1
     assert list(shelf.iterdir()) == []
 
@@ -377,7 +378,7 @@ def test_interrupted_it_leaves_nothing_behind(small: Small, tmp_path, number: si
     running = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**environment, "PYTHONPATH": str(ROOT / "benchmarks")},
+        env={**environment, "PYTHONPATH": str(ROOT / "tools")},
         stderr=subprocess.PIPE,
         text=True,
     )
