@@ -285,12 +285,13 @@ def observed(stage, folder, met):
 
 
 def written(folder):
-    """Bytes of every output but score's report, which repeats the parameters and would change without any effect."""
+    """Bytes of every output, and score's report without its settings, which repeat the parameters."""
     roots = ("data/prepared", "data/generated", "models/sft", "models/dpo", "metrics", "plots")
     found = [path for root in roots for path in sorted((folder / root).rglob("*")) if path.is_file()]
     reports = [folder / f"reports/{stage}.json" for stage in ("prepare", "sft", "dpo")]
-    outputs = [*found, *(path for path in reports if path.is_file())]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in outputs}
+    outputs = {path.relative_to(folder).as_posix(): path.read_bytes() for path in [*found, *reports]}
+    score = json.loads((folder / "reports/score.json").read_text(encoding="utf-8"))
+    return {**outputs, "reports/score.json": {name: value for name, value in score.items() if name != "settings"}}
 
 
 def in_entry(key):

@@ -156,11 +156,11 @@ def test_a_cache_with_room_holds_what_transformers_own_holds():
     from transformers import DynamicCache, LlamaConfig
 
     config, states = LlamaConfig(num_hidden_layers=1), torch.randn(2, 3, 2, 7, 4)
-    roomy, plain = preallocated_cache(config, 7), DynamicCache(config=config)
+    preallocated, plain = preallocated_cache(config, 7), DynamicCache(config=config)
     for start, end in ((0, 4), (4, 5), (5, 7)):
-        found, expected = (cache.update(*states[:, :, :, start:end], 0) for cache in (roomy, plain))
+        found, expected = (cache.update(*states[:, :, :, start:end], 0) for cache in (preallocated, plain))
         assert all(map(torch.equal, found, expected))
-        assert roomy.get_seq_length() == plain.get_seq_length() == end
+        assert preallocated.get_seq_length() == plain.get_seq_length() == end
 
 
 # ---- Where an answer stops --------------------------------------------------------------------------------------------
