@@ -221,7 +221,8 @@ SIGNATURES = {  # the first bytes of files that are not UTF-8 text
     b"\xff\xfe": "UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
 }
-BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # control bytes other than tab, line ends and escape: no text in an 8-bit encoding
+# Control bytes other than tab, line ends and escape: no text in an 8-bit encoding has them.
+BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 OVERLONG = re.compile(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f][\x80-\xbf]|\xf0[\x80-\x8f][\x80-\xbf]")
 JSON_LOOKALIKES = {  # the beginning of a line that is not JSON (in any case) -> what the line is
     "\ufeff": (

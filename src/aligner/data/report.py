@@ -61,7 +61,7 @@ def data_page(report: dict[str, Any], counts: dict[str, dict[str, Any]]) -> str:
     """reports/data.md: every count, and the first ON_PAGE of each list."""
     parts = [
         "# What the data are like",
-        f"Written by `prepare`. Lists show the first {ON_PAGE}; `reports/data.json` has up to {report['listed_at_most']} of each.",
+        f"Written by `prepare`. Lists show the first {ON_PAGE}; `reports/data.json` holds up to {report['listed_at_most']}.",
         *_leakage_section(report["leakage"]),
     ]
     for name, title in (("sft", "SFT examples"), ("dpo", "Preference pairs")):
@@ -115,10 +115,7 @@ def _file_lists(found: dict[str, Any]) -> Iterator[str]:
     if contradictions := found.get("contradictions", {}).get("listed"):
         yield table(
             ["chosen by", "rejected by", "answer"],
-            [
-                [_ids(one["chosen_by"]), _ids(one["rejected_by"]), markdown(one["answer"])]
-                for one in contradictions[:ON_PAGE]
-            ],
+            [[_ids(one["chosen_by"]), _ids(one["rejected_by"]), markdown(one["answer"])] for one in contradictions[:ON_PAGE]],
         )
 
 
