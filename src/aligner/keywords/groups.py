@@ -284,6 +284,6 @@ def hits(text: str | Text, group: KeywordGroup, prompt: str | None = None) -> bo
     return searched(group).is_in(prepare(text, prompt))
 
 
-def idea(group: str | dict) -> str:
-    """A group's first keyword stands for the idea."""
-    return group if isinstance(group, str) else str(group["any"][0])
+def idea(group: KeywordGroup) -> str:
+    """The group's first keyword, as a name for its idea."""
+    return keywords_of(group)[0]
