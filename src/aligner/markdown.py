@@ -60,9 +60,9 @@ def two_cells(estimate: Mapping[str, Any]) -> list[str]:
 def outcome_table(pairs: Mapping[str, Any]) -> str:
     """One row per pair: prompts won, tied and lost, the win rate with its interval, the adjusted p and the verdict."""
     rows = []
-    for name, found in pairs.items():
-        counts = (str(found[outcome]) for outcome in ("wins", "ties", "losses"))
-        words = filter(None, [found["decision"]["verdict"], found.get("cannot_be_significant")])
-        decided = [f"{found['p_holm']:.2g}", "; ".join(words)]
-        rows.append([name.replace("_vs_", " over "), *counts, *two_cells(found["win_rate"]), *decided])
+    for name, result in pairs.items():
+        counts = (str(result[outcome]) for outcome in ("wins", "ties", "losses"))
+        words = filter(None, [result["decision"]["verdict"], result.get("cannot_be_significant")])
+        decided = [f"{result['p_holm']:.2g}", "; ".join(words)]
+        rows.append([name.replace("_vs_", " over "), *counts, *two_cells(result["win_rate"]), *decided])
     return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval", "adjusted p", "verdict"], rows)

@@ -332,9 +332,11 @@ def length_controlled_win_rate(
     shares = _preferences(preferences)
     model, baseline = checked_numbers("lengths", lengths), checked_numbers("baseline_lengths", baseline_lengths)
     require_same_length(preferences=shares, lengths=model, baseline_lengths=baseline)
-    gaps = [theirs - ours for ours, theirs in zip(model, baseline, strict=True)]
-    spread = deviation(gaps)
-    rows = [(math.tanh(gap / spread), y) for gap, y in zip(gaps, shares, strict=True) if spread and y is not None]
+    differences = [theirs - ours for ours, theirs in zip(model, baseline, strict=True)]
+    spread = deviation(differences)
+    rows = [
+        (math.tanh(difference / spread), y) for difference, y in zip(differences, shares, strict=True) if spread and y is not None
+    ]
     if len(rows) < 3 or _separated_by_length(rows):
         return {"estimate": None, "standard_error": None}
     intercept, variance = _fit_intercept(rows)

@@ -208,6 +208,15 @@ def test_outcome_bars_have_the_winner_s_colour(folder):
     assert row["label"] == "dpo against sft: 2 won, 1 tied, 1 lost"
 
 
+def test_grouped_figures_keep_every_figure_and_put_new_ones_last(folder):
+    figures = json.loads(score.STAGE_REPORTS["dpo"].read_text())["dpo"]
+    groups = labels.grouped(figures)
+    assert {name: value for _, group in groups for name, value in group.items()} == figures
+    assert [title for title, _ in groups] == list(labels.DPO_GROUPS)
+    assert labels.grouped(figures | {"new": 1})[-1] == ("Other figures", {"new": 1})
+    assert labels.grouped({"brier": 0.25}) == [("Preference", {"brier": 0.25})]
+
+
 def test_measures_include_new_estimates(folder):
     found = {"estimate": 0.25, "low": 0.1, "high": 0.4, "n": 3, "method": "x"}
     rows = page.measures({name: {"precision": found, "hit_rate": found, "health": {}} for name in MODELS}, MODELS)

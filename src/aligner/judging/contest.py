@@ -29,9 +29,8 @@ from aligner.keywords.scorer import Scorer
 from aligner.run.params import Score
 from aligner.scoring.estimates import Estimate, detectable, difference_estimate, proportion, undefined
 from aligner.scoring.inputs import PAIRS
-from aligner.scoring.pairs import Outcome, compare, pair_name, verdict, win_rate
+from aligner.scoring.pairs import FEWEST_OPPOSITE, Outcome, compare, pair_name, verdict, win_rate
 
-FEWEST_OPPOSITE = 0.1  # of the prompts, for a length-controlled win rate
 EXTREME_CHANGE = 0.1  # by length control, from which on it is marked
 
 

@@ -285,5 +285,5 @@ def hits(text: str | Text, group: KeywordGroup, prompt: str | None = None) -> bo
 
 
 def idea(group: KeywordGroup) -> str:
-    """A group's first keyword stands for the idea."""
-    return group if isinstance(group, str) else str(group["any"][0])
+    """The group's first keyword, as a name for its idea."""
+    return keywords_of(group)[0]

@@ -24,9 +24,9 @@ def lines(points: Sequence[tuple[float, str, float]]) -> dict[str, Any]:
     up = _axis([y for _, _, y in points], HEIGHT - BOTTOM, TOP)
     series = []
     for index, name in enumerate(names):
-        places = [(_position(across, x), _position(up, y)) for x, of, y in points if of == name]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        dots = [(f"{x:.1f}", f"{y:.1f}") for x, y in places]
+        positions = [(_position(across, x), _position(up, y)) for x, of, y in points if of == name]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
+        dots = [(f"{x:.1f}", f"{y:.1f}") for x, y in positions]
         series.append({"name": name, "index": index, "path": path, "dots": dots})
     return {"width": WIDTH, "height": HEIGHT, "series": series, "x": across["ticks"], "y": up["ticks"]} | _frame(HEIGHT)
 

@@ -22,7 +22,7 @@ def side_by_side(references: list[dict], answers: dict[str, list[Answer]], repor
         outcome_table(report["pairs"]),
     ]
     for index, reference in enumerate(references):
-        parts += prompt_section(reference, {name: given[index] for name, given in answers.items()})
+        parts += prompt_section(reference, {name: of_model[index] for name, of_model in answers.items()})
     return "\n\n".join(parts) + "\n"
 
 
@@ -36,13 +36,13 @@ def model_table(models: dict[str, Any]) -> str:
     return table(columns, rows)
 
 
-def prompt_section(reference: dict[str, Any], given: dict[str, Answer]) -> list[str]:
+def prompt_section(reference: dict[str, Any], answers: dict[str, Answer]) -> list[str]:
     """A heading and a table with one column per model: its hits, its answer, and the ideas that it named, own and foreign."""
     about = ", ".join(filter(None, [reference["topic"], reference.get("kind", "").replace("_", " ")]))
-    titles = [f"{name}: {answer.keyword.hits} of {answer.keyword.groups}" for name, answer in given.items()]
-    texts = [markdown(answer.text) or "(empty)" for answer in given.values()]
-    named = [markdown(", ".join(named_ideas(answer, reference["keywords"]))) or "none" for answer in given.values()]
-    foreign = [markdown(foreign_ideas(answer.ideas)) for answer in given.values() if answer.ideas is not None]
+    titles = [f"{name}: {answer.keyword.hits} of {answer.keyword.groups}" for name, answer in answers.items()]
+    texts = [markdown(answer.text) or "(empty)" for answer in answers.values()]
+    named = [markdown(", ".join(named_ideas(answer, reference["keywords"]))) or "none" for answer in answers.values()]
+    foreign = [markdown(foreign_ideas(answer.ideas)) for answer in answers.values() if answer.ideas is not None]
     rows = [row for row in (texts, named, foreign) if row]
     return [f"## {markdown(reference['prompt'])}", f"`{reference['id']}`, {markdown(about)}", table(titles, rows)]
 

@@ -48,10 +48,10 @@ class Catalogue:
         An idea of another concept is foreign unless the concept's own text or keywords name it too. Ideas named by the same words
         count as one: groups whose tokens overlap, directly or through other groups.
         """
-        found = self._index.found(text)
-        own = sum(self._groups[number].concept == concept for number in found)
+        hits = self._index.found(text)
+        own = sum(self._groups[number].concept == concept for number in hits)
         native = self._native_to(concept)
-        foreign = {number: tokens for number, tokens in found.items() if number not in native}
+        foreign = {number: tokens for number, tokens in hits.items() if number not in native}
         return Ideas(own, tuple(self._longest(part, foreign) for part in joined(foreign)))
 
     def _native_to(self, concept: str) -> frozenset[int]:
@@ -64,15 +64,15 @@ class Catalogue:
             self._native[concept] = frozenset(own).union(*named)
         return self._native[concept]
 
-    def _longest(self, part: Iterable[int], found: Mapping[int, frozenset[int]]) -> Foreign:
+    def _longest(self, part: Iterable[int], hits: Mapping[int, frozenset[int]]) -> Foreign:
         """The group with the most words represents all that overlap with it; ties go to the first by name."""
-        return self._groups[min(part, key=lambda number: (-len(found[number]), self._names[number]))]
+        return self._groups[min(part, key=lambda number: (-len(hits[number]), self._names[number]))]
 
 
-def joined(found: Mapping[int, frozenset[int]]) -> list[list[int]]:
+def joined(hits: Mapping[int, frozenset[int]]) -> list[list[int]]:
     """Splits groups into parts that share no token, in the order of the parts' first tokens."""
     parts: list[tuple[frozenset[int], list[int]]] = []
-    for number, tokens in found.items():
+    for number, tokens in hits.items():
         near = [part for part in parts if not part[0].isdisjoint(tokens)]
         parts = [part for part in parts if part[0].isdisjoint(tokens)]
         parts.append((tokens.union(*(each for each, _ in near)), [number, *(one for _, numbers in near for one in numbers)]))
