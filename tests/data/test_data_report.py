@@ -1,4 +1,4 @@
-"""The data report: each fault that is put into the files is counted and listed, and the order of the rows plays no part."""
+"""The data report: each planted fault is counted and listed, and the order of the rows plays no part."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ LONG = "The mean of many values is their sum over their number, and it moves whe
 
 
 def faulty():
-    """The three files with one fault of each kind; ids say which."""
+    """The three files with one fault of each kind; the ids name it."""
     sft, pairs, asked = sft_rows(), pair_rows(), eval_rows()
     sft += [
         {"id": "near-1", "prompt": "How is the mean found?", "response": LONG + "."},
@@ -55,7 +55,7 @@ def outputs(workspace):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """The folder of a workspace with the faulty files, prepared once; only to be read."""
+    """The folder of a workspace with the faulty files, prepared once; tests only read it."""
     with pytest.MonkeyPatch.context() as patch:
         workspace = Workspace(tmp_path_factory.mktemp("report"), patch)
         lay_out(workspace, faulty())
@@ -79,7 +79,7 @@ def test_the_same_row_twice_is_left_out_and_listed(reported):
 
 
 def test_nearly_the_same_row_is_kept_and_listed_with_its_similarity(reported):
-    """23 and 24 words make 22 and 23 shingles less one; the last one alone differs, beside the prompt's three."""
+    """Texts of 23 and 24 words have 21 and 22 shingles, of which only the last one differs, beside the prompt's three."""
     found = reported.report["sft"]["near_duplicates"]
     assert found["rows"] == reported.metrics["sft_data"]["near_duplicate"] == 2
     [pair] = found["listed"]
@@ -103,7 +103,7 @@ def test_data_report_lists_damaged_texts_by_kind(reported, subtests):
 
 
 def test_pairs_that_teach_against_each_other_are_listed(reported):
-    """con-1 and con-2 are mirrored but for spelling; con-3 rejects what con-1 chooses. The default pairs do not take part."""
+    """con-1 and con-2 mirror each other apart from spelling; con-3 rejects what con-1 chooses. The default pairs do not take part."""
     found = reported.report["dpo"]["contradictions"]
     assert (found["pairs"], found["mirrored_pairs"], found["answers"]) == (3, 2, 2)
     assert found["listed"] == [
@@ -215,7 +215,7 @@ def test_data_report_calls_utf8_read_as_cp1252_mojibake(subtests):
 
 
 def misread(text, encoding):
-    """What becomes of UTF-8 that is read as CP1252 (bytes without a character there stay what they are) or Latin-1."""
+    """UTF-8 read as Latin-1 or as CP1252 (which keeps the bytes that it leaves undefined)."""
     return "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in text.encode())
 
 

@@ -1,7 +1,7 @@
-"""`python src/prepare.py --check` on files that go wrong in every way that people and programs have found.
+"""`python src/prepare.py --check` on files with every fault that people and programs cause.
 
-Each case is a whole file: its bytes, what each physical line must get (a accepted, w warned, r rejected, s skipped), and the
-kinds of the problems in order. Whatever the file, the rules of loader_rules hold too.
+Each case is a whole file: its bytes, the status of each physical line (a accepted, w warned, r rejected, s skipped), and the
+kinds of the problems in order. The rules of loader_rules hold for every file.
 """
 
 import gzip
@@ -45,7 +45,7 @@ def eval_row(**fields):
 
 
 def valued(number):
-    """A good row with one more key, whose value is written as it stands."""
+    """A good row with one more key; its value is written verbatim."""
     return b'{"prompt":"p","response":"r","x":' + number + b"}"
 
 
@@ -212,7 +212,7 @@ def test_every_line_gets_what_it_deserves(tmp_path, name):
         ("zip", "a zip archive: unpack it first"),
         ("Parquet", "export it as JSON Lines"),
         ("curly quotes", "(U+201C, “)"),
-        ("a line with a zero-width space", "(U+200B, which shows nothing)"),
+        ("a line with a zero-width space", "(U+200B, invisible)"),
         ("the same but for a zero-width space", "look the same"),
         ("a weight beyond every double", "weight must be a number > 0 and <= 1,000,000"),
         ("words in tag characters", "tag characters"),
@@ -223,7 +223,7 @@ def test_the_reason_says_what_one_cannot_see(tmp_path, name, hint):
     assert hint in reasons[0]
 
 
-# ---- What is no ordinary file ---------------------------------------------------------------------------------------
+# ---- Not regular files ----------------------------------------------------------------------------------------------
 
 
 def command(*paths, **options):
@@ -233,7 +233,7 @@ def command(*paths, **options):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes and /dev are POSIX's")
 def test_a_place_without_a_file_is_told_at_once(tmp_path):
-    """Nobody writes to the pipe, and the device never ends: neither may be waited for."""
+    """Nobody writes to the pipe, and the device never ends: the reader must not wait for either."""
     pipe, loop, dangling, link = (tmp_path / name for name in ("pipe", "loop", "dangling", "link"))
     os.mkfifo(pipe)
     loop.symlink_to(loop)

@@ -1,4 +1,4 @@
-"""Leakage: every kind of overlap is found where it is, nothing else is, and the gate says what to do."""
+"""Leakage: every kind of overlap is located, nothing else is reported, and the gate names the next step."""
 
 import re
 
@@ -19,14 +19,14 @@ def prompts_of(*texts):
 
 
 def met(prompt, *trained):
-    """The prompts' levels after a look at trained texts: of one prompt, the one level."""
+    """The prompts' levels after a pass over the trained texts; for a single prompt, its level."""
     prompts = prompts_of(prompt)
     for number, text in enumerate(trained, start=1):
         prompts.look("sft answer", f"s{number}", words(text))
     return prompts.levels().get("e1")
 
 
-# ---- What counts as the same --------------------------------------------------------------------------------------------
+# ---- Equal words ---------------------------------------------------------------------------------------------------------
 
 
 def test_leakage_ignores_case_spacing_punctuation_and_width(subtests):
@@ -43,7 +43,7 @@ def test_a_text_without_words_is_compared_as_it_stands():
 
 
 def test_characters_of_scripts_without_spaces_are_words():
-    """Thirteen characters of a Chinese prompt in a row are a leak; as one word they would never be."""
+    """Thirteen consecutive characters of a Chinese prompt are a leak; as one word they could not be."""
     prompt = "请解释一下马尔可夫链的平稳分布是什么意思"
     assert len(words(prompt)) == len(prompt)
     assert met(prompt, f"问：{prompt[2:15]}？") == "ngram_13"
@@ -58,7 +58,7 @@ def test_words_of_ascii_are_letters_digits_and_underscores_in_a_row(text):
 @given(st.text(max_size=40))
 @settings(deadline=None, max_examples=50)
 def test_words_hold_no_white_space(text):
-    """So that joined by spaces they are one form of the text, from which they can be had again."""
+    """Joined by spaces, the words make one form of the text, and splitting it returns them."""
     assert " ".join(words(text)).split() == words(text)
 
 
@@ -120,7 +120,7 @@ def test_overlaps_tell_the_longest_run_and_where_the_worst_first():
 @given(SEQUENCES, st.lists(SEQUENCES, max_size=4), st.randoms())
 @settings(deadline=None, max_examples=200)
 def test_the_longest_run_is_that_of_a_search_of_all_places_in_any_order(prompt, texts, order):
-    """Against the plain definition: the longest list of words that stands in both, from five on."""
+    """Compares with the definition: the longest run of words in both, from five words on."""
     longest = max(
         (
             end - start

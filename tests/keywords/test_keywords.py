@@ -1,4 +1,4 @@
-"""Keyword groups: the golden cases, every match mode at its edges, and what a response gets."""
+"""Keyword groups: the golden cases, every match mode at its edges, and the score of a response."""
 
 import time
 
@@ -97,7 +97,7 @@ def test_markup_around_words_changes_nothing(wrap, words):
 @pytest.mark.parametrize("match", ["word", "inflect", "substring"])
 @given(WORDS, WORDS, WORDS, st.sampled_from(["chain", "state", "mean of", "two step"]))
 def test_more_sentences_never_take_a_hit_away(match, before, text, after, keyword):
-    """Sentences before and after: a hit stays, even one that counts only where it is not denied."""
+    """Sentences around a hit do not change it, even if the group rejects negated mentions."""
     longer = f"{' '.join(before)}. {' '.join(text)}. {' '.join(after)}"
     for group in ({"any": [keyword], "match": match}, {"any": [keyword], "match": match, "negation": "reject"}):
         if hits(" ".join(text), group):

@@ -1,4 +1,4 @@
-"""prepare: which rows are kept, on which side they stand, which of their tokens are trained; and all of it the same again."""
+"""prepare: which rows it keeps, their side, their trained tokens, and the same output on every run."""
 
 import contextlib
 import copy
@@ -65,7 +65,7 @@ def both_sides(workspace, name):
 
 
 class WordsChat:
-    """Stands in for a Chat: the ids of a text are its words, so that no two texts are alike by chance."""
+    """A stand-in for Chat. Its ids are the words of a text, so two texts never match by chance."""
 
     def encode_ahead(self, conversations):
         list(conversations)
@@ -89,7 +89,7 @@ def rules_of(**changes):
 
 @contextlib.contextmanager
 def part_of(rows, kind, share, max_length=100):
-    """The rows of a raw file as prepare_part sorts them, with a stand-in for the tokenizer."""
+    """The rows of a raw file as prepare_part splits them, with a stand-in for the tokenizer."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_store, "FOLDER", folder)
         path = Path(folder) / "rows.jsonl"
@@ -102,7 +102,7 @@ def part_of(rows, kind, share, max_length=100):
 
 
 def sides_of(rows, kind, share):
-    """id -> side of every kept row. Each row has another answer, so none is left out as a copy."""
+    """id -> side of every kept row. All answers differ, so no row is left out as a copy."""
     answers = {"sft": ("response",), "pairs": ("chosen", "rejected")}[kind]
     rows = [tagged(row, answers, f" {number}") for number, row in enumerate(rows)]
     with part_of(rows, kind, share) as part:
@@ -110,7 +110,7 @@ def sides_of(rows, kind, share):
 
 
 def tagged(row, answers, tag):
-    """The row with `tag` behind its last answer of each kind."""
+    """The row with `tag` appended to its last answer of each kind."""
     row = copy.deepcopy(row)
     if "messages" in row:
         row["messages"][-1]["content"] += tag
@@ -160,7 +160,7 @@ def test_a_prompt_stands_on_the_same_side_of_sft_and_dpo(prompts, share):
 @given(st.lists(st.tuples(PROMPTS, st.booleans(), st.booleans()), min_size=1, max_size=30), SHARES)
 @settings(deadline=None, max_examples=50)
 def test_no_prompt_stands_on_both_sides(rows, share):
-    """However often a prompt is asked, in capitals or not, in sft and in pairs: all its rows are on one side."""
+    """All rows of a prompt are on one side, in sft and in pairs, whatever its letter case."""
     sides = defaultdict(set)
     for kind, rows_of in (("sft", sft_rows_of), ("pairs", pair_rows_of)):
         asked = [prompt.upper() if loud else prompt for prompt, loud, paired in rows if paired == (kind == "pairs")]
@@ -202,7 +202,7 @@ def test_prepare_validation_side_is_close_to_its_share(subtests):
 
 
 def test_the_side_is_decided_by_the_users_turns_alone():
-    """Another system message or another answer does not move a conversation; another second question may."""
+    """A new system message or answer does not move a conversation; a new second question may."""
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     second = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "No."}]
     plain, framed = (
@@ -242,7 +242,7 @@ def mixed_rows():
 
 @pytest.fixture
 def mixed(workspace):
-    """The mixed rows, six bad lines of 18 dropped; the counts of metrics/prepare.json."""
+    """Drops the six bad lines of the 18 mixed ones; returns the counts of reports/prepare.json."""
     workspace.params.update({"prepare.on_bad_row": "drop", "prepare.max_bad_share": 0.5})
     workspace.write_rows("sft", mixed_rows())
     with open(RAW["sft"], "a", encoding="utf-8") as file:
@@ -260,7 +260,7 @@ def test_the_counts_of_a_mixed_file(mixed):
 
 
 def test_the_counts_add_up(mixed):
-    """rows = train + validation + rejected + duplicate + too_long; warned rows are among the kept ones, blank lines nowhere."""
+    """rows = train + validation + rejected + duplicate + too_long; warned rows count as kept, and blank lines do not count."""
     parts = ("train", "validation", "rejected", "duplicate", "too_long")
     assert mixed.counts["rows"] == sum(mixed.counts[part] for part in parts)
     ledger = dict(entry.split("=") for entry in mixed.run.fields["ledger"]["sft"].split())
@@ -278,7 +278,7 @@ def test_the_counts_are_those_of_the_files(mixed, workspace):
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.booleans()), min_size=1, max_size=30))
 @settings(deadline=None, max_examples=50)
 def test_the_ledger_adds_up_for_any_rows(rows):
-    """Rows of three prompts and two answers, some too long: kept once each, and every other one counted."""
+    """Rows of three prompts and two answers, some too long: each is kept once, and every other row is counted."""
     lines = [{"prompt": prompt, "response": answer + " long" * 9 * long} for prompt, answer, long in rows]
     with part_of(lines, "sft", 0.5, max_length=8) as part:
         kept = {(prompt, answer) for prompt, answer, long in rows if not long}
@@ -356,11 +356,11 @@ def test_a_missing_file_is_an_input_error_that_names_it(workspace):
         workspace.run("prepare")
 
 
-# ---- What is too long -----------------------------------------------------------------------------------------------------
+# ---- Rows that are too long -----------------------------------------------------------------------------------------------
 
 
 def kept(value, row_of, chat, limit):
-    """Whether a value gets a row under this limit of tokens."""
+    """Whether a record gets a row under this limit of tokens."""
     [(_, row)] = tokenised("rows.jsonl", iter([value]), row_of, chat, limit)
     return row is not None
 
@@ -381,7 +381,7 @@ def test_prepare_pair_is_as_long_as_its_longer_answer(chat, subtests):
 
 
 def test_a_row_of_very_many_characters_is_too_long_and_never_encoded(workspace, chat):
-    """128 characters for each of four tokens are 512: what has more, in the longer answer of a pair too, is not looked at."""
+    """Four tokens of at most 128 characters are 512: longer records, by the longer answer of a pair too, are not encoded."""
 
     def row_of(value, chat):
         assert value.id != "huge"
@@ -406,7 +406,7 @@ def test_batches_hold_all_rows_in_order_and_only_their_last_row_exceeds_the_limi
 
 
 def test_a_row_that_the_template_refuses_is_named(workspace, chat):
-    """The second of three rows is refused, and the error says which."""
+    """The template refuses the second of three rows, and the error names it."""
 
     def row_of(value, chat):
         if value.id == "b":
@@ -446,7 +446,7 @@ def test_eval_prompts_that_are_too_long_are_refused_by_name(workspace):
 
 
 def test_an_eval_prompt_must_leave_room_for_an_answer(workspace, chat):
-    """A prompt of max_length tokens is refused, one of a token less is not."""
+    """A prompt of max_length tokens is refused; a prompt one token shorter is not."""
     longest = max(len(chat.prompt((("user", row["prompt"]),))) for row in workspace.rows(RAW["eval"]))
     workspace.params["models.mini.max_length"] = longest + 40
     workspace.run("prepare")
@@ -477,7 +477,7 @@ def test_an_empty_file_is_refused(workspace, kind):
 
 @pytest.mark.parametrize(("kind", "name"), [("sft", "sft"), ("pairs", "dpo")])
 def test_an_eval_prompt_that_is_trained_on_is_refused_by_name(workspace, kind, name):
-    """However it is spelled, on whichever side it would stand, and whatever the answer."""
+    """Its spelling, its side and its answer make no difference."""
     taken = [(row["id"], row["prompt"]) for row in workspace.rows(RAW[kind])]
     rows = workspace.rows(RAW["eval"])
     rows[1]["prompt"], rows[4]["prompt"] = f"  {taken[0][1].upper()}!", taken[5][1].replace(" ", "  ")
@@ -485,7 +485,7 @@ def test_an_eval_prompt_that_is_trained_on_is_refused_by_name(workspace, kind, n
     with pytest.raises(InputError) as caught:
         workspace.run("prepare")
     first, *listed, way = str(caught.value).splitlines()
-    assert first.startswith("2 of 12 eval prompts (16.7%) stand in what is trained on; prepare.max_leakage allows 0.0%")
+    assert first.startswith("2 of 12 eval prompts (16.7%) overlap with the training texts; prepare.max_leakage allows 0.0%")
     found = [re.match(r"(\w+): equal to the (\w+) prompt of row (\w+): ", line).groups() for line in listed]
     assert found == [("e2", name, taken[0][0]), ("e5", name, taken[5][0])]
     assert RAW["eval"] in way and way.endswith("Then run: dvc repro")
@@ -493,7 +493,7 @@ def test_an_eval_prompt_that_is_trained_on_is_refused_by_name(workspace, kind, n
 
 
 def test_the_eval_prompts_that_overlap_are_marked_for_score(workspace):
-    """Eight words in a row of nine are marked and let through; what is allowed by params is let through, too."""
+    """A run of eight of nine words is marked and passes; so does a share that params.yaml allows."""
     eval_rows, sft = workspace.rows(RAW["eval"]), workspace.rows(RAW["sft"])
     sft[0]["response"] = "One two three four five six seven eight, and so on."
     sft[1]["response"] = eval_rows[6]["prompt"]
@@ -523,7 +523,7 @@ CONVERSATION = [
 
 
 def test_labels_hide_exactly_the_prompts(workspace, chat):
-    """input_ids = prompt, answer, end token; labels are -100 on the prompt and the ids themselves on the rest."""
+    """input_ids = prompt, answer, end token; labels are -100 on the prompt and equal the ids elsewhere."""
     workspace.run("prepare")
     texts = {row["id"]: (row["prompt"], row["response"]) for row in sft_rows()}
     for row in both_sides(workspace, "sft"):
@@ -591,7 +591,7 @@ PAIR_FORMATS = {
 
 
 def contents(workspace, name):
-    """The prepared files without ids, which are line numbers where a format has none."""
+    """The prepared files without ids, which are line numbers if a format has no ids."""
     return [
         [
             {key: value for key, value in row.items() if key != "id"}

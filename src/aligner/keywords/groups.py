@@ -23,8 +23,8 @@ NUMBER_TOLERANCE = 1e-9
 LARGEST_WEIGHT = 1e6  # so that sums of weights are finite, and a weight is still seen beside another
 
 KeywordGroup = str | Mapping[str, Any]
-Span = tuple[int, int]
-Finder = partial[Iterable[Span]]  # calls one of the *_spans functions with a Text
+Offsets = tuple[int, int]  # start and end in a plain form
+Finder = partial[Iterable[Offsets]]  # calls one of the *_spans functions with a Text
 
 
 # ---- Finding a keyword -----------------------------------------------------------------------------------------------
@@ -71,21 +71,21 @@ def _keyword_number(keyword: str) -> float:
     return values[0]
 
 
-def _no_spans(text: Text) -> Iterable[Span]:
+def _no_spans(text: Text) -> Iterable[Offsets]:
     return ()
 
 
 NOWHERE: Finder = partial(_no_spans)
 
 
-def _pattern_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Span]:
+def _pattern_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Offsets]:
     """The matches of a pattern; `needle`, a literal part of it, spares the search in the many texts that lack it."""
     if needle not in text.plain:
         return ()
     return (each.span() for each in pattern.finditer(text.plain) if each[0])
 
 
-def word_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Span]:
+def word_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Offsets]:
     """The matches that stand between word boundaries: no letter or digit goes on beyond either end.
 
     Not `\\b`, which is no boundary beside C++ or .NET and takes the underscore for a letter. A letter of an unspaced
@@ -106,7 +106,7 @@ def _blocked(plain: str, end: int, beside: int) -> bool:
     return not (UNSPACED_LETTER.match(plain[beside]) or UNSPACED_LETTER.match(plain[end]))
 
 
-def inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterable[Span]:
+def inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterable[Offsets]:
     for first in sorted(inflected_runs(words, text)):
         yield text.tokens[first][1], text.tokens[first + len(words) - 1][2]
 
@@ -120,7 +120,7 @@ def inflected_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int
     return first
 
 
-def number_spans(target: float, text: Text) -> Iterable[Span]:
+def number_spans(target: float, text: Text) -> Iterable[Offsets]:
     """Numbers x with |x - target| <= 1e-9 max(1, |target|)."""
     tolerance = NUMBER_TOLERANCE * max(1.0, abs(target))
     return ((start, end) for value, start, end in text.numbers if abs(value - target) <= tolerance)
@@ -236,7 +236,7 @@ class SearchedGroup(NamedTuple):
     rejects: bool
     is_regex: bool
 
-    def spans(self, text: Text) -> Iterator[Span]:
+    def spans(self, text: Text) -> Iterator[Offsets]:
         """Where the keywords of the group stand, as far as they count."""
         for finder in self.finders:
             for span in finder(text):
