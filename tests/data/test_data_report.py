@@ -103,7 +103,7 @@ def test_data_report_lists_damaged_texts_by_kind(reported, subtests):
 
 
 def test_pairs_that_teach_against_each_other_are_listed(reported):
-    """con-1 and con-2 mirror each other apart from spelling; con-3 rejects what con-1 chooses. The default pairs do not take part."""
+    """con-1 and con-2 mirror each other apart from spelling; con-3 rejects what con-1 chooses. No default pair takes part."""
     found = reported.report["dpo"]["contradictions"]
     assert (found["pairs"], found["mirrored_pairs"], found["answers"]) == (3, 2, 2)
     assert found["listed"] == [

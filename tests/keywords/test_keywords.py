@@ -97,7 +97,7 @@ def test_markup_around_words_changes_nothing(wrap, words):
 @pytest.mark.parametrize("match", ["word", "inflect", "substring"])
 @given(WORDS, WORDS, WORDS, st.sampled_from(["chain", "state", "mean of", "two step"]))
 def test_more_sentences_never_take_a_hit_away(match, before, text, after, keyword):
-    """Sentences around a hit do not change it, even if the group rejects negated mentions."""
+    """A hit survives sentences before and after it, even if the group rejects negated mentions."""
     longer = f"{' '.join(before)}. {' '.join(text)}. {' '.join(after)}"
     for group in ({"any": [keyword], "match": match}, {"any": [keyword], "match": match, "negation": "reject"}):
         if hits(" ".join(text), group):
@@ -285,7 +285,7 @@ def test_a_good_group_has_no_problem():
     [
         (5, "a group must be a string or a mapping with the key any, got 5"),
         ("", "keyword '' is empty"),
-        ("<b>", "keyword '<b>' is empty once it is normalised"),
+        ("<b>", "keyword '<b>' is empty after normalisation"),
         ({}, "any must be a list of strings, got None"),
         ({"any": "mean"}, "any must be a list of strings, got 'mean'"),
         ({"any": []}, "any must list at least one keyword"),
@@ -406,7 +406,7 @@ def test_groups_must_be_a_list_of_at_least_one(groups):
 def test_a_prepared_text_gives_the_same_and_takes_no_prompt():
     text = prepare("It is memoryless.", PROMPT)
     assert hits(text, "memoryless")
-    with pytest.raises(ValueError, match="taken away already"):
+    with pytest.raises(ValueError, match="removed already"):
         hits(text, "memoryless", prompt=PROMPT)
 
 

@@ -253,7 +253,7 @@ def shortened(text: str) -> str:
 
 
 def shared_prompts(audits: Iterable[Audit]) -> int:
-    """The number of held-out rows, over all files, whose prompt is also a training prompt, ignoring case, spacing and punctuation."""
+    """The number of held-out rows whose prompt is also a training prompt, ignoring case, spacing and punctuation."""
     import numpy as np
 
     audits = list(audits)

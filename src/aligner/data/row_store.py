@@ -65,7 +65,7 @@ class RowStore:
 
 
 class Scratch:
-    """A folder of row stores for the length of a `with` block, which deletes every file that was not moved, also after an error."""
+    """A folder of row stores for the length of a `with` block, which always deletes the files that were not moved."""
 
     def __init__(self) -> None:
         Path(FOLDER).mkdir(exist_ok=True)
