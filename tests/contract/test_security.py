@@ -69,7 +69,7 @@ def nothing_happens(tmp_path, monkeypatch):
     assert not Path(EXPLODED).exists()
 
 
-def test_the_payloads_would_go_off():
+def test_the_payloads_are_live():
     """The traps below are live: an unsafe load of one creates the folder."""
     for load in (lambda: pickle.loads(bomb()), lambda: exec(CODE, {})):
         load()
@@ -361,7 +361,7 @@ def test_a_hostile_template_is_one_error_and_runs_nothing(folder, template):
 HIDDEN = ["''.__class__", "messages.__class__", "namespace(x=1).__class__", "config", "'{0.__class__}'.format(messages)"]
 
 
-def test_security_what_the_sandbox_hides_is_nothing_at_all(folder, subtests):
+def test_security_unsafe_attributes_render_as_nothing(folder, subtests):
     """Unsafe attributes are undefined: they render as nothing, and no class name enters a prompt."""
     chat = Chat.load(folder)
     for expression in HIDDEN:
@@ -441,7 +441,7 @@ def test_hostile_yaml_is_one_short_error_and_runs_nothing(tmp_path, content):
     assert len(str(caught.value)) < 5000
 
 
-def test_a_file_that_is_no_data_is_not_quoted(tmp_path, monkeypatch):
+def test_a_file_that_is_not_data_is_not_quoted(tmp_path, monkeypatch):
     """prepare.sft may name any readable file; an error names the line and kind of foreign content and never shows it."""
     inner = tmp_path / "inner"
     inner.mkdir()
@@ -478,8 +478,8 @@ SECRETS = {
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The five stages on data full of hostile text, with tokens in the environment and no connection allowed."""
-    outside, said = tmp_path_factory.mktemp("outside"), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+    outside, printed = tmp_path_factory.mktemp("outside"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
         for name, value in SECRETS.items():
             patch.setenv(name, value)
         for name in ("connect_ex", "sendto"):
@@ -494,7 +494,7 @@ def whole(tmp_path_factory):
         prompts = [{"id": f"h{number}", "prompt": f"{text} now?", **hostile} for number, text in enumerate(HOSTILE)]
         workspace.write_rows("eval", eval_rows() + prompts)
         workspace.run_all()
-    return SimpleNamespace(outside=outside, workspace=workspace, said=said.getvalue())
+    return SimpleNamespace(outside=outside, workspace=workspace, printed=printed.getvalue())
 
 
 def test_a_run_writes_nothing_outside_its_folder(whole):
@@ -505,13 +505,13 @@ def test_a_run_writes_nothing_outside_its_folder(whole):
 def test_a_run_keeps_no_token_of_the_environment(whole):
     files = [path for path in whole.outside.rglob("*") if path.is_file() and WEIGHTS not in path.as_posix()]
     assert {"experiments", "metrics", "reports", "plots"} <= {path.relative_to(whole.outside).parts[1] for path in files}
-    kept = b"\n".join(path.read_bytes() for path in files) + whole.said.encode()
+    kept = b"\n".join(path.read_bytes() for path in files) + whole.printed.encode()
     assert [name for name, value in SECRETS.items() if value.encode() in kept] == []
 
 
-def test_a_run_says_nothing_that_a_terminal_would_obey(whole):
-    assert "device cpu" in whole.said
-    assert all(letter.isprintable() or letter == "\n" for letter in whole.said)
+def test_a_run_prints_nothing_that_a_terminal_would_obey(whole):
+    assert "device cpu" in whole.printed
+    assert all(letter.isprintable() or letter == "\n" for letter in whole.printed)
 
 
 def test_reports_of_a_run_show_hostile_text_as_text(whole):

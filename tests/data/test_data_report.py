@@ -89,7 +89,7 @@ def test_nearly_the_same_row_is_kept_and_listed_with_its_similarity(reported):
     assert (found["threshold"], found["complete"]) == (0.8, True)
 
 
-def test_what_is_too_long_is_left_out_whole(reported):
+def test_rows_that_are_too_long_are_left_out_whole(reported):
     assert reported.report["sft"]["too_long"] == {"policy": "left out whole, never cut", "rows": 1, "listed": ["long"]}
 
 
@@ -102,7 +102,7 @@ def test_data_report_lists_damaged_texts_by_kind(reported, subtests):
     assert reported.metrics["dpo_data"]["damaged"] == 0
 
 
-def test_pairs_that_teach_against_each_other_are_listed(reported):
+def test_pairs_that_contradict_each_other_are_listed(reported):
     """con-1 and con-2 mirror each other apart from spelling; con-3 rejects what con-1 chooses. No default pair takes part."""
     found = reported.report["dpo"]["contradictions"]
     assert (found["pairs"], found["mirrored_pairs"], found["answers"]) == (3, 2, 2)
@@ -113,7 +113,7 @@ def test_pairs_that_teach_against_each_other_are_listed(reported):
     assert reported.metrics["dpo_data"]["contradictory"] == 3
 
 
-def test_answers_that_differ_in_spelling_alone_are_listed(reported):
+def test_answers_that_differ_only_in_spelling_are_listed(reported):
     assert reported.report["dpo"]["same_answers"]["listed"] == ["same"]
 
 
@@ -144,7 +144,7 @@ def test_the_share_of_supervised_tokens_is_that_of_the_labels(reported):
     assert reported.metrics["sft_data"]["supervised_share"] == pytest.approx(trained / len(labels), abs=1e-4)
 
 
-def test_the_overlap_of_an_eval_prompt_is_told_with_its_place(reported):
+def test_the_overlap_of_an_eval_prompt_is_reported_with_its_place(reported):
     found = reported.report["leakage"]
     worst = found["listed"][0]
     assert (worst["id"], worst["level"], worst["words"], worst["where"]) == ("e1", "ngram_8", 9, "sft answer")
@@ -266,7 +266,7 @@ def test_rows_of_a_store_are_read_and_appended_in_turn_and_moved(tmp_path, monke
     assert list(Path(row_store.FOLDER).iterdir()) == []
 
 
-def test_nothing_is_left_behind_by_an_error(tmp_path, monkeypatch):
+def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError), row_store.Scratch() as scratch:
         scratch.store("rows").append(1)

@@ -37,7 +37,7 @@ def test_leakage_ignores_case_spacing_punctuation_and_width(subtests):
             assert met("What is a chain?", spelling) == "exact"
 
 
-def test_a_text_without_words_is_compared_as_it_stands():
+def test_a_text_without_words_is_compared_verbatim():
     assert met("?!", "?!") == "exact"
     assert met("?!", "!?") is None
 
@@ -154,7 +154,7 @@ def leaked(count, of):
     return prompts
 
 
-def test_leakage_gate_opens_up_to_its_share(subtests):
+def test_leakage_gate_allows_its_share(subtests):
     for count, share in [(0, 0), (1, 0.1), (10, 1)]:
         with subtests.test("open", count=count, share=share):
             require_clean(leaked(count, 10), share, "eval.jsonl")
@@ -164,7 +164,7 @@ def test_leakage_gate_opens_up_to_its_share(subtests):
             require_clean(leaked(count, 10), share, "eval.jsonl")
 
 
-def test_eight_words_are_let_through_and_thirteen_are_not():
+def test_eight_words_pass_and_thirteen_do_not():
     prompts = prompts_of(TWENTY)
     prompts.look("sft answer", "s1", words(TWENTY)[:12])
     require_clean(prompts, 0, "eval.jsonl")
@@ -176,7 +176,7 @@ def test_eight_words_are_let_through_and_thirteen_are_not():
     assert "eval.jsonl" in way and way.endswith("Then run: dvc repro")
 
 
-def test_of_very_many_leaks_the_first_are_shown_and_the_rest_counted():
+def test_an_error_shows_the_first_leaks_and_counts_the_rest():
     with pytest.raises(InputError) as caught:
         require_clean(leaked(50, 60), 0, "eval.jsonl")
     lines = str(caught.value).splitlines()
@@ -184,7 +184,7 @@ def test_of_very_many_leaks_the_first_are_shown_and_the_rest_counted():
     assert lines[-2] == f"… and {50 - leakage.SHOWN_LEAKS} more"
 
 
-def test_the_error_obeys_no_text_of_the_data():
+def test_the_error_escapes_text_of_the_data():
     prompts = prompts_of("\x1b[2J")
     prompts.look("sft prompt", "s1", words("\x1b[2J"))
     prompts.words[0] = ["\x1b[2J"]

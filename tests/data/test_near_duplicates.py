@@ -67,7 +67,7 @@ def planted():
     return [*rows, *(edited(rng, row, 1) for row in rows[:20]), *(edited(rng, row, 20) for row in rows[20:])]
 
 
-def test_what_a_comparison_of_all_pairs_finds_is_found():
+def test_near_duplicates_are_those_of_a_comparison_of_all_pairs():
     rows = planted()
     sets = [shingles([row]) for row in rows]
     expected = [pair for pair in combinations(range(len(rows)), 2) if jaccard(sets[pair[0]], sets[pair[1]]) >= 0.8]

@@ -86,14 +86,14 @@ def checked(*paths):
     ("file", "case"),
     [pytest.param(file, case, id=f"{file}:{case['line']}-{case['kind']}") for file in EXPECTED for case in EXPECTED[file]],
 )
-def test_each_fixture_row_gets_what_it_must(file, case):
+def test_each_fixture_row_gets_its_status_and_kind(file, case):
     row = list(read_rows(FIXTURES / file))[case["line"] - 1]
     assert (row.line, row.status) == (case["line"], STATUS[case["expect"]])
     if row.problems:
         assert row.problems[0].kind == FIXTURE_KINDS.get(case["kind"], case["kind"])
 
 
-def test_fixture_reasons_give_the_hints_that_they_must():
+def test_fixture_reasons_give_their_hints():
     reasons = {row.line: problem.reason for row in read_rows(FIXTURES / "bad_sft.jsonl") for problem in row.problems}
     hints = {
         4: "Latin-1/CP1252",
@@ -188,7 +188,7 @@ def test_a_concept_keeps_its_name_its_groups_and_its_text(rows_of):
         assert value_of(rows_of({**CONCEPT, "topic": "probability", "id": 7}, kind=kind)[0]) == entry
 
 
-def test_a_concept_and_an_eval_prompt_are_told_apart(rows_of):
+def test_a_concept_and_an_eval_prompt_are_distinguished(rows_of):
     """An eval prompt may have a `text` column; without its `prompt` it is still an eval prompt."""
     assert isinstance(value_of(rows_of({**EVAL, "text": "x", "concept": "chain"})[0]), EvalPrompt)
     for row in (EVAL, EVAL | {"concept": "chain"}):
@@ -373,7 +373,7 @@ def test_rows_concept_without_a_key_names_the_key_that_was_perhaps_meant(rows_of
             assert problem.kind == "missing_key" and problem.reason == f"`{key}` is missing; did you mean it by '{key}s'?"
 
 
-def test_a_concept_stands_once_in_a_file(rows_of):
+def test_a_concept_occurs_once_in_a_file(rows_of):
     assert problem_of(rows_of(CONCEPT, {**CONCEPT, "text": "Another one."})[1]).kind == "duplicate_id"
 
 
@@ -427,7 +427,7 @@ def test_an_id_of_a_rejected_row_is_free(rows_of):
     ]
 
 
-def test_made_up_ids_never_meet_given_ones(rows_of):
+def test_generated_ids_never_collide_with_written_ones(rows_of):
     assert problem_of(rows_of({"id": "line-2", **GOOD}, GOOD)[1]).kind == "duplicate_id"
     assert problem_of(rows_of(GOOD, {"id": "line-1", **GOOD})[1]).kind == "reserved_id"
     assert rows_of({"id": "line-9", **GOOD}, {"id": "line-1", **GOOD})[1].status == "accepted"
@@ -507,7 +507,7 @@ def test_line_ends_and_a_last_line_without_one(rows_of, end):
     assert [row.status for row in rows_of(as_bytes(GOOD) + end + as_bytes(GOOD), end=b"")] == ["accepted", "accepted"]
 
 
-def test_one_byte_order_mark_is_passed_over_and_no_more(rows_of):
+def test_only_one_byte_order_mark_is_skipped(rows_of):
     bom = b"\xef\xbb\xbf"
     assert [row.status for row in rows_of(bom + as_bytes(GOOD), GOOD)] == ["accepted", "accepted"]
     assert problem_of(rows_of(bom + bom + as_bytes(GOOD))[0]).kind == "bom_mid_file"

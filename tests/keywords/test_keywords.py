@@ -267,7 +267,7 @@ def test_negation_holds_in_every_match_mode():
 
 
 @given(st.sampled_from(["alpha", "beta gamma", "C++", "x^2", "naïve"]), st.text(alphabet="xyz .,-", max_size=20))
-def test_a_keyword_hits_wherever_it_stands_apart(keyword, around):
+def test_a_keyword_hits_wherever_it_is_a_separate_word(keyword, around):
     assert hits(f"{around} {keyword} {around}", keyword)
     assert hits(f"{around} {keyword.upper()} {around}", {"any": ["no such", keyword]})
 
@@ -307,14 +307,14 @@ def test_a_bad_group_is_named(group, problem):
     assert validate_group(group) == [problem]
 
 
-def test_all_problems_of_a_group_are_told_at_once():
+def test_all_problems_of_a_group_are_reported_at_once():
     problems = validate_group({"any": ["(", ""], "match": "regex", "wieght": 1, "weight": -1})
     assert len(problems) == 4
     assert "regex '(' cannot be compiled" in problems[2]
 
 
 @pytest.mark.parametrize("group", [5, None, {}, {"any": ["x"], "match": "fuzzy"}, {"any": ["("], "match": "regex"}])
-def test_a_group_that_cannot_be_read_is_an_error(group):
+def test_an_invalid_group_is_an_error(group):
     with pytest.raises(ValueError):
         hits("x", group)
 
@@ -355,7 +355,7 @@ def test_weights_count_in_the_weighted_rate_only():
     assert (result.rate, result.weighted_rate) == (0.5, 0.75)
 
 
-def test_novel_hits_are_those_that_the_prompt_does_not_give_away():
+def test_novel_hits_are_those_that_the_prompt_does_not_contain():
     answer = "A Markov chain is memoryless, as its name does not say."
     result = score(answer, ["Markov chain", "memoryless"], prompt=PROMPT)
     assert (result.hits, result.novel_hits, result.novel_groups, result.novel_rate) == (2, 1, 1, 1.0)
@@ -392,7 +392,7 @@ def test_prompt_echo_is_flagged():
     assert (result.hits, result.flags) == (0, ("echo",))
 
 
-def test_forbidden_groups_are_told():
+def test_forbidden_groups_are_flagged():
     result = score("Bleach and water, in this order, with due care.", ["water"], ["bleach", "acid"])
     assert (result.hits, result.forbidden, result.flags) == (1, (True, False), ("forbidden",))
 

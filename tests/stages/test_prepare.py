@@ -153,13 +153,13 @@ def test_added_rows_move_no_old_one(old, new, share, order):
 
 @given(st.lists(PROMPTS, unique=True, min_size=1, max_size=20), SHARES)
 @settings(deadline=None, max_examples=50)
-def test_a_prompt_stands_on_the_same_side_of_sft_and_dpo(prompts, share):
+def test_a_prompt_is_on_the_same_side_of_sft_and_dpo(prompts, share):
     assert sides_of(sft_rows_of(prompts), "sft", share) == sides_of(pair_rows_of(prompts), "pairs", share)
 
 
 @given(st.lists(st.tuples(PROMPTS, st.booleans(), st.booleans()), min_size=1, max_size=30), SHARES)
 @settings(deadline=None, max_examples=50)
-def test_no_prompt_stands_on_both_sides(rows, share):
+def test_no_prompt_is_on_both_sides(rows, share):
     """All rows of a prompt are on one side, in sft and in pairs, whatever its letter case."""
     sides = defaultdict(set)
     for kind, rows_of in (("sft", sft_rows_of), ("pairs", pair_rows_of)):
@@ -201,7 +201,7 @@ def test_prepare_validation_side_is_close_to_its_share(subtests):
             assert abs(held_out / n - share) < 4 * math.sqrt(share * (1 - share) / n)
 
 
-def test_the_side_is_decided_by_the_users_turns_alone():
+def test_only_the_users_turns_decide_the_side():
     """A new system message or answer does not move a conversation; a new second question may."""
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     second = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "No."}]
@@ -214,7 +214,7 @@ def test_the_side_is_decided_by_the_users_turns_alone():
         assert sides["a"] == sides["b"] == ("validation" if in_validation("Why?\nAnd?", share) else "train")
 
 
-def test_two_answers_to_one_question_stand_on_one_side(workspace):
+def test_two_answers_to_one_question_are_on_one_side(workspace):
     rows = [{"prompt": row["prompt"], "response": f"{row['response']} {n}"} for row in sft_rows() for n in range(3)]
     workspace.write_rows("sft", rows)
     workspace.run("prepare")
@@ -287,7 +287,7 @@ def test_the_ledger_adds_up_for_any_rows(rows):
         assert len(kept) + part.audit.too_long.count + part.audit.copies == part.file.counts.accepted == len(rows)
 
 
-def test_a_pair_said_before_is_a_duplicate_and_its_mirror_is_not(workspace):
+def test_a_repeated_pair_is_a_duplicate_and_its_mirror_is_not(workspace):
     rows = pair_rows()
     mirrored = {**rows[0], "id": "mirror", "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
     workspace.write_rows("pairs", [*rows, {**rows[1], "id": "again"}, mirrored])
@@ -319,7 +319,7 @@ def test_all_bad_rows_are_listed_in_one_error_and_nothing_is_written(workspace, 
 
 
 @pytest.mark.parametrize(("on_bad_row", "read"), [("error", 1), ("drop", 11)])
-def test_behind_a_bad_row_that_ends_the_run_rows_are_checked_but_not_tokenised(workspace, on_bad_row, read):
+def test_after_a_bad_row_that_ends_the_run_rows_are_checked_but_not_tokenised(workspace, on_bad_row, read):
     lines = [json.dumps(row) for row in sft_rows()]
     write_lines("sft", [lines[0], "{oops", *lines[2:]])
     file = RawFile(RAW["sft"], "sft", rules_of(on_bad_row=on_bad_row, max_bad_share=0.5))
@@ -327,7 +327,7 @@ def test_behind_a_bad_row_that_ends_the_run_rows_are_checked_but_not_tokenised(w
     assert str(file.counts) == "accepted=11 warned=0 rejected=1 skipped=0"
 
 
-def test_of_very_many_bad_rows_the_first_are_shown_and_the_rest_counted(workspace, monkeypatch):
+def test_an_error_shows_the_first_bad_rows_and_counts_the_rest(workspace, monkeypatch):
     monkeypatch.setattr(raw_file, "SHOWN_PROBLEMS", 100)
     write_lines("sft", [f'{{"id": "n{n}"}}' for n in range(130)])
     with pytest.raises(InputError) as caught:
@@ -621,7 +621,7 @@ def test_prepare_makes_the_same_rows_of_every_pair_format(workspace, subtests):
             assert contents(workspace, "dpo") == expected
 
 
-def test_what_generate_and_score_need_stands_apart_in_one_order(workspace, chat):
+def test_the_files_of_generate_and_score_are_separate_and_in_one_order(workspace, chat):
     rows = workspace.rows(RAW["eval"])
     rows[0] |= {"concept": "mean", "kind": "new_wording", "forbidden": ["never"]}
     workspace.write_rows("eval", rows)
@@ -632,7 +632,7 @@ def test_what_generate_and_score_need_stands_apart_in_one_order(workspace, chat)
     assert workspace.json("reports/prepare.json")["eval_data"] == {"prompts": 12}
 
 
-def test_concepts_reach_score_as_they_are_written_without_what_nobody_reads(workspace):
+def test_concepts_reach_score_as_written_without_unread_keys(workspace):
     rows = workspace.rows(RAW["concepts"])
     workspace.write_rows("concepts", [{"topic": "means", **row, "text": f" {row['text']}\n"} for row in rows])
     run = workspace.run("prepare")
@@ -647,7 +647,7 @@ def test_a_catalogue_without_concepts_is_an_empty_file(workspace):
 
 
 @pytest.mark.parametrize("model", ["mini", "zephyr_llama", "gpt2"])
-def test_chat_json_is_what_the_next_stage_checks(tmp_path, monkeypatch, model):
+def test_chat_json_holds_the_values_that_the_next_stage_checks(tmp_path, monkeypatch, model):
     workspace = Workspace(tmp_path, monkeypatch, model=model)
     workspace.run("prepare")
     prepared, chat = workspace.json("data/prepared/chat.json"), Chat.load(tmp_path / "models/base/weights")
@@ -690,7 +690,7 @@ def test_a_bad_file_ends_the_command_with_one_message_and_no_traceback(workspace
     assert done.stderr.startswith("prepare: ")
 
 
-def test_check_says_yes_to_good_files(workspace):
+def test_check_accepts_good_files(workspace):
     before = workspace.files()
     done = command("--check", *RAW.values())
     assert done.returncode == 0
@@ -698,7 +698,7 @@ def test_check_says_yes_to_good_files(workspace):
     assert workspace.files() == before
 
 
-def test_check_lists_bad_rows_of_all_files_and_says_no(workspace):
+def test_check_lists_bad_rows_of_all_files_and_fails(workspace):
     write_lines("sft", [json.dumps(sft_rows()[0]), "{oops", ""])
     write_lines("pairs", ['{"prompt": "a", "chosen": "b", "rejected": "b"}'])
     done = command("--check", RAW["sft"], RAW["pairs"], "nowhere.jsonl")

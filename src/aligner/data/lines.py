@@ -117,7 +117,7 @@ def parse_object(text: str) -> dict:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """The object of these pairs; raises BadRow for a repeated key, of which json would silently keep the last value."""
+    """The object of these pairs; raises BadRow for a repeated key, since json would silently keep only its last value."""
     row = dict(pairs)
     if len(row) != len(pairs):
         raise repeated_key(pairs)

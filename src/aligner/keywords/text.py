@@ -67,7 +67,7 @@ def normalise(text: str) -> str:
     """The plain form for the comparison of text and keyword.
 
     The steps, in order: HTML entities; invisible characters dropped; superscript digits to ^d; NFKC; dashes and quotes to ASCII;
-    Markdown, HTML and LaTeX unwrapped to what they show; casefold; accents dropped; 1,000 to 1000; runs of whitespace
+    Markdown, HTML and LaTeX reduced to their visible text; casefold; accents dropped; 1,000 to 1000; runs of white space
     to one space. A dollar sign is dropped as a delimiter of mathematics and kept as money. Raises ValueError if
     text is not a string.
     """
