@@ -1,11 +1,11 @@
-"""prepare: read and validate the raw files, split them, and turn every message into token ids, once.
+"""prepare: reads and validates the raw files, splits them, and turns every message into token ids once.
 
 reads   the four files that prepare names in params.yaml (sft, pairs, eval, concepts) and the tokenizer of the chosen model
 writes  data/prepared/ (ids for sft, dpo and generate; references and concepts for score), reports/{prepare,data}.json,
         reports/data.md, metrics/prepare.json
 params  prepare, model, the entry's path, revision, chat_template and max_length
 command python src/prepare.py            the stage, as dvc repro runs it
-        python src/prepare.py --check data/raw/sft_examples.jsonl …    only check data files of yours
+        python src/prepare.py --check data/raw/sft_examples.jsonl …    only checks your own data files
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ HEADLINE = {
 
 
 class Part:
-    """One training file: its prepared rows of each side, on disk, and the audit and the counts of all its rows."""
+    """One training file: the prepared rows of each side, on disk, with the audit and the counts of all its rows."""
 
     def __init__(self, name: str, file: RawFile, scratch: Scratch, prompts: EvalPrompts) -> None:
         self.name, self.file = name, file
@@ -111,15 +111,15 @@ def prepare_part(part: Part, row_of: RowOf, chat: Chat, max_length: int) -> None
 
 
 def require_both_sides(part: Part) -> None:
-    """Raises InputError for a side without rows, before a model loads: it cannot be trained on, or measured on."""
+    """Raises InputError for a side without rows, before a model loads: training and evaluation need both."""
     for side, rows in {"train": part.train, "validation": part.validation}.items():
         if not len(rows):
-            counts, ways = part.file.counts, "More rows, or another prepare.validation_share?"
+            counts, ways = part.file.counts, "Add rows or change prepare.validation_share."
             raise InputError(f"{part.name}: no rows on the {side} side ({counts}). {ways}")
 
 
 def eval_references(file: RawFile) -> list[dict[str, Any]]:
-    """What score compares the answers with: a row of texts and keyword groups for each prompt."""
+    """The references for score: a row of texts and keyword groups for each prompt."""
     values = file.all_values()
     if not values:
         raise InputError(f"{file.path} holds no usable prompt. See: python src/prepare.py --check {file.path}")
@@ -133,7 +133,7 @@ def reference(value: EvalPrompt) -> dict[str, Any]:
 
 
 def eval_prompts(path: str, references: list[dict[str, Any]], chat: Chat, max_length: int) -> list[dict[str, Any]]:
-    """What generate answers: the ids of each prompt. They are apart from the keywords, so new keywords rerun score alone."""
+    """The prompts for generate, as ids. They are separate from the keywords, so new keywords rerun only score."""
     prompts = [{"id": row["id"], "prompt_ids": chat.prompt((("user", row["prompt"]),))} for row in references]
     long = [row["id"] for row in prompts if len(row["prompt_ids"]) >= max_length]
     if long:
@@ -142,7 +142,7 @@ def eval_prompts(path: str, references: list[dict[str, Any]], chat: Chat, max_le
 
 
 def with_overlaps(references: list[dict[str, Any]], seen: EvalPrompts) -> list[dict[str, Any]]:
-    """The references; a prompt that overlaps with training text gets its level, so that score can leave it out."""
+    """The references; a prompt that overlaps with training text gets its level, and score can exclude it."""
     levels = seen.levels()
     return [row | {"overlap": levels[row["id"]]} if row["id"] in levels else row for row in references]
 

@@ -1,4 +1,4 @@
-"""The data of the repository: true arithmetic, wording, what is composed from the bank, and nothing trained on is evaluated."""
+"""The data of the repository: correct arithmetic, wording, composition from the bank, and no training text in the evaluation."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_keywords_of_eval_prompts_are_those_of_the_bank() -> None:
 
 
 def test_the_catalogue_holds_every_concept_with_its_key_ideas() -> None:
-    """So every eval prompt's concept is in it, and a key idea that a prompt asks for is one of its concept's own."""
+    """Every eval prompt's concept is in the catalogue, and a key idea that a prompt asks for is one of its concept's own."""
     groups = {row["concept"]: row["keywords"] for row in CONCEPTS}
     assert sorted(groups) == sorted(BY_ID) and len(CONCEPTS) == len(BANK)
     for row in TEST + DEV:
@@ -120,7 +120,7 @@ def test_the_catalogue_holds_every_concept_with_its_key_ideas() -> None:
 
 
 def test_every_sentence_of_the_bank_is_precise_about_its_own_concept() -> None:
-    """No sentence names a foreign idea, and all of a concept's text names every key idea of it."""
+    """No sentence names a foreign idea, and the whole text of a concept names all its key ideas."""
     catalogue = Catalogue(CONCEPTS)
     for row in CONCEPTS:
         for sentence in row["text"].splitlines():
@@ -129,7 +129,7 @@ def test_every_sentence_of_the_bank_is_precise_about_its_own_concept() -> None:
 
 
 def test_a_complete_answer_to_another_question_is_hardly_precise() -> None:
-    """The training answers about one concept, taken for answers about another one: nearly all their ideas are foreign."""
+    """If the training answers about one concept count as answers about another, nearly all their ideas are foreign."""
     catalogue, others = Catalogue(CONCEPTS), [row["concept"] for row in SFT]
     named = [
         catalogue.ideas(other, prepare(row["response"]))
@@ -141,14 +141,14 @@ def test_a_complete_answer_to_another_question_is_hardly_precise() -> None:
 
 
 def test_composed_answers_are_clean() -> None:
-    """A chosen or SFT answer says no sentence twice; a looping rejected one is meant to."""
+    """A chosen or SFT answer never repeats a sentence; a looping rejected answer does so on purpose."""
     for text in [row["response"] for row in SFT] + [row["chosen"] for row in PAIRS]:
         sentences = re.split(r"(?<=[.?!]) ", text)
         assert len(set(sentences)) == len(sentences), text
 
 
-def test_the_longer_answer_is_not_the_lesson() -> None:
-    """The rule "the longer one is chosen" is right on 40 to 60 % of the pairs (ties as one half)."""
+def test_the_longer_answer_is_chosen_as_often_as_the_shorter() -> None:
+    """The longer answer is the chosen one in 40 to 60 % of the pairs (ties as one half)."""
     gaps = [len(row["chosen"]) - len(row["rejected"]) for row in PAIRS]
     accuracy = sum(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps) / len(gaps)
     assert abs(accuracy - 0.5) < 0.1, accuracy

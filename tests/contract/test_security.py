@@ -1,8 +1,8 @@
-"""Nothing that a model folder, a data file or params.yaml says can run code, leave its place, or carry a secret out.
+"""No model folder, data file or params.yaml can run code, write outside its place, or leak a secret.
 
-What stands elsewhere: hostile data files (test_hostile_files, test_rows), pickles in checkpoints (test_checkpoints), pages and
-reports (test_page, test_score), special tokens in texts (test_chat), pinned revisions and no pickle asked of the hub (test_hub),
-the environment and run records (test_records).
+Other files test: hostile data files (test_hostile_files, test_rows), pickles in checkpoints (test_checkpoints), pages and
+reports (test_page, test_score), special tokens in texts (test_chat), pinned revisions and no pickle requested from the hub
+(test_hub), the environment and run records (test_records).
 """
 
 import ast
@@ -34,7 +34,7 @@ from aligner.run.stage import run_stage
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("src", "models/base", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-EXPLODED = "exploded"  # the folder that every payload would make in the current directory
+EXPLODED = "exploded"  # the folder that every payload would create in the current directory
 CODE = f"import os\nos.mkdir({EXPLODED!r})\nclass Config: pass\nclass Model: pass\n".encode()
 # Edits params.yaml and keeps its comments: ruamel.yaml's round-trip loader, which constructs no Python object either.
 ROUND_TRIP = {"tools/verify.py"}
@@ -51,7 +51,7 @@ def bomb() -> bytes:
 
 
 def torch_bomb() -> bytes:
-    """The same as torch.save would write it."""
+    """The same in the format that torch.save writes."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("archive/data.pkl", bomb())
@@ -61,7 +61,7 @@ def torch_bomb() -> bytes:
 
 @pytest.fixture(autouse=True)
 def nothing_happens(tmp_path, monkeypatch):
-    """No connection, and no payload that went off."""
+    """No test connects to anything, and no payload runs."""
     monkeypatch.chdir(tmp_path)
     for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
@@ -69,8 +69,8 @@ def nothing_happens(tmp_path, monkeypatch):
     assert not Path(EXPLODED).exists()
 
 
-def test_the_payloads_would_go_off():
-    """The traps below are live ones: loaded without care, they make the folder."""
+def test_the_payloads_are_live():
+    """The traps below are live: an unsafe load of one creates the folder."""
     for load in (lambda: pickle.loads(bomb()), lambda: exec(CODE, {})):
         load()
         Path(EXPLODED).rmdir()
@@ -93,7 +93,7 @@ def keyword(call, name):
 
 
 def check_call(name, call, file):
-    """No call of ours may run a text, start a shell, or load what can hold code."""
+    """No call in our code may run a text, start a shell, or load a format that can hold code."""
     assert name not in FORBIDDEN and keyword(call, "shell") is None
     if name == "YAML" and file not in ROUND_TRIP:
         assert keyword(call, "typ") == "'safe'"
@@ -127,7 +127,7 @@ INDEX = "model.safetensors.index.json"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A small model that tests spoil."""
+    """A small model for tests to corrupt."""
     return Path(shutil.copytree(checkpoint("mini"), tmp_path / "model"))
 
 
@@ -164,12 +164,12 @@ def together(*changes):
 
 
 def index(shard):
-    """Weights that an index says to be in `shard`, beside a safetensors file that nobody asks for."""
+    """Weights that an index locates in `shard`, beside a safetensors file that nothing requests."""
     return together(instead("other.safetensors", tensors({})), file(INDEX, {"weight_map": {"model.norm.weight": shard}}))
 
 
 def tensors(header, body=b"", length=None):
-    """A safetensors file: the length of the header, the header, the bytes of the tensors."""
+    """A safetensors file: the header length, the header, and the bytes of the tensors."""
     header = json.dumps(header).encode()
     return struct.pack("<Q", len(header) if length is None else length) + header + body
 
@@ -352,7 +352,7 @@ TEMPLATES = [
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=range(len(TEMPLATES)))
 def test_a_hostile_template_is_one_error_and_runs_nothing(folder, template):
-    """Refused by the sandbox, or for what they leave unsaid; deep, wide and endless ones come to an end."""
+    """The sandbox refuses them, or they omit a message; deep, wide and endless templates still terminate."""
     chat = replace(Chat.load(folder), template=template)
     with pytest.raises(InputError, match="the chat template (refuses|needs more memory)"):
         chat.prompt((("user", "Hi"),))
@@ -361,8 +361,8 @@ def test_a_hostile_template_is_one_error_and_runs_nothing(folder, template):
 HIDDEN = ["''.__class__", "messages.__class__", "namespace(x=1).__class__", "config", "'{0.__class__}'.format(messages)"]
 
 
-def test_security_what_the_sandbox_hides_is_nothing_at_all(folder, subtests):
-    """Unsafe attributes are undefined: they are written as nothing, and no name of a class gets into a prompt."""
+def test_security_unsafe_attributes_render_as_nothing(folder, subtests):
+    """Unsafe attributes are undefined: they render as nothing, and no class name enters a prompt."""
     chat = Chat.load(folder)
     for expression in HIDDEN:
         spying = replace(chat, template="{{ " + expression + " }}" + chat.template)
@@ -441,8 +441,8 @@ def test_hostile_yaml_is_one_short_error_and_runs_nothing(tmp_path, content):
     assert len(str(caught.value)) < 5000
 
 
-def test_a_file_that_is_no_data_is_not_quoted(tmp_path, monkeypatch):
-    """prepare.sft may name any file that its reader may read; what is not ours is told by place and kind, never shown."""
+def test_a_file_that_is_not_data_is_not_quoted(tmp_path, monkeypatch):
+    """prepare.sft may name any readable file; an error names the line and kind of foreign content and never shows it."""
     inner = tmp_path / "inner"
     inner.mkdir()
     workspace = Workspace(inner, monkeypatch)
@@ -453,11 +453,11 @@ def test_a_file_that_is_no_data_is_not_quoted(tmp_path, monkeypatch):
     assert "TOPSECRET" not in str(caught.value)
 
 
-# ---- What is shown and what is kept ---------------------------------------------------------------------------------
+# ---- Messages and stored files --------------------------------------------------------------------------------------
 
 
 def test_security_error_cannot_act_on_a_terminal(capsys, subtests):
-    """A message may quote a file or the words of a model's template; its own line ends stay."""
+    """A message may quote a file or the error text of a model's template; its own line ends stay."""
     for hostile in ("\x1b[31m", "\x9b31m", "\x1b]0;title\x07", "\r", "\b", "\u202e", "\u2028", "\0"):
         with subtests.test(hostile=hostile):
             with pytest.raises(SystemExit):
@@ -478,8 +478,8 @@ SECRETS = {
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The five stages on data full of hostile text, with tokens in the environment and no connection allowed."""
-    outside, said = tmp_path_factory.mktemp("outside"), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+    outside, printed = tmp_path_factory.mktemp("outside"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
         for name, value in SECRETS.items():
             patch.setenv(name, value)
         for name in ("connect_ex", "sendto"):
@@ -494,7 +494,7 @@ def whole(tmp_path_factory):
         prompts = [{"id": f"h{number}", "prompt": f"{text} now?", **hostile} for number, text in enumerate(HOSTILE)]
         workspace.write_rows("eval", eval_rows() + prompts)
         workspace.run_all()
-    return SimpleNamespace(outside=outside, workspace=workspace, said=said.getvalue())
+    return SimpleNamespace(outside=outside, workspace=workspace, printed=printed.getvalue())
 
 
 def test_a_run_writes_nothing_outside_its_folder(whole):
@@ -505,13 +505,13 @@ def test_a_run_writes_nothing_outside_its_folder(whole):
 def test_a_run_keeps_no_token_of_the_environment(whole):
     files = [path for path in whole.outside.rglob("*") if path.is_file() and WEIGHTS not in path.as_posix()]
     assert {"experiments", "metrics", "reports", "plots"} <= {path.relative_to(whole.outside).parts[1] for path in files}
-    kept = b"\n".join(path.read_bytes() for path in files) + whole.said.encode()
+    kept = b"\n".join(path.read_bytes() for path in files) + whole.printed.encode()
     assert [name for name, value in SECRETS.items() if value.encode() in kept] == []
 
 
-def test_a_run_says_nothing_that_a_terminal_would_obey(whole):
-    assert "device cpu" in whole.said
-    assert all(letter.isprintable() or letter == "\n" for letter in whole.said)
+def test_a_run_prints_nothing_that_a_terminal_would_obey(whole):
+    assert "device cpu" in whole.printed
+    assert all(letter.isprintable() or letter == "\n" for letter in whole.printed)
 
 
 def test_reports_of_a_run_show_hostile_text_as_text(whole):

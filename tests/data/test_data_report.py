@@ -1,4 +1,4 @@
-"""The data report: each fault that is put into the files is counted and listed, and the order of the rows plays no part."""
+"""The data report: each planted fault is counted and listed, and the order of the rows plays no part."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ LONG = "The mean of many values is their sum over their number, and it moves whe
 
 
 def faulty():
-    """The three files with one fault of each kind; ids say which."""
+    """The three files with one fault of each kind; the ids name it."""
     sft, pairs, asked = sft_rows(), pair_rows(), eval_rows()
     sft += [
         {"id": "near-1", "prompt": "How is the mean found?", "response": LONG + "."},
@@ -55,7 +55,7 @@ def outputs(workspace):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """The folder of a workspace with the faulty files, prepared once; only to be read."""
+    """The folder of a workspace with the faulty files, prepared once; tests only read it."""
     with pytest.MonkeyPatch.context() as patch:
         workspace = Workspace(tmp_path_factory.mktemp("report"), patch)
         lay_out(workspace, faulty())
@@ -79,7 +79,7 @@ def test_the_same_row_twice_is_left_out_and_listed(reported):
 
 
 def test_nearly_the_same_row_is_kept_and_listed_with_its_similarity(reported):
-    """23 and 24 words make 22 and 23 shingles less one; the last one alone differs, beside the prompt's three."""
+    """Texts of 23 and 24 words have 21 and 22 shingles, of which only the last one differs, beside the prompt's three."""
     found = reported.report["sft"]["near_duplicates"]
     assert found["rows"] == reported.metrics["sft_data"]["near_duplicate"] == 2
     [pair] = found["listed"]
@@ -89,7 +89,7 @@ def test_nearly_the_same_row_is_kept_and_listed_with_its_similarity(reported):
     assert (found["threshold"], found["complete"]) == (0.8, True)
 
 
-def test_what_is_too_long_is_left_out_whole(reported):
+def test_rows_that_are_too_long_are_left_out_whole(reported):
     assert reported.report["sft"]["too_long"] == {"policy": "left out whole, never cut", "rows": 1, "listed": ["long"]}
 
 
@@ -102,8 +102,8 @@ def test_data_report_lists_damaged_texts_by_kind(reported, subtests):
     assert reported.metrics["dpo_data"]["damaged"] == 0
 
 
-def test_pairs_that_teach_against_each_other_are_listed(reported):
-    """con-1 and con-2 are mirrored but for spelling; con-3 rejects what con-1 chooses. The default pairs do not take part."""
+def test_pairs_that_contradict_each_other_are_listed(reported):
+    """con-1 and con-2 mirror each other apart from spelling; con-3 rejects what con-1 chooses. No default pair takes part."""
     found = reported.report["dpo"]["contradictions"]
     assert (found["pairs"], found["mirrored_pairs"], found["answers"]) == (3, 2, 2)
     assert found["listed"] == [
@@ -113,7 +113,7 @@ def test_pairs_that_teach_against_each_other_are_listed(reported):
     assert reported.metrics["dpo_data"]["contradictory"] == 3
 
 
-def test_answers_that_differ_in_spelling_alone_are_listed(reported):
+def test_answers_that_differ_only_in_spelling_are_listed(reported):
     assert reported.report["dpo"]["same_answers"]["listed"] == ["same"]
 
 
@@ -144,7 +144,7 @@ def test_the_share_of_supervised_tokens_is_that_of_the_labels(reported):
     assert reported.metrics["sft_data"]["supervised_share"] == pytest.approx(trained / len(labels), abs=1e-4)
 
 
-def test_the_overlap_of_an_eval_prompt_is_told_with_its_place(reported):
+def test_the_overlap_of_an_eval_prompt_is_reported_with_its_place(reported):
     found = reported.report["leakage"]
     worst = found["listed"][0]
     assert (worst["id"], worst["level"], worst["words"], worst["where"]) == ("e1", "ngram_8", 9, "sft answer")
@@ -215,7 +215,7 @@ def test_data_report_calls_utf8_read_as_cp1252_mojibake(subtests):
 
 
 def misread(text, encoding):
-    """What becomes of UTF-8 that is read as CP1252 (bytes without a character there stay what they are) or Latin-1."""
+    """UTF-8 read as Latin-1 or as CP1252 (which keeps the bytes that it leaves undefined)."""
     return "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in text.encode())
 
 
@@ -266,7 +266,7 @@ def test_rows_of_a_store_are_read_and_appended_in_turn_and_moved(tmp_path, monke
     assert list(Path(row_store.FOLDER).iterdir()) == []
 
 
-def test_nothing_is_left_behind_by_an_error(tmp_path, monkeypatch):
+def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError), row_store.Scratch() as scratch:
         scratch.store("rows").append(1)

@@ -1,7 +1,7 @@
-"""`python src/prepare.py --check` on files that go wrong in every way that people and programs have found.
+"""`python src/prepare.py --check` on files with every fault that people and programs cause.
 
-Each case is a whole file: its bytes, what each physical line must get (a accepted, w warned, r rejected, s skipped), and the
-kinds of the problems in order. Whatever the file, the rules of loader_rules hold too.
+Each case is a whole file: its bytes, the status of each physical line (a accepted, w warned, r rejected, s skipped), and the
+kinds of the problems in order. The rules of loader_rules hold for every file.
 """
 
 import gzip
@@ -45,7 +45,7 @@ def eval_row(**fields):
 
 
 def valued(number):
-    """A good row with one more key, whose value is written as it stands."""
+    """A good row with one more key; its value is written verbatim."""
     return b'{"prompt":"p","response":"r","x":' + number + b"}"
 
 
@@ -106,7 +106,7 @@ JSON = {
     "one array": (b"[" + GOOD + b"," + GOOD + b"]", "r", "not_an_object"),
     "an array over lines": (b"[\n" + GOOD + b",\n" + GOOD + b"\n]\n", "rrar", "spread_json extra_data spread_json"),
     "an indented object": (json.dumps({"prompt": "p"}, indent=2).encode(), "rrr", "spread_json spread_json spread_json"),
-    "a comment behind a row": (GOOD + b" // why", "r", "extra_data"),
+    "a comment after a row": (GOOD + b" // why", "r", "extra_data"),
     "curly quotes": ("{“prompt”: “p”}".encode(), "r", "not_json"),
     "no quotes": (b'{prompt:"p"}', "r", "not_json"),
     "half an escape": (b'{"prompt":"a\\u12', "r", "not_json"),
@@ -128,8 +128,8 @@ CONVERSATIONS = {
     "a role of null": (messages({"role": None, "content": "u"}, ASSISTANT), "r", "wrong_type"),
     "a tool call": (messages(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}), "r", "tool_use"),
     "a tool call beside a text": (messages(USER, ASSISTANT | {"tool_calls": [{"id": "1"}]}), "r", "tool_use"),
-    "no tool call, said by null": (messages(USER, ASSISTANT | {"tool_calls": None, "function_call": None}), "a", ""),
-    "no tool call, said by an empty list": (messages(USER, ASSISTANT | {"tool_calls": []}), "a", ""),
+    "null in place of tool calls": (messages(USER, ASSISTANT | {"tool_calls": None, "function_call": None}), "a", ""),
+    "an empty list of tool calls": (messages(USER, ASSISTANT | {"tool_calls": []}), "a", ""),
     "content in parts": (messages(USER, {"role": "assistant", "content": [{"type": "text"}]}), "r", "content_parts_list"),
     "an empty answer": (messages(USER, {"role": "assistant", "content": ""}), "r", "empty_text"),
     "two answers in a row": (messages(USER, ASSISTANT, ASSISTANT), "r", "roles_not_alternating"),
@@ -139,23 +139,23 @@ CONVERSATIONS = {
     "Alpaca without an instruction": (row(instruction="", input="x", output="o"), "r", "empty_text"),
     "Alpaca without an output": (row(instruction="i", input="x"), "r", "missing_key"),
     "Alpaca with a number as input": (row(instruction="i", input=3, output="o"), "r", "wrong_type"),
-    "Alpaca with an input that one cannot see": (row(instruction="i", input="\u200b", output="o"), "r", "invisible_only"),
-    "ShareGPT from somebody": (sharegpt(("bing", "x"), ("gpt", "y")), "r", "unknown_role"),
+    "Alpaca with an invisible input": (row(instruction="i", input="\u200b", output="o"), "r", "invisible_only"),
+    "ShareGPT with an unknown speaker": (sharegpt(("bing", "x"), ("gpt", "y")), "r", "unknown_role"),
     "ShareGPT with a function": (sharegpt(("human", "x"), ("function_call", "y")), "r", "tool_use"),
-    "ShareGPT that the model begins": (sharegpt(("gpt", "x"), ("human", "y"), ("gpt", "z")), "r", "starts_with_assistant"),
+    "ShareGPT that begins with the model": (sharegpt(("gpt", "x"), ("human", "y"), ("gpt", "z")), "r", "starts_with_assistant"),
     "ShareGPT under another key": (row(conversation=[{"from": "human", "value": "x"}]), "r", "unknown_format"),
     "four formats": (b"\n".join([GOOD, messages(USER, ASSISTANT), pair("a", "b"), eval_row()]), "arrr", "other_format " * 3),
 }
 PAIRS = {
     "the same answer": (pair("a", "a"), "r", "chosen_equals_rejected"),
-    "the same but for white space around": (pair("a", " a\n"), "r", "chosen_equals_rejected"),
-    "the same but for an accent's coding": (pair("caf\u00e9", "cafe\u0301"), "r", "chosen_equals_rejected"),
-    "the same but for a zero-width space": (pair("ab", "a\u200bb"), "r", "chosen_equals_rejected"),
-    "the same but for line ends": (pair("a\nb", "a\r\nb"), "r", "chosen_equals_rejected"),
-    "the same but for a hard space": (pair("a b", "a\u00a0b"), "r", "chosen_equals_rejected"),
-    "the same but for capitals": (pair("A", "a"), "a", ""),
-    "the same but for a line end where there was a space": (pair("a b", "a\nb"), "a", ""),
-    "the same letters, joined or not, which shows": (pair("\u0646\u0645\u06cc", "\u0646\u0645\u200c\u06cc"), "a", ""),
+    "equal apart from surrounding white space": (pair("a", " a\n"), "r", "chosen_equals_rejected"),
+    "equal apart from an accent's coding": (pair("caf\u00e9", "cafe\u0301"), "r", "chosen_equals_rejected"),
+    "equal apart from a zero-width space": (pair("ab", "a\u200bb"), "r", "chosen_equals_rejected"),
+    "equal apart from line ends": (pair("a\nb", "a\r\nb"), "r", "chosen_equals_rejected"),
+    "equal apart from a hard space": (pair("a b", "a\u00a0b"), "r", "chosen_equals_rejected"),
+    "equal apart from capitals": (pair("A", "a"), "a", ""),
+    "equal apart from a line end in place of a space": (pair("a b", "a\nb"), "a", ""),
+    "the same letters with a visible difference in joining": (pair("\u0646\u0645\u06cc", "\u0646\u0645\u200c\u06cc"), "a", ""),
     "one answer of null": (pair("a", None), "r", "wrong_type"),
     "one answer a string, one a list": (pair("a", [ASSISTANT]), "r", "mixed_str_and_list"),
     "answers as objects": (pair(ASSISTANT, USER), "r", "wrong_type"),
@@ -189,7 +189,7 @@ TEXTS = {
 }
 KEYWORDS = {
     "a weight beyond every double": (eval_row(keywords=[{"any": ["k"], "weight": 10**400}]), "r", "bad_keywords"),
-    "a weight of which two are infinite": (eval_row(keywords=[{"any": ["k"], "weight": 1e308}]), "r", "bad_keywords"),
+    "a weight whose sum with itself is infinite": (eval_row(keywords=[{"any": ["k"], "weight": 1e308}]), "r", "bad_keywords"),
     "no keyword": (eval_row(keywords=None), "r", "bad_keywords"),
     "a topic that is an object": (eval_row(topic={}), "r", "wrong_type"),
 }
@@ -198,7 +198,7 @@ LETTERS = {"accepted": "a", "warned": "w", "rejected": "r", "skipped": "s"}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_line_gets_what_it_deserves(tmp_path, name):
+def test_every_line_gets_the_expected_status(tmp_path, name):
     data, expected, kinds = CASES[name]
     rows = require_sound(tmp_path / "rows.jsonl", data)
     assert "".join(LETTERS[row.status] for row in rows) == expected
@@ -212,18 +212,18 @@ def test_every_line_gets_what_it_deserves(tmp_path, name):
         ("zip", "a zip archive: unpack it first"),
         ("Parquet", "export it as JSON Lines"),
         ("curly quotes", "(U+201C, “)"),
-        ("a line with a zero-width space", "(U+200B, which shows nothing)"),
-        ("the same but for a zero-width space", "look the same"),
+        ("a line with a zero-width space", "(U+200B, invisible)"),
+        ("equal apart from a zero-width space", "look the same"),
         ("a weight beyond every double", "weight must be a number > 0 and <= 1,000,000"),
         ("words in tag characters", "tag characters"),
     ],
 )
-def test_the_reason_says_what_one_cannot_see(tmp_path, name, hint):
+def test_the_reason_names_the_invisible_cause(tmp_path, name, hint):
     reasons = [problem.reason for row in require_sound(tmp_path / "rows.jsonl", CASES[name][0]) for problem in row.problems]
     assert hint in reasons[0]
 
 
-# ---- What is no ordinary file ---------------------------------------------------------------------------------------
+# ---- Not regular files ----------------------------------------------------------------------------------------------
 
 
 def command(*paths, **options):
@@ -232,8 +232,8 @@ def command(*paths, **options):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes and /dev are POSIX's")
-def test_a_place_without_a_file_is_told_at_once(tmp_path):
-    """Nobody writes to the pipe, and the device never ends: neither may be waited for."""
+def test_a_path_that_is_not_a_regular_file_is_reported_at_once(tmp_path):
+    """Nobody writes to the pipe, and the device never ends: the reader must not wait for either."""
     pipe, loop, dangling, link = (tmp_path / name for name in ("pipe", "loop", "dangling", "link"))
     os.mkfifo(pipe)
     loop.symlink_to(loop)
@@ -241,9 +241,9 @@ def test_a_place_without_a_file_is_told_at_once(tmp_path):
     (tmp_path / "good").write_bytes(TWO)
     link.symlink_to("good")
     done = command(pipe, "/dev/zero", os.devnull, loop, dangling, tmp_path, link)
-    *told, counts = done.stdout.splitlines()
+    *lines, counts = done.stdout.splitlines()
     kinds = ["no_regular_file", "no_regular_file", "empty_file", "unreadable_file", "missing_file", "directory"]
-    assert [line.split(": ")[1] for line in told] == kinds
+    assert [line.split(": ")[1] for line in lines] == kinds
     assert (done.returncode, counts, done.stderr) == (1, "accepted=2 warned=0 rejected=0 skipped=0", "")
 
 
@@ -262,7 +262,7 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
     assert (done.returncode, done.stderr) == (1, "prepare: the output cannot be written: No space left on device\n")
 
 
-def test_who_stops_reading_the_list_ends_it_in_silence(tmp_path):
+def test_a_closed_pipe_ends_the_list_in_silence(tmp_path):
     (tmp_path / "bad").write_bytes(b"42\n" * 100_000)
     script = [sys.executable, str(ROOT / "src" / "prepare.py"), "--check", str(tmp_path / "bad")]
     with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -1,4 +1,4 @@
-"""Leakage: every kind of overlap is found where it is, nothing else is, and the gate says what to do."""
+"""Leakage: every kind of overlap is located, nothing else is reported, and the gate names the next step."""
 
 import re
 
@@ -19,14 +19,14 @@ def prompts_of(*texts):
 
 
 def met(prompt, *trained):
-    """The prompts' levels after a look at trained texts: of one prompt, the one level."""
+    """The prompts' levels after a pass over the trained texts; for a single prompt, its level."""
     prompts = prompts_of(prompt)
     for number, text in enumerate(trained, start=1):
         prompts.look("sft answer", f"s{number}", words(text))
     return prompts.levels().get("e1")
 
 
-# ---- What counts as the same --------------------------------------------------------------------------------------------
+# ---- Equal words ---------------------------------------------------------------------------------------------------------
 
 
 def test_leakage_ignores_case_spacing_punctuation_and_width(subtests):
@@ -37,13 +37,13 @@ def test_leakage_ignores_case_spacing_punctuation_and_width(subtests):
             assert met("What is a chain?", spelling) == "exact"
 
 
-def test_a_text_without_words_is_compared_as_it_stands():
+def test_a_text_without_words_is_compared_verbatim():
     assert met("?!", "?!") == "exact"
     assert met("?!", "!?") is None
 
 
 def test_characters_of_scripts_without_spaces_are_words():
-    """Thirteen characters of a Chinese prompt in a row are a leak; as one word they would never be."""
+    """Thirteen consecutive characters of a Chinese prompt are a leak; as one word they could not be."""
     prompt = "请解释一下马尔可夫链的平稳分布是什么意思"
     assert len(words(prompt)) == len(prompt)
     assert met(prompt, f"问：{prompt[2:15]}？") == "ngram_13"
@@ -58,7 +58,7 @@ def test_words_of_ascii_are_letters_digits_and_underscores_in_a_row(text):
 @given(st.text(max_size=40))
 @settings(deadline=None, max_examples=50)
 def test_words_hold_no_white_space(text):
-    """So that joined by spaces they are one form of the text, from which they can be had again."""
+    """Joined by spaces, the words make one form of the text, and splitting it returns them."""
     assert " ".join(words(text)).split() == words(text)
 
 
@@ -120,7 +120,7 @@ def test_overlaps_tell_the_longest_run_and_where_the_worst_first():
 @given(SEQUENCES, st.lists(SEQUENCES, max_size=4), st.randoms())
 @settings(deadline=None, max_examples=200)
 def test_the_longest_run_is_that_of_a_search_of_all_places_in_any_order(prompt, texts, order):
-    """Against the plain definition: the longest list of words that stands in both, from five on."""
+    """Compares with the definition: the longest run of words in both, from five words on."""
     longest = max(
         (
             end - start
@@ -154,7 +154,7 @@ def leaked(count, of):
     return prompts
 
 
-def test_leakage_gate_opens_up_to_its_share(subtests):
+def test_leakage_gate_allows_its_share(subtests):
     for count, share in [(0, 0), (1, 0.1), (10, 1)]:
         with subtests.test("open", count=count, share=share):
             require_clean(leaked(count, 10), share, "eval.jsonl")
@@ -164,7 +164,7 @@ def test_leakage_gate_opens_up_to_its_share(subtests):
             require_clean(leaked(count, 10), share, "eval.jsonl")
 
 
-def test_eight_words_are_let_through_and_thirteen_are_not():
+def test_eight_words_pass_and_thirteen_do_not():
     prompts = prompts_of(TWENTY)
     prompts.look("sft answer", "s1", words(TWENTY)[:12])
     require_clean(prompts, 0, "eval.jsonl")
@@ -176,7 +176,7 @@ def test_eight_words_are_let_through_and_thirteen_are_not():
     assert "eval.jsonl" in way and way.endswith("Then run: dvc repro")
 
 
-def test_of_very_many_leaks_the_first_are_shown_and_the_rest_counted():
+def test_an_error_shows_the_first_leaks_and_counts_the_rest():
     with pytest.raises(InputError) as caught:
         require_clean(leaked(50, 60), 0, "eval.jsonl")
     lines = str(caught.value).splitlines()
@@ -184,7 +184,7 @@ def test_of_very_many_leaks_the_first_are_shown_and_the_rest_counted():
     assert lines[-2] == f"… and {50 - leakage.SHOWN_LEAKS} more"
 
 
-def test_the_error_obeys_no_text_of_the_data():
+def test_the_error_escapes_text_of_the_data():
     prompts = prompts_of("\x1b[2J")
     prompts.look("sft prompt", "s1", words("\x1b[2J"))
     prompts.words[0] = ["\x1b[2J"]

@@ -1,4 +1,4 @@
-"""Near duplicates: those that a comparison of all pairs finds, none that it does not, whatever the order of the rows."""
+"""Near duplicates: exactly those that a comparison of all pairs finds, in any order of the rows."""
 
 import random
 from itertools import combinations
@@ -11,7 +11,7 @@ WORDS = [f"w{number}" for number in range(400)]
 
 
 def found_in(rows, order=None):
-    """near_duplicates on word lists; digests are those of the rows' names, so that the order plays no part."""
+    """near_duplicates on word lists; the digests are hashes of the rows' names, so the order plays no part."""
     order = order or list(range(len(rows)))
     sets = [shingles([rows[number]]) for number in order]
     signer = Signer()
@@ -30,7 +30,7 @@ def text(rng, size=60):
 
 
 def edited(rng, row, edits):
-    """The row with so many words exchanged; each touches up to three shingles of both."""
+    """The row with this many words replaced; each changes up to three shingles."""
     row = list(row)
     for place in rng.sample(range(len(row)), edits):
         row[place] = rng.choice(WORDS)
@@ -42,12 +42,12 @@ def test_shingles_are_three_words_in_a_row_of_each_text_alone():
 
 
 def test_jaccard_of_a_small_case():
-    """{1, 2, 3} and {2, 3, 4}: two shared of four."""
+    """{1, 2, 3} and {2, 3, 4} share two of four."""
     assert jaccard({"1", "2", "3"}, {"2", "3", "4"}) == 0.5
 
 
 def test_the_signature_estimates_the_similarity():
-    """64 places: the share of equal ones is within 4 standard errors, 4 sqrt(J (1 - J) / 64)."""
+    """The share of equal places among 64 is within 4 standard errors of J: 4 sqrt(J (1 - J) / 64)."""
     import numpy as np
 
     rng, signer = random.Random(0), Signer()
@@ -61,13 +61,13 @@ def test_the_signature_estimates_the_similarity():
 
 
 def planted():
-    """40 texts of their own; 20 of them once more with one word changed, 20 with twenty: J about 0.9 and below 0.4."""
+    """40 different texts, and a copy of each: 20 with one word changed (J about 0.9), 20 with twenty (J below 0.4)."""
     rng = random.Random(1)
     rows = [text(rng) for _ in range(40)]
     return [*rows, *(edited(rng, row, 1) for row in rows[:20]), *(edited(rng, row, 20) for row in rows[20:])]
 
 
-def test_what_a_comparison_of_all_pairs_finds_is_found():
+def test_near_duplicates_are_those_of_a_comparison_of_all_pairs():
     rows = planted()
     sets = [shingles([row]) for row in rows]
     expected = [pair for pair in combinations(range(len(rows)), 2) if jaccard(sets[pair[0]], sets[pair[1]]) >= 0.8]
@@ -78,7 +78,7 @@ def test_what_a_comparison_of_all_pairs_finds_is_found():
 
 
 def test_a_candidate_below_the_threshold_is_no_near_duplicate():
-    """Four words of 60 changed: the signatures are alike in most places, and the true similarity, below 0.8, decides."""
+    """With four of 60 words changed, the signatures agree in most places, but the true similarity is below 0.8 and decides."""
     rng = random.Random(2)
     rows = [text(rng)]
     rows.append(edited(rng, rows[0], 4))

@@ -1,4 +1,4 @@
-"""Every physical line of a data file ends in exactly one class, with a reason that helps, whatever its bytes."""
+"""Every physical line of a data file gets exactly one status, and a useful reason, whatever its bytes."""
 
 import io
 import itertools
@@ -22,7 +22,7 @@ from aligner.run.errors import InputError
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "rows"
 EXPECTED = json.loads((FIXTURES / "bad_rows.expected.json").read_text(encoding="utf-8"))
 STATUS = {"accept": "accepted", "warn": "warned", "reject": "rejected", "skip": "skipped"}
-FIXTURE_KINDS = {  # what we call each defect, where the fixtures' own name is not ours
+FIXTURE_KINDS = {  # our kinds for the defects that the fixtures name differently
     "prompt_wrong_type_int": "wrong_type",
     "prompt_wrong_type_object": "wrong_type",
     "empty_prompt": "empty_text",
@@ -86,14 +86,14 @@ def checked(*paths):
     ("file", "case"),
     [pytest.param(file, case, id=f"{file}:{case['line']}-{case['kind']}") for file in EXPECTED for case in EXPECTED[file]],
 )
-def test_each_fixture_row_gets_what_it_must(file, case):
+def test_each_fixture_row_gets_its_status_and_kind(file, case):
     row = list(read_rows(FIXTURES / file))[case["line"] - 1]
     assert (row.line, row.status) == (case["line"], STATUS[case["expect"]])
     if row.problems:
         assert row.problems[0].kind == FIXTURE_KINDS.get(case["kind"], case["kind"])
 
 
-def test_fixture_reasons_give_the_hints_that_they_must():
+def test_fixture_reasons_give_their_hints():
     reasons = {row.line: problem.reason for row in read_rows(FIXTURES / "bad_sft.jsonl") for problem in row.problems}
     hints = {
         4: "Latin-1/CP1252",
@@ -101,7 +101,7 @@ def test_fixture_reasons_give_the_hints_that_they_must():
         8: "concatenated",
         9: "single quotes",
         11: "must be a JSON object",
-        12: "'prompt' stands twice",
+        12: "'prompt' occurs twice",
         14: "error page",
         19: "did you mean it by ' prompt'",
         33: "AWS",
@@ -188,8 +188,8 @@ def test_a_concept_keeps_its_name_its_groups_and_its_text(rows_of):
         assert value_of(rows_of({**CONCEPT, "topic": "probability", "id": 7}, kind=kind)[0]) == entry
 
 
-def test_a_concept_and_an_eval_prompt_are_told_apart(rows_of):
-    """An eval prompt may have a text among its other columns; a prompt that lacks its `prompt` stays one."""
+def test_a_concept_and_an_eval_prompt_are_distinguished(rows_of):
+    """An eval prompt may have a `text` column; without its `prompt` it is still an eval prompt."""
     assert isinstance(value_of(rows_of({**EVAL, "text": "x", "concept": "chain"})[0]), EvalPrompt)
     for row in (EVAL, EVAL | {"concept": "chain"}):
         problem = problem_of(rows_of({key: value for key, value in row.items() if key != "prompt"})[0])
@@ -197,7 +197,7 @@ def test_a_concept_and_an_eval_prompt_are_told_apart(rows_of):
 
 
 def test_metadata_columns_are_ignored_in_silence(rows_of):
-    """UltraFeedback's own columns: `prompt_id` is no misspelt `prompt` where there is a `prompt`."""
+    """UltraFeedback's own columns: `prompt_id` is not a misspelt `prompt` if the row has a `prompt`."""
     pair = {"prompt": "u", "chosen": "a", "rejected": "b"}
     assert rows_of({**pair, "prompt_id": "9", "messages": [], "score_chosen": 5.0})[0].status == "accepted"
     assert rows_of({**GOOD, "keywords": ["a"], "topic": "t", "uid": 7, "meta": {"deep": [1]}})[0].status == "accepted"
@@ -373,7 +373,7 @@ def test_rows_concept_without_a_key_names_the_key_that_was_perhaps_meant(rows_of
             assert problem.kind == "missing_key" and problem.reason == f"`{key}` is missing; did you mean it by '{key}s'?"
 
 
-def test_a_concept_stands_once_in_a_file(rows_of):
+def test_a_concept_occurs_once_in_a_file(rows_of):
     assert problem_of(rows_of(CONCEPT, {**CONCEPT, "text": "Another one."})[1]).kind == "duplicate_id"
 
 
@@ -427,7 +427,7 @@ def test_an_id_of_a_rejected_row_is_free(rows_of):
     ]
 
 
-def test_made_up_ids_never_meet_given_ones(rows_of):
+def test_generated_ids_never_collide_with_written_ones(rows_of):
     assert problem_of(rows_of({"id": "line-2", **GOOD}, GOOD)[1]).kind == "duplicate_id"
     assert problem_of(rows_of(GOOD, {"id": "line-1", **GOOD})[1]).kind == "reserved_id"
     assert rows_of({"id": "line-9", **GOOD}, {"id": "line-1", **GOOD})[1].status == "accepted"
@@ -490,7 +490,7 @@ def test_rows_unread_keys_that_seem_meant_are_warned_about(rows_of, subtests):
 
 
 def test_only_line_feeds_end_lines(rows_of):
-    """U+2028, U+0085 and form feeds are line ends to str.splitlines, not to a data file."""
+    """U+2028, U+0085 and form feeds end lines for str.splitlines, but not in a data file."""
     texts = ["a\u2028b", "a\u0085b", "a\u000cb"]
     rows = rows_of(*(json.dumps({"prompt": text, "response": "r"}, ensure_ascii=text == "a\u000cb") for text in texts))
     assert [(row.line, value_of(row).messages[0][1]) for row in rows] == list(enumerate(texts, start=1))
@@ -507,7 +507,7 @@ def test_line_ends_and_a_last_line_without_one(rows_of, end):
     assert [row.status for row in rows_of(as_bytes(GOOD) + end + as_bytes(GOOD), end=b"")] == ["accepted", "accepted"]
 
 
-def test_one_byte_order_mark_is_passed_over_and_no_more(rows_of):
+def test_only_one_byte_order_mark_is_skipped(rows_of):
     bom = b"\xef\xbb\xbf"
     assert [row.status for row in rows_of(bom + as_bytes(GOOD), GOOD)] == ["accepted", "accepted"]
     assert problem_of(rows_of(bom + bom + as_bytes(GOOD))[0]).kind == "bom_mid_file"
@@ -530,7 +530,7 @@ def test_an_oversized_line_is_rejected_without_being_held(rows_of, monkeypatch):
 
 
 def test_memory_does_not_grow_with_an_endless_line(tmp_path, monkeypatch):
-    """64 MiB in one line, a limit of 1 MiB: a few MiB at the peak (readline's buffer of 1 MiB and its copy)."""
+    """One line of 64 MiB under a limit of 1 MiB takes a few MiB at the peak (readline's 1 MiB buffer and its copy)."""
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 2**20)
     path = tmp_path / "endless.jsonl"
     path.write_bytes(b'{"prompt":"' + b"x" * 2**26)
@@ -542,7 +542,7 @@ def test_memory_does_not_grow_with_an_endless_line(tmp_path, monkeypatch):
 
 
 def test_the_reader_streams(tmp_path):
-    """The first row is there before the second line is read: the file may grow meanwhile."""
+    """The first row arrives before the second line is read, so the file may still grow."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(as_bytes(GOOD) + b"\n")
     rows = read_rows(path)

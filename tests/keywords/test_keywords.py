@@ -1,4 +1,4 @@
-"""Keyword groups: the golden cases, every match mode at its edges, and what a response gets."""
+"""Keyword groups: the golden cases, every match mode at its edges, and the score of a response."""
 
 import time
 
@@ -97,7 +97,7 @@ def test_markup_around_words_changes_nothing(wrap, words):
 @pytest.mark.parametrize("match", ["word", "inflect", "substring"])
 @given(WORDS, WORDS, WORDS, st.sampled_from(["chain", "state", "mean of", "two step"]))
 def test_more_sentences_never_take_a_hit_away(match, before, text, after, keyword):
-    """Sentences before and after: a hit stays, even one that counts only where it is not denied."""
+    """A hit survives sentences before and after it, even if the group rejects negated mentions."""
     longer = f"{' '.join(before)}. {' '.join(text)}. {' '.join(after)}"
     for group in ({"any": [keyword], "match": match}, {"any": [keyword], "match": match, "negation": "reject"}):
         if hits(" ".join(text), group):
@@ -267,7 +267,7 @@ def test_negation_holds_in_every_match_mode():
 
 
 @given(st.sampled_from(["alpha", "beta gamma", "C++", "x^2", "naïve"]), st.text(alphabet="xyz .,-", max_size=20))
-def test_a_keyword_hits_wherever_it_stands_apart(keyword, around):
+def test_a_keyword_hits_wherever_it_is_a_separate_word(keyword, around):
     assert hits(f"{around} {keyword} {around}", keyword)
     assert hits(f"{around} {keyword.upper()} {around}", {"any": ["no such", keyword]})
 
@@ -285,7 +285,7 @@ def test_a_good_group_has_no_problem():
     [
         (5, "a group must be a string or a mapping with the key any, got 5"),
         ("", "keyword '' is empty"),
-        ("<b>", "keyword '<b>' is empty once it is normalised"),
+        ("<b>", "keyword '<b>' is empty after normalisation"),
         ({}, "any must be a list of strings, got None"),
         ({"any": "mean"}, "any must be a list of strings, got 'mean'"),
         ({"any": []}, "any must list at least one keyword"),
@@ -307,14 +307,14 @@ def test_a_bad_group_is_named(group, problem):
     assert validate_group(group) == [problem]
 
 
-def test_all_problems_of_a_group_are_told_at_once():
+def test_all_problems_of_a_group_are_reported_at_once():
     problems = validate_group({"any": ["(", ""], "match": "regex", "wieght": 1, "weight": -1})
     assert len(problems) == 4
     assert "regex '(' cannot be compiled" in problems[2]
 
 
 @pytest.mark.parametrize("group", [5, None, {}, {"any": ["x"], "match": "fuzzy"}, {"any": ["("], "match": "regex"}])
-def test_a_group_that_cannot_be_read_is_an_error(group):
+def test_an_invalid_group_is_an_error(group):
     with pytest.raises(ValueError):
         hits("x", group)
 
@@ -355,7 +355,7 @@ def test_weights_count_in_the_weighted_rate_only():
     assert (result.rate, result.weighted_rate) == (0.5, 0.75)
 
 
-def test_novel_hits_are_those_that_the_prompt_does_not_give_away():
+def test_novel_hits_are_those_that_the_prompt_does_not_contain():
     answer = "A Markov chain is memoryless, as its name does not say."
     result = score(answer, ["Markov chain", "memoryless"], prompt=PROMPT)
     assert (result.hits, result.novel_hits, result.novel_groups, result.novel_rate) == (2, 1, 1, 1.0)
@@ -392,7 +392,7 @@ def test_prompt_echo_is_flagged():
     assert (result.hits, result.flags) == (0, ("echo",))
 
 
-def test_forbidden_groups_are_told():
+def test_forbidden_groups_are_flagged():
     result = score("Bleach and water, in this order, with due care.", ["water"], ["bleach", "acid"])
     assert (result.hits, result.forbidden, result.flags) == (1, (True, False), ("forbidden",))
 
@@ -406,7 +406,7 @@ def test_groups_must_be_a_list_of_at_least_one(groups):
 def test_a_prepared_text_gives_the_same_and_takes_no_prompt():
     text = prepare("It is memoryless.", PROMPT)
     assert hits(text, "memoryless")
-    with pytest.raises(ValueError, match="taken away already"):
+    with pytest.raises(ValueError, match="removed already"):
         hits(text, "memoryless", prompt=PROMPT)
 
 

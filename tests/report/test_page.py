@@ -263,8 +263,8 @@ def test_page_shows_likelihood_and_ranking_of_every_model(folder):
         expected = [f"{estimate:.3f} {low:.3f} to {high:.3f}" for estimate, low, high in each]
         assert rows[f"{label} without a reference"] == expected
     tests = table_rows(shown, "Held-out pairs that a model ranks better or worse than its predecessor")[1:]
-    told = [[*(row[key] for key in ("model", "group", "better", "worse")), p] for row in ranking if (p := shown_p(row["p"]))]
-    assert tests == told and len(told) == 4
+    listed = [[*(row[key] for key in ("model", "group", "better", "worse")), p] for row in ranking if (p := shown_p(row["p"]))]
+    assert tests == listed and len(listed) == 4
     assert "undefined: the prompts leave no position for an answer" in shown
 
 
@@ -654,8 +654,8 @@ def test_axe_finds_nothing_serious(new_tab, pages, width, dark):
         if "begin" in steps:
             begin(tab)
         tab.evaluate(Path(os.environ["AXE"]).read_text(encoding="utf-8"))
-        told = "found.violations.map((each) => [each.impact, each.id, each.nodes[0].html])"
-        found = tab.evaluate(f"axe.run().then((found) => {told})")
+        violations = "found.violations.map((each) => [each.impact, each.id, each.nodes[0].html])"
+        found = tab.evaluate(f"axe.run().then((found) => {violations})")
         assert [each for each in found if each[0] in ("serious", "critical")] == []
         assert found == []
 
@@ -663,7 +663,7 @@ def test_axe_finds_nothing_serious(new_tab, pages, width, dark):
 # ---- The blind vote, in a browser ---------------------------------------------------------------------------------------
 
 WORD = r"(?<![a-z0-9])({})(?![a-z0-9])".format("|".join(MODELS))
-# All but the policy, whose base-uri is no model.
+# All cells except the policy, since its base-uri is not a model.
 NEVER_NAMED = (
     "document.documentElement.outerHTML.replace(/base-uri/, '') + '\\n' + "
     "JSON.stringify({...localStorage}) + document.title + location.href"

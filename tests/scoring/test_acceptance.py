@@ -6,7 +6,7 @@
 4  identical models                       win rate one half, p = 1, never "better"
 5  canaries                               answers that know nothing get no reward, on every run
 6  A/A                                    two halves of one model's samples differ significantly at the rate alpha
-7  too little, too even, not a number     a defined output, or an error that names what is wrong
+7  too little, too even, not a number     a defined output, or an error that names the fault
 8  the same bytes                         whatever the hash seed and the number of threads, in processes of their own
 9  finite numbers or null                 in metrics and report, every null with its reason, and every figure that a claim needs
 """

@@ -43,7 +43,7 @@ def test_health_estimates_count_bad_signs():
 
 
 def speaking(*ideas):
-    """Answers that name (own, foreign) ideas; None stands for a prompt without a concept of the catalogue."""
+    """Answers that name (own, foreign) ideas; None marks a prompt without a concept of the catalogue."""
     named = [each and Ideas(each[0], (Foreign("other", "word"),) * each[1]) for each in ideas]
     return [answer(1, ideas=each) for each in named]
 

@@ -63,7 +63,7 @@ def test_length_matched_comparisons_by_hand():
 
 
 def of_lengths(wins, lengths):
-    """Two models' answers: the first wins (1), ties (0.5) or loses (0) with so many characters more than the other's hundred."""
+    """Two models' answers: the first wins (1), ties (0.5) or loses (0); it has this many characters more than the other's 100."""
     first = [answer(int(4 * win), text="x" * (100 + more)) for win, more in zip(wins, lengths, strict=True)]
     return first, [answer(2, text="y" * 100) for _ in wins]
 

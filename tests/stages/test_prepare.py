@@ -1,4 +1,4 @@
-"""prepare: which rows are kept, on which side they stand, which of their tokens are trained; and all of it the same again."""
+"""prepare: which rows it keeps, their side, their trained tokens, and the same output on every run."""
 
 import contextlib
 import copy
@@ -65,7 +65,7 @@ def both_sides(workspace, name):
 
 
 class WordsChat:
-    """Stands in for a Chat: the ids of a text are its words, so that no two texts are alike by chance."""
+    """A stand-in for Chat. Its ids are the words of a text, so two texts never match by chance."""
 
     def encode_ahead(self, conversations):
         list(conversations)
@@ -89,7 +89,7 @@ def rules_of(**changes):
 
 @contextlib.contextmanager
 def part_of(rows, kind, share, max_length=100):
-    """The rows of a raw file as prepare_part sorts them, with a stand-in for the tokenizer."""
+    """The rows of a raw file as prepare_part splits them, with a stand-in for the tokenizer."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_store, "FOLDER", folder)
         path = Path(folder) / "rows.jsonl"
@@ -102,7 +102,7 @@ def part_of(rows, kind, share, max_length=100):
 
 
 def sides_of(rows, kind, share):
-    """id -> side of every kept row. Each row has another answer, so none is left out as a copy."""
+    """id -> side of every kept row. All answers differ, so no row is left out as a copy."""
     answers = {"sft": ("response",), "pairs": ("chosen", "rejected")}[kind]
     rows = [tagged(row, answers, f" {number}") for number, row in enumerate(rows)]
     with part_of(rows, kind, share) as part:
@@ -110,7 +110,7 @@ def sides_of(rows, kind, share):
 
 
 def tagged(row, answers, tag):
-    """The row with `tag` behind its last answer of each kind."""
+    """The row with `tag` appended to its last answer of each kind."""
     row = copy.deepcopy(row)
     if "messages" in row:
         row["messages"][-1]["content"] += tag
@@ -153,14 +153,14 @@ def test_added_rows_move_no_old_one(old, new, share, order):
 
 @given(st.lists(PROMPTS, unique=True, min_size=1, max_size=20), SHARES)
 @settings(deadline=None, max_examples=50)
-def test_a_prompt_stands_on_the_same_side_of_sft_and_dpo(prompts, share):
+def test_a_prompt_is_on_the_same_side_of_sft_and_dpo(prompts, share):
     assert sides_of(sft_rows_of(prompts), "sft", share) == sides_of(pair_rows_of(prompts), "pairs", share)
 
 
 @given(st.lists(st.tuples(PROMPTS, st.booleans(), st.booleans()), min_size=1, max_size=30), SHARES)
 @settings(deadline=None, max_examples=50)
-def test_no_prompt_stands_on_both_sides(rows, share):
-    """However often a prompt is asked, in capitals or not, in sft and in pairs: all its rows are on one side."""
+def test_no_prompt_is_on_both_sides(rows, share):
+    """All rows of a prompt are on one side, in sft and in pairs, whatever its letter case."""
     sides = defaultdict(set)
     for kind, rows_of in (("sft", sft_rows_of), ("pairs", pair_rows_of)):
         asked = [prompt.upper() if loud else prompt for prompt, loud, paired in rows if paired == (kind == "pairs")]
@@ -201,8 +201,8 @@ def test_prepare_validation_side_is_close_to_its_share(subtests):
             assert abs(held_out / n - share) < 4 * math.sqrt(share * (1 - share) / n)
 
 
-def test_the_side_is_decided_by_the_users_turns_alone():
-    """Another system message or another answer does not move a conversation; another second question may."""
+def test_only_the_users_turns_decide_the_side():
+    """A new system message or answer does not move a conversation; a new second question may."""
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     second = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "No."}]
     plain, framed = (
@@ -214,7 +214,7 @@ def test_the_side_is_decided_by_the_users_turns_alone():
         assert sides["a"] == sides["b"] == ("validation" if in_validation("Why?\nAnd?", share) else "train")
 
 
-def test_two_answers_to_one_question_stand_on_one_side(workspace):
+def test_two_answers_to_one_question_are_on_one_side(workspace):
     rows = [{"prompt": row["prompt"], "response": f"{row['response']} {n}"} for row in sft_rows() for n in range(3)]
     workspace.write_rows("sft", rows)
     workspace.run("prepare")
@@ -242,7 +242,7 @@ def mixed_rows():
 
 @pytest.fixture
 def mixed(workspace):
-    """The mixed rows, six bad lines of 18 dropped; the counts of metrics/prepare.json."""
+    """Drops the six bad lines of the 18 mixed ones; returns the counts of reports/prepare.json."""
     workspace.params.update({"prepare.on_bad_row": "drop", "prepare.max_bad_share": 0.5})
     workspace.write_rows("sft", mixed_rows())
     with open(RAW["sft"], "a", encoding="utf-8") as file:
@@ -260,7 +260,7 @@ def test_the_counts_of_a_mixed_file(mixed):
 
 
 def test_the_counts_add_up(mixed):
-    """rows = train + validation + rejected + duplicate + too_long; warned rows are among the kept ones, blank lines nowhere."""
+    """rows = train + validation + rejected + duplicate + too_long; warned rows count as kept, and blank lines do not count."""
     parts = ("train", "validation", "rejected", "duplicate", "too_long")
     assert mixed.counts["rows"] == sum(mixed.counts[part] for part in parts)
     ledger = dict(entry.split("=") for entry in mixed.run.fields["ledger"]["sft"].split())
@@ -278,7 +278,7 @@ def test_the_counts_are_those_of_the_files(mixed, workspace):
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.booleans()), min_size=1, max_size=30))
 @settings(deadline=None, max_examples=50)
 def test_the_ledger_adds_up_for_any_rows(rows):
-    """Rows of three prompts and two answers, some too long: kept once each, and every other one counted."""
+    """Rows of three prompts and two answers, some too long: each is kept once, and every other row is counted."""
     lines = [{"prompt": prompt, "response": answer + " long" * 9 * long} for prompt, answer, long in rows]
     with part_of(lines, "sft", 0.5, max_length=8) as part:
         kept = {(prompt, answer) for prompt, answer, long in rows if not long}
@@ -287,7 +287,7 @@ def test_the_ledger_adds_up_for_any_rows(rows):
         assert len(kept) + part.audit.too_long.count + part.audit.copies == part.file.counts.accepted == len(rows)
 
 
-def test_a_pair_said_before_is_a_duplicate_and_its_mirror_is_not(workspace):
+def test_a_repeated_pair_is_a_duplicate_and_its_mirror_is_not(workspace):
     rows = pair_rows()
     mirrored = {**rows[0], "id": "mirror", "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}
     workspace.write_rows("pairs", [*rows, {**rows[1], "id": "again"}, mirrored])
@@ -319,7 +319,7 @@ def test_all_bad_rows_are_listed_in_one_error_and_nothing_is_written(workspace, 
 
 
 @pytest.mark.parametrize(("on_bad_row", "read"), [("error", 1), ("drop", 11)])
-def test_behind_a_bad_row_that_ends_the_run_rows_are_checked_but_not_tokenised(workspace, on_bad_row, read):
+def test_after_a_bad_row_that_ends_the_run_rows_are_checked_but_not_tokenised(workspace, on_bad_row, read):
     lines = [json.dumps(row) for row in sft_rows()]
     write_lines("sft", [lines[0], "{oops", *lines[2:]])
     file = RawFile(RAW["sft"], "sft", rules_of(on_bad_row=on_bad_row, max_bad_share=0.5))
@@ -327,7 +327,7 @@ def test_behind_a_bad_row_that_ends_the_run_rows_are_checked_but_not_tokenised(w
     assert str(file.counts) == "accepted=11 warned=0 rejected=1 skipped=0"
 
 
-def test_of_very_many_bad_rows_the_first_are_shown_and_the_rest_counted(workspace, monkeypatch):
+def test_an_error_shows_the_first_bad_rows_and_counts_the_rest(workspace, monkeypatch):
     monkeypatch.setattr(raw_file, "SHOWN_PROBLEMS", 100)
     write_lines("sft", [f'{{"id": "n{n}"}}' for n in range(130)])
     with pytest.raises(InputError) as caught:
@@ -356,11 +356,11 @@ def test_a_missing_file_is_an_input_error_that_names_it(workspace):
         workspace.run("prepare")
 
 
-# ---- What is too long -----------------------------------------------------------------------------------------------------
+# ---- Rows that are too long -----------------------------------------------------------------------------------------------
 
 
 def kept(value, row_of, chat, limit):
-    """Whether a value gets a row under this limit of tokens."""
+    """Whether a record gets a row under this limit of tokens."""
     [(_, row)] = tokenised("rows.jsonl", iter([value]), row_of, chat, limit)
     return row is not None
 
@@ -381,7 +381,7 @@ def test_prepare_pair_is_as_long_as_its_longer_answer(chat, subtests):
 
 
 def test_a_row_of_very_many_characters_is_too_long_and_never_encoded(workspace, chat):
-    """128 characters for each of four tokens are 512: what has more, in the longer answer of a pair too, is not looked at."""
+    """Four tokens of at most 128 characters are 512: longer records, by the longer answer of a pair too, are not encoded."""
 
     def row_of(value, chat):
         assert value.id != "huge"
@@ -406,7 +406,7 @@ def test_batches_hold_all_rows_in_order_and_only_their_last_row_exceeds_the_limi
 
 
 def test_a_row_that_the_template_refuses_is_named(workspace, chat):
-    """The second of three rows is refused, and the error says which."""
+    """The template refuses the second of three rows, and the error names it."""
 
     def row_of(value, chat):
         if value.id == "b":
@@ -446,7 +446,7 @@ def test_eval_prompts_that_are_too_long_are_refused_by_name(workspace):
 
 
 def test_an_eval_prompt_must_leave_room_for_an_answer(workspace, chat):
-    """A prompt of max_length tokens is refused, one of a token less is not."""
+    """A prompt of max_length tokens is refused; a prompt one token shorter is not."""
     longest = max(len(chat.prompt((("user", row["prompt"]),))) for row in workspace.rows(RAW["eval"]))
     workspace.params["models.mini.max_length"] = longest + 40
     workspace.run("prepare")
@@ -477,7 +477,7 @@ def test_an_empty_file_is_refused(workspace, kind):
 
 @pytest.mark.parametrize(("kind", "name"), [("sft", "sft"), ("pairs", "dpo")])
 def test_an_eval_prompt_that_is_trained_on_is_refused_by_name(workspace, kind, name):
-    """However it is spelled, on whichever side it would stand, and whatever the answer."""
+    """Its spelling, its side and its answer make no difference."""
     taken = [(row["id"], row["prompt"]) for row in workspace.rows(RAW[kind])]
     rows = workspace.rows(RAW["eval"])
     rows[1]["prompt"], rows[4]["prompt"] = f"  {taken[0][1].upper()}!", taken[5][1].replace(" ", "  ")
@@ -485,7 +485,7 @@ def test_an_eval_prompt_that_is_trained_on_is_refused_by_name(workspace, kind, n
     with pytest.raises(InputError) as caught:
         workspace.run("prepare")
     first, *listed, way = str(caught.value).splitlines()
-    assert first.startswith("2 of 12 eval prompts (16.7%) stand in what is trained on; prepare.max_leakage allows 0.0%")
+    assert first.startswith("2 of 12 eval prompts (16.7%) overlap with the training texts; prepare.max_leakage allows 0.0%")
     found = [re.match(r"(\w+): equal to the (\w+) prompt of row (\w+): ", line).groups() for line in listed]
     assert found == [("e2", name, taken[0][0]), ("e5", name, taken[5][0])]
     assert RAW["eval"] in way and way.endswith("Then run: dvc repro")
@@ -493,7 +493,7 @@ def test_an_eval_prompt_that_is_trained_on_is_refused_by_name(workspace, kind, n
 
 
 def test_the_eval_prompts_that_overlap_are_marked_for_score(workspace):
-    """Eight words in a row of nine are marked and let through; what is allowed by params is let through, too."""
+    """A run of eight of nine words is marked and passes; so does a share that params.yaml allows."""
     eval_rows, sft = workspace.rows(RAW["eval"]), workspace.rows(RAW["sft"])
     sft[0]["response"] = "One two three four five six seven eight, and so on."
     sft[1]["response"] = eval_rows[6]["prompt"]
@@ -523,7 +523,7 @@ CONVERSATION = [
 
 
 def test_labels_hide_exactly_the_prompts(workspace, chat):
-    """input_ids = prompt, answer, end token; labels are -100 on the prompt and the ids themselves on the rest."""
+    """input_ids = prompt, answer, end token; labels are -100 on the prompt and equal the ids elsewhere."""
     workspace.run("prepare")
     texts = {row["id"]: (row["prompt"], row["response"]) for row in sft_rows()}
     for row in both_sides(workspace, "sft"):
@@ -591,7 +591,7 @@ PAIR_FORMATS = {
 
 
 def contents(workspace, name):
-    """The prepared files without ids, which are line numbers where a format has none."""
+    """The prepared files without ids, which are line numbers if a format has no ids."""
     return [
         [
             {key: value for key, value in row.items() if key != "id"}
@@ -621,7 +621,7 @@ def test_prepare_makes_the_same_rows_of_every_pair_format(workspace, subtests):
             assert contents(workspace, "dpo") == expected
 
 
-def test_what_generate_and_score_need_stands_apart_in_one_order(workspace, chat):
+def test_the_files_of_generate_and_score_are_separate_and_in_one_order(workspace, chat):
     rows = workspace.rows(RAW["eval"])
     rows[0] |= {"concept": "mean", "kind": "new_wording", "forbidden": ["never"]}
     workspace.write_rows("eval", rows)
@@ -632,7 +632,7 @@ def test_what_generate_and_score_need_stands_apart_in_one_order(workspace, chat)
     assert workspace.json("reports/prepare.json")["eval_data"] == {"prompts": 12}
 
 
-def test_concepts_reach_score_as_they_are_written_without_what_nobody_reads(workspace):
+def test_concepts_reach_score_as_written_without_unread_keys(workspace):
     rows = workspace.rows(RAW["concepts"])
     workspace.write_rows("concepts", [{"topic": "means", **row, "text": f" {row['text']}\n"} for row in rows])
     run = workspace.run("prepare")
@@ -647,7 +647,7 @@ def test_a_catalogue_without_concepts_is_an_empty_file(workspace):
 
 
 @pytest.mark.parametrize("model", ["mini", "zephyr_llama", "gpt2"])
-def test_chat_json_is_what_the_next_stage_checks(tmp_path, monkeypatch, model):
+def test_chat_json_holds_the_values_that_the_next_stage_checks(tmp_path, monkeypatch, model):
     workspace = Workspace(tmp_path, monkeypatch, model=model)
     workspace.run("prepare")
     prepared, chat = workspace.json("data/prepared/chat.json"), Chat.load(tmp_path / "models/base/weights")
@@ -690,7 +690,7 @@ def test_a_bad_file_ends_the_command_with_one_message_and_no_traceback(workspace
     assert done.stderr.startswith("prepare: ")
 
 
-def test_check_says_yes_to_good_files(workspace):
+def test_check_accepts_good_files(workspace):
     before = workspace.files()
     done = command("--check", *RAW.values())
     assert done.returncode == 0
@@ -698,7 +698,7 @@ def test_check_says_yes_to_good_files(workspace):
     assert workspace.files() == before
 
 
-def test_check_lists_bad_rows_of_all_files_and_says_no(workspace):
+def test_check_lists_bad_rows_of_all_files_and_fails(workspace):
     write_lines("sft", [json.dumps(sft_rows()[0]), "{oops", ""])
     write_lines("pairs", ['{"prompt": "a", "chosen": "b", "rejected": "b"}'])
     done = command("--check", RAW["sft"], RAW["pairs"], "nowhere.jsonl")

@@ -1,1 +1,1 @@
-"""In: data files that people wrote. Out: rows of token ids, and a report on the quality of the files."""
+"""Reads data files that people wrote, turns them into rows of token ids, and reports on their quality."""

@@ -1,11 +1,11 @@
-"""What the training files are like, told by prepare: duplicates, contradictions, lengths, damaged texts, and leakage.
+"""The quality of the training files: duplicates, contradictions, lengths, damaged texts, and leakage.
 
-    audit = Audit("sft", scratch, eval_prompts)
-    audit.add(example, row, held_out)          # every row that is kept, as it comes
+    audit = Audit("sft", scratch, eval_prompts, warnings)
+    audit.add(example, row, held_out)          # once for every kept row
     audit.report()
 
-Counts are complete; lists hold at most LISTED entries, the first in their own order and never in that of the file. In memory
-stays less than a kilobyte a row (digests, lengths, a MinHash signature of 256 bytes); the texts lie in a spool.
+Counts are complete. Lists hold the LISTED smallest entries, so the order of the file plays no part. An audit keeps less than
+a kilobyte per row in memory (digests, lengths, a MinHash signature of 256 bytes); a row store on disk holds the texts.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ ON_PAGE = 20
 ANSWER_CHARACTERS = 80
 DAMAGE = ("mojibake", "replacement_character", "control_character", "mixed_scripts")
 
-Parts = dict[str, list[str]]  # prompt, and answer or chosen and rejected -> texts, as written or as words joined by spaces
+Parts = dict[
+    str, list[str]
+]  # "prompt" with "answer", or with "chosen" and "rejected" -> texts, as written or as words joined by spaces
 
 
 class Listed:
-    """How many entries there were, and the smallest LISTED of them: the same whatever order they come in."""
+    """Counts entries and keeps the LISTED smallest, so their order of arrival plays no part."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -65,7 +67,7 @@ class Listed:
 
 
 def texts_by_part(value: SftExample | PreferencePair) -> Parts:
-    """The texts of a row by the place that they are trained in; earlier answers of a pair's conversation count as its prompt."""
+    """The texts of a row by their part in training; the earlier answers in a pair's conversation belong to its prompt."""
     if isinstance(value, PreferencePair):
         return {"prompt": [text for _, text in value.prompt], "chosen": [value.chosen], "rejected": [value.rejected]}
     answers = [text for role, text in value.messages if role == "assistant"]
@@ -73,7 +75,7 @@ def texts_by_part(value: SftExample | PreferencePair) -> Parts:
 
 
 class Audit:
-    """One training file: told of every row as it passes, asked for the report at the end."""
+    """Collects the figures of one training file, row by row, and reports them at the end."""
 
     def __init__(self, name: str, scratch: Scratch, prompts: EvalPrompts, warnings: Mapping[str, Listed]) -> None:
         self.name = name
@@ -94,7 +96,7 @@ class Audit:
         self._alike = Listed()
 
     def is_copy(self, id: str, ids: list[Any]) -> bool:
-        """Whether a row with these token ids was met before; if not, the next row that is added has them."""
+        """Whether an earlier row has these token ids. If it returns False, the next row that is added must have them."""
         key = blake2b(orjson.dumps(ids), digest_size=16).digest()
         if key in self._seen:
             self._copies.setdefault(self._seen[key], []).append(id)
@@ -103,7 +105,7 @@ class Audit:
         return False
 
     def add(self, value: SftExample | PreferencePair, row: dict[str, Any], held_out: bool) -> None:
-        """Takes a kept row: its texts, and the ids that prepare made of them."""
+        """Adds a kept row: the record, its row of token ids, and whether it is on the validation side."""
         parts = {place: list(map(words, texts)) for place, texts in texts_by_part(value).items()}
         for place, texts in parts.items():
             for text in texts:
@@ -131,10 +133,10 @@ class Audit:
 
     @property
     def copies(self) -> int:
-        """Rows that were left out because an earlier row has the same token ids."""
+        """The number of rows left out because an earlier row has the same token ids."""
         return sum(map(len, self._copies.values()))
 
-    # ---- At the end ------------------------------------------------------------------------------------------------
+    # ---- The report ------------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
         found = {
@@ -148,7 +150,7 @@ class Audit:
         if self.name == "dpo":
             found |= {
                 "contradictions": self._contradictions(),
-                "same_answers": {"rule": "differ in case, spacing or punctuation alone", **self._alike.report()},
+                "same_answers": {"rule": "differ only in case, spacing or punctuation", **self._alike.report()},
                 "length_bias": self._length_bias(),
             }
         return found
@@ -168,7 +170,7 @@ class Audit:
         return found
 
     def _id(self, number: int) -> str:
-        """A kept row's id; of rows that are the same the smallest, since which of them is kept depends on their order."""
+        """The smallest id among a kept row and its copies, since their order in the file decides which of them is kept."""
         return min([self._texts[number][0], *self._copies.get(number, ())])
 
     def _exact_duplicates(self) -> dict[str, Any]:
@@ -202,7 +204,7 @@ class Audit:
         return shingles(text.split() for texts in self._texts[number][1].values() for text in texts)
 
     def _contradictions(self) -> dict[str, Any]:
-        """Pairs of one prompt that teach against each other: what one chooses another rejects."""
+        """Pairs with the same prompt that contradict each other: one chooses the answer that another rejects."""
         import numpy as np
 
         chosen, rejected = (np.frombuffer(keys, dtype=np.uint64) for keys in (self._chosen, self._rejected))
@@ -225,7 +227,7 @@ class Audit:
         }
 
     def _length_bias(self) -> dict[str, Any]:
-        """How far "the longer answer is the chosen one" is true, in tokens, ties as one half, with Tango's interval."""
+        """The share of pairs whose chosen answer has more tokens, ties as one half, with Tango's interval."""
         longer, tied = sum(gap > 0 for gap in self.gaps), sum(gap == 0 for gap in self.gaps)
         interval = tango_interval(longer, tied, len(self.gaps) - longer - tied)
         assert interval is not None  # prepare refuses a file without rows
@@ -242,7 +244,7 @@ class Audit:
 
 
 def median(ordered: list[int]) -> int:
-    """The upper median of sorted numbers, which is one of them."""
+    """The upper median of sorted numbers: always one of them."""
     return ordered[len(ordered) // 2]
 
 
@@ -251,7 +253,7 @@ def shortened(text: str) -> str:
 
 
 def shared_prompts(audits: Iterable[Audit]) -> int:
-    """Held-out rows of all files whose prompt is trained on, but for case, spacing or punctuation."""
+    """The number of held-out rows whose prompt is also a training prompt, ignoring case, spacing and punctuation."""
     import numpy as np
 
     audits = list(audits)

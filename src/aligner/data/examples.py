@@ -49,7 +49,7 @@ class EvalPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ConceptEntry:
-    """A concept of the catalogue, whose id is its name: its keyword groups, and a text of all that is true of it."""
+    """A concept of the catalogue, whose id is its name: its keyword groups, and a text with every true statement about it."""
 
     id: str
     keywords: tuple[str | dict, ...]

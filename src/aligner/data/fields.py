@@ -1,4 +1,4 @@
-"""Reads the fields of a row: ids, texts and the turns of a conversation. Each raises BadRow with the reason if it is invalid."""
+"""Reads the fields of a row: ids, texts and the turns of a conversation. An invalid field raises BadRow with the reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHAT_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class TurnStyle:
-    """How a format writes one turn of a conversation: its two keys, and its names of the roles."""
+    """How a format writes one turn of a conversation: its two keys and its role names."""
 
     role_key: str
     text_key: str
@@ -34,7 +34,7 @@ SHAREGPT_TURNS = TurnStyle("from", "value", {**CHAT_ROLES, "human": "user", "gpt
 
 
 def row_id(row: dict, line: int, required: bool) -> str:
-    """The row's id, safe as a file name on every system; without an id, where none is required, `line-N`."""
+    """The row's id, which is a safe file name on every system; `line-N` if the row has none and needs none."""
     if "id" not in row:
         if required:
             raise BadRow("missing_id", "`id` is missing" + did_you_mean("id", row) + "; give every row its own id")

@@ -27,7 +27,7 @@ from aligner.data.fields import (
 from aligner.data.lines import BadRow, json_type
 from aligner.run.terminal import SHOWN_CHARACTERS, printable, shown
 
-MAX_REASON_CHARACTERS = 240  # of the faults of a keyword group
+MAX_REASON_CHARACTERS = 240  # of the message about a keyword group
 
 
 # ---- From an object to a record -------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ HARD_SPACE = re.compile("[\u00a0\u202f]")
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to write a row: `keys` are those it reads, `suits` recognises an object, `build` makes the record."""
+    """One way to write a row: it reads the keys in `keys`, `suits` recognises an object, and `build` makes the record."""
 
     name: str
     kind: str
@@ -200,7 +200,7 @@ def is_pair(row: dict, shape: type) -> bool:
 
 
 def is_concept(row: dict) -> bool:
-    """Whether a row with keywords is a concept, not an eval prompt: it has no prompt, but a text, or a concept and no id."""
+    """Whether a row with keywords is a concept: it has no prompt, and has a text, or a concept without an id."""
     return "keywords" in row and "prompt" not in row and ("text" in row or "concept" in row and "id" not in row)
 
 

@@ -1,13 +1,13 @@
-"""Was it trained on? Eval prompts against every trained text.
+"""Leakage: compares the eval prompts with every text that the models train on.
 
-Texts are compared as words: letter case, spacing, punctuation and the width of characters play no part. An eval prompt can
-be *equal* to a trained text, or *share a run* of words with it. Levels, each of which includes the ones before:
+Texts are compared as words; letter case, spacing, punctuation and the width of characters play no part. An eval prompt can
+*equal* a trained text, or *share a run* of words with it. Each level includes the ones before it:
 
-    exact     a whole trained text is the prompt
-    ngram_13  13 words in a row of the prompt stand in a trained text, or all of its words if it has fewer
+    exact     a whole trained text equals the prompt
+    ngram_13  a trained text contains 13 consecutive words of the prompt, or the whole prompt if it has fewer
     ngram_8   the same with 8 words
 
-Runs below 5 words are not looked for: "what is the law of" is no leak, and a prompt that short can only be equal.
+Shorter runs than 5 words do not count: "the law of large" is no leak, and a prompt of 4 words can only be equal.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ RUNS = {"ngram_13": 13, "ngram_8": 8}
 LEVELS = ("exact", *RUNS)
 GATED = "ngram_13"
 RULE = (
-    "case, spacing and punctuation aside: exact = a trained text is the prompt; ngram_13, ngram_8 = so many words in a row of "
-    "the prompt, or all of a shorter one, stand in a trained text; each includes those before; runs below 5 words do not count"
+    "case, spacing and punctuation are ignored; exact = a trained text equals the prompt; ngram_13, ngram_8 = a trained text "
+    "contains 13 or 8 consecutive words of the prompt, or all words of a shorter one; each level includes those before it; "
+    "runs below 5 words do not count"
 )
 SHOWN_LEAKS = 20
 
 # Scripts that are written without spaces: every character counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-# The same in ASCII, far faster: letters made small, digits and _ kept, and a space for all else.
+# The same for ASCII, far faster: lower-case letters, digits and _ stay, and all else becomes a space.
 _ASCII_WORDS = {code: chr(code).lower() if re.match(r"\w", chr(code)) else " " for code in range(128)}
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as they are compared, none with white space in it; a text without any is cut at its spaces."""
+    """The words of a text in the form that is compared. A text without letters and digits is split at white space."""
     if text.isascii():
         return text.translate(_ASCII_WORDS).split() or text.casefold().split()
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -48,19 +49,19 @@ def words(text: str) -> list[str]:
 
 
 def digest(parts: Iterable[str]) -> int:
-    """64 bits that stand for these texts, in this order."""
+    """A 64-bit hash of these texts, in this order."""
     return int.from_bytes(blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def grams(sequence: Sequence[str], n: int) -> list[str]:
-    """Every n words in a row, joined by spaces: cut out of the whole text, which is faster than joining each."""
+    """Every n consecutive words, joined by spaces. Slicing the whole text is faster than joining each gram."""
     text, sizes = " ".join(sequence), [len(word) + 1 for word in sequence]
     starts, ends = accumulate(sizes, initial=0), islice(accumulate(sizes, initial=-1), n, None)
     return [text[start:end] for start, end in zip(starts, ends, strict=False)]
 
 
 class Match(NamedTuple):
-    """Where an eval prompt and a trained text meet. Of two, the smaller tuple is told: the longer run, then the first by name."""
+    """A run that an eval prompt shares with a trained text. Of two, the smaller tuple is kept: longer run first, then by name."""
 
     unshared: int  # minus the number of shared words, so that longer runs come first
     where: str
@@ -73,7 +74,7 @@ class Match(NamedTuple):
 
 
 class EvalPrompts:
-    """The eval prompts, and what of them has been met in trained texts so far. Memory grows with the prompts alone."""
+    """The eval prompts and their longest match with the trained texts so far. Memory grows only with the number of prompts."""
 
     def __init__(self, references: Sequence[dict[str, Any]]) -> None:
         self.ids = [row["id"] for row in references]
@@ -88,7 +89,7 @@ class EvalPrompts:
                 self._places.setdefault(gram, []).append((number, start))
 
     def look(self, where: str, id: str, text: list[str]) -> None:
-        """Notes what the words of a trained text share with each prompt."""
+        """Records which words of a trained text each prompt shares."""
         for number in self._whole.get(" ".join(text), ()):
             self.equal[number] = _first(self.equal[number], Match(-len(text), where, id, 0))
         found = grams(text, SHORTEST_RUN)
@@ -100,7 +101,7 @@ class EvalPrompts:
                 self.longest[number] = _first(self.longest[number], Match(-length, where, id, start))
 
     def level(self, number: int) -> str | None:
-        """The first of LEVELS that holds for a prompt; None when it is clean."""
+        """The first of LEVELS that applies to a prompt; None if it is clean."""
         if self.equal[number]:
             return "exact"
         found, size = self.longest[number], len(self.words[number])
@@ -112,12 +113,12 @@ class EvalPrompts:
         return {id: level for id, level in found.items() if level}
 
     def counts(self) -> dict[str, int]:
-        """How many prompts each level holds for, those of the levels before included."""
+        """The number of prompts at each level, including those at the levels before it."""
         found = list(self.levels().values())
         return {level: sum(found.count(name) for name in LEVELS[: place + 1]) for place, level in enumerate(LEVELS)}
 
     def overlaps(self) -> list[dict[str, Any]]:
-        """For every prompt that shares a run: how long it is, where it was found, and the words; the worst first."""
+        """One entry for each prompt that shares a run: its length, its source and the words. The worst comes first."""
         found = []
         for number, id in enumerate(self.ids):
             if match := self.equal[number] or self.longest[number]:
@@ -138,7 +139,7 @@ def _first(known: Match | None, new: Match) -> Match:
 
 
 def _run(prompt: list[str], start: int, text: list[str], place: int) -> int:
-    """How many words from `start` of the prompt and from `place` of the text are the same."""
+    """The number of equal words in a row, from `start` in the prompt and from `place` in the text."""
     length = 0
     for one, other in zip(prompt[start:], text[place:], strict=False):
         if one != other:
@@ -148,12 +149,12 @@ def _run(prompt: list[str], start: int, text: list[str], place: int) -> int:
 
 
 def require_clean(prompts: EvalPrompts, largest_share: float, path: str) -> None:
-    """Raises InputError with the matches when more than this share of the prompts has the level `exact` or `ngram_13`."""
+    """Raises InputError with the matches if more than this share of the prompts is at level `exact` or `ngram_13`."""
     leaked = [overlap for overlap in prompts.overlaps() if overlap["level"] in LEVELS[: LEVELS.index(GATED) + 1]]
     share = len(leaked) / len(prompts.ids)
     if share <= largest_share:
         return
-    first = f"{len(leaked)} of {len(prompts.ids)} eval prompts ({share:.1%}) stand in what is trained on"
+    first = f"{len(leaked)} of {len(prompts.ids)} eval prompts ({share:.1%}) overlap with the training texts"
     lines = [f"{overlap['id']}: {_match_line(overlap)}" for overlap in leaked[:SHOWN_LEAKS]]
     if len(leaked) > SHOWN_LEAKS:
         lines.append(f"… and {len(leaked) - SHOWN_LEAKS} more")

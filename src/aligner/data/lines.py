@@ -117,7 +117,7 @@ def parse_object(text: str) -> dict:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """The object of these pairs; raises BadRow for a repeated key, of which json would silently keep the last value."""
+    """The object of these pairs; raises BadRow for a repeated key, since json would silently keep only its last value."""
     row = dict(pairs)
     if len(row) != len(pairs):
         raise repeated_key(pairs)
@@ -130,7 +130,7 @@ def repeated_key(pairs: list[tuple[str, object]]) -> BadRow:
         if key in earlier:
             break
         earlier.add(key)
-    return BadRow("duplicate_keys", f"the key {shown(key)} stands twice in one object; keep one of the two")
+    return BadRow("duplicate_keys", f"the key {shown(key)} occurs twice in one object; keep one of the two")
 
 
 def finite_float(digits: str) -> float:
@@ -263,7 +263,7 @@ def encoding_fault(raw: bytes, fault: UnicodeDecodeError) -> BadRow:
     broken = raw[fault.start : fault.start + 2]
     where = f"byte 0x{broken[0]:02x} at column {fault.start + 1} is not UTF-8"
     if BINARY.search(raw):
-        return BadRow("not_utf8_text", f"{where}, and there are control bytes: the file may be UTF-16, or no text at all")
+        return BadRow("not_utf8_text", f"{where}, and it has control bytes: the file may be UTF-16, or not text at all")
     if broken[0] == 0xED and broken[1:] >= b"\xa0":
         return BadRow("lone_surrogate", f"{where}: half of a surrogate pair (CESU-8?); write the file anew as UTF-8")
     if OVERLONG.match(raw, fault.start):
@@ -303,7 +303,7 @@ def json_fault(text: str, fault: json.JSONDecodeError) -> BadRow:
         return BadRow("extra_data", f"more text after the row, {where}; one object per line, lines ending in \\n")
     found = text[fault.pos]
     if not found.isascii():
-        where += f" (U+{ord(found):04X}, {found if is_visible(found) and found.isprintable() else 'which shows nothing'})"
+        where += f" (U+{ord(found):04X}, {found if is_visible(found) and found.isprintable() else 'invisible'})"
     return BadRow("not_json", f"not JSON {where}: {fault.msg}; check the quotes, commas and brackets there")
 
 

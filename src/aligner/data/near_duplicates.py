@@ -1,11 +1,11 @@
-"""Near duplicates among very many rows: MinHash proposes pairs, the true Jaccard similarity decides.
+"""Near duplicates among very many rows: MinHash proposes pairs, and their true Jaccard similarity decides.
 
-A row is the set of its shingles (three words in a row of any of its texts). Its signature (datasketch, 64 permutations, a
-fixed seed) agrees with another row's in about as many places as the sets are similar. Rows that agree in all five places of
-one of twelve bands are candidates: a pair of similarity 0.8 is one with a chance of 0.99, a pair of 0.5 with 0.32. The
-candidates whose signatures are alike are read again and compared for good.
+A row is the set of its shingles (three consecutive words of any of its texts). Its signature (datasketch, 64 permutations,
+a fixed seed) agrees with another row's in a share of places that estimates their similarity. Rows that agree in all five
+places of one of twelve bands are candidates: a pair of similarity 0.8 is one with probability 0.99, a pair of 0.5 with 0.32.
+Candidates with similar signatures are read again and compared exactly.
 
-Everything happens in the order of the rows' digests, so that the order of the file plays no part.
+Rows are compared in the order of their digests, so the order of the file plays no part.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BANDS = 12
 BAND_PLACES = 5
 # Three standard errors of the similarity that 64 places estimate, sqrt(0.8 * 0.2 / 64) = 0.05, below the threshold.
 FEWEST_ALIKE = THRESHOLD - 0.15
-# In a band that very many rows share, each is compared with this many that follow it; and so many pairs are read at most.
+# In a band that very many rows share, each row is compared with the NEIGHBOURS next ones. At most MOST_COMPARED pairs are read.
 NEIGHBOURS = 16
 MOST_COMPARED = 1_000_000
 CHUNK = 65_536
@@ -33,7 +33,7 @@ Shingles = set[str]
 
 
 class Found(NamedTuple):
-    """Numbers of rows that have a near duplicate, pairs that show it, how many pairs were read, and whether all were."""
+    """The rows with a near duplicate, pairs that prove it, how many pairs were compared, and whether that was all of them."""
 
     rows: list[int]
     pairs: list[tuple[int, int, float]]
@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
 
 def shingles(texts: Iterable[list[str]]) -> Shingles:
-    """Every three words in a row of each text; a shorter text as a whole."""
+    """All runs of three consecutive words of each text; a shorter text is one shingle."""
     found: Shingles = set()
     for text in texts:
         found.update(grams(text, SHINGLE_WORDS) or [" ".join(text)])
@@ -50,12 +50,12 @@ def shingles(texts: Iterable[list[str]]) -> Shingles:
 
 
 def jaccard(first: Shingles, second: Shingles) -> float:
-    """Shared shingles / all shingles of both."""
+    """Shared shingles / all shingles of the two rows."""
     return len(first & second) / len(first | second)
 
 
 class Signer:
-    """Makes signatures; the permutations are drawn once."""
+    """Computes signatures; it draws the permutations once."""
 
     def __init__(self) -> None:
         from datasketch import MinHash
@@ -70,7 +70,7 @@ class Signer:
 
 
 def near_duplicates(signatures: bytes | bytearray, digests: Iterable[int], shingles_of: Callable[[int], Shingles]) -> Found:
-    """The rows that are at least THRESHOLD similar to another; `shingles_of` reads a row again by its number."""
+    """Rows whose similarity to another row is at least THRESHOLD; `shingles_of` reads a row again by its number."""
     import numpy as np
 
     table = np.frombuffer(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
@@ -92,7 +92,7 @@ def near_duplicates(signatures: bytes | bytearray, digests: Iterable[int], shing
 
 
 def _candidates(table: Any, order: Any, marked: Any) -> Iterator[tuple[int, int]]:
-    """Pairs that share a band and look alike, leaving out those of which both rows are marked already."""
+    """Yields pairs that share a band and have similar signatures, except pairs whose rows are both marked already."""
     import numpy as np
 
     for band in range(BANDS):
@@ -111,7 +111,7 @@ def _candidates(table: Any, order: Any, marked: Any) -> Iterator[tuple[int, int]
 
 
 def _band_keys(places: Any) -> Any:
-    """One 64-bit number for the places of a band; a chance collision only makes one candidate more."""
+    """One 64-bit number for the places of a band; a chance collision only adds a candidate."""
     import numpy as np
 
     keys = np.zeros(len(places), dtype=np.uint64)

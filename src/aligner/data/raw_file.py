@@ -30,7 +30,7 @@ class RawFile:
     def values(self) -> Iterator[Any]:
         """Yields the records of the good rows, under a progress bar.
 
-        Once a bad row must end the run, it yields nothing more and only checks the rest of the file.
+        After a bad row that must end the run, it yields nothing more and only checks the rest of the file.
         """
         with bar(f"prepare {self.kind}", None, "row") as progress:
             for row in read_rows(self.path, self.kind):

@@ -54,7 +54,7 @@ def read_rows(path: str | os.PathLike, kind: str | None = None) -> Iterator[Row]
 
 
 def read_line(name: str, line: int, raw: bytes | None, state: FileState) -> Row:
-    """The row of one physical line, whatever its bytes."""
+    """The row of one physical line; any bytes are allowed."""
     try:
         text = decode_line(raw)
         if not text or text.isspace():
@@ -66,7 +66,7 @@ def read_line(name: str, line: int, raw: bytes | None, state: FileState) -> Row:
 
 
 class FileState:
-    """What earlier lines of a file decide for later ones: the one format, and the ids that are in use."""
+    """The state that earlier lines of a file leave for later ones: the format, and the ids in use."""
 
     def __init__(self, kind: str | None):
         self.kind = kind
@@ -100,10 +100,10 @@ class FileState:
         return self.format
 
     def claim(self, id: str, written: bool) -> None:
-        """Records an id as used; raises BadRow if an earlier row has it, or may have been named so for want of an id."""
+        """Records an id as used; raises BadRow if an earlier row has it, or may have received it as `line-N`."""
         digest = blake2b(id.encode(), digest_size=16).digest()
         if digest in self.ids:
-            raise BadRow("duplicate_id", f"the id {shown(id)} stands on an earlier line too; every row needs its own")
+            raise BadRow("duplicate_id", f"the id {shown(id)} is also on an earlier line; every row needs its own")
         if not written:
             self.has_unnamed_rows = True
         elif self.has_unnamed_rows and id.startswith("line-"):
@@ -170,7 +170,7 @@ def check_file(path: str, counts: RowCounts, out: TextIO) -> Problem | None:
 
 
 def report_lines(row: Row) -> list[str]:
-    """`FILE:LINE: kind: reason` for each problem of a row, marked as a warning where the row is kept."""
+    """`FILE:LINE: kind: reason` for each problem of a row, marked as a warning if the row is kept."""
     if not row.problems:
         return []
     prefix = f"{printable(row.file)}:{row.line}: " + ("warning: " if row.status == "warned" else "")
@@ -178,7 +178,7 @@ def report_lines(row: Row) -> list[str]:
 
 
 def check_and_print(paths: list[str]) -> int:
-    """`check` on standard output; the exit code is also 1 where the output cannot be written, or is cut short (`| head`)."""
+    """`check` on standard output; the exit code is also 1 if the output cannot be written or is cut short (`| head`)."""
     try:
         code = check(paths, sys.stdout)
         sys.stdout.flush()

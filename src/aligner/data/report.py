@@ -1,4 +1,4 @@
-"""The data report: reports/data.json, the counts in metrics/prepare.json, and the same in Markdown."""
+"""The data report: reports/data.json, its figures for reports/prepare.json, and the same in Markdown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def data_report(audits: dict[str, Audit], prompts: EvalPrompts, eval_warnings: M
 
 
 def report_figures(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The figures of the report that `dvc metrics diff` compares, beside the counts of rows."""
+    """The figures that reports/prepare.json takes from the report, beside the counts of rows."""
     sft, dpo, found = report["sft"], report["dpo"], report["leakage"]
     return {
         "sft_data": {
@@ -54,13 +54,13 @@ def report_figures(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-# ---- The same for people ------------------------------------------------------------------------------------------------
+# ---- The report in Markdown -------------------------------------------------------------------------------------------
 
 
 def data_page(report: dict[str, Any], counts: dict[str, dict[str, Any]]) -> str:
     """reports/data.md: every count, and the first ON_PAGE of each list."""
     parts = [
-        "# What the data are like",
+        "# Quality of the data",
         f"Written by `prepare`. Lists show the first {ON_PAGE}; `reports/data.json` holds up to {report['listed_at_most']}.",
         *_leakage_section(report["leakage"]),
     ]
@@ -72,40 +72,43 @@ def data_page(report: dict[str, Any], counts: dict[str, dict[str, Any]]) -> str:
 def _leakage_section(found: dict[str, Any]) -> list[str]:
     rows = [
         ["equal to a trained text", str(found["exact"])],
-        ["… or 13 words in a row, or all of a shorter one, stand in one (`prepare.max_leakage`)", str(found["ngram_13"])],
-        ["… or 8 words in a row, or all of a shorter one", str(found["ngram_8"])],
+        [
+            "… or a trained text contains 13 words in a row, or all of a shorter prompt (`prepare.max_leakage`)",
+            str(found["ngram_13"]),
+        ],
+        ["… or 8 words in a row, or all of a shorter prompt", str(found["ngram_8"])],
     ]
     listed = [
         [f"`{one['id']}`", one["level"] or "", f"{one['words']} of {one['prompt_words']}", f"{one['where']} `{one['row']}`",
          markdown(one["shared"])]
         for one in found["listed"][:ON_PAGE]
     ]  # fmt: skip
-    parts = ["## Eval prompts in what is trained on", table([f"of {found['prompts']} prompts", "prompts"], rows)]
+    parts = ["## Eval prompts in the training texts", table([f"of {found['prompts']} prompts", "prompts"], rows)]
     if listed:
         parts += [
-            f"{found['prompts_with_a_run']} prompts share five words in a row or more with a trained text; the longest runs:",
-            table(["prompt", "level", "words", "found in", "shared words"], listed),
+            f"{found['prompts_with_a_run']} prompts share a run of five words or more with a trained text; the longest runs:",
+            table(["prompt", "level", "words", "source", "shared words"], listed),
         ]
     shared = found["held_out_rows_with_a_trained_prompt"]
-    return [*parts, f"Validation rows whose prompt is trained on in other case, spacing or punctuation: {shared}."]
+    return [*parts, f"Validation rows whose prompt is also a training prompt, ignoring case, spacing and punctuation: {shared}."]
 
 
 def _count_table(found: dict[str, Any], counts: dict[str, Any]) -> str:
     rows = [[name.replace("_", " "), str(value)] for name, value in counts.items()]
     near = found["near_duplicates"]
     if not near["complete"]:
-        rows.append(["near duplicates are more, perhaps", f"the search ended after {near['compared']} comparisons"])
+        rows.append(["near duplicates may be more", f"the search ended after {near['compared']} comparisons"])
     if bias := found.get("length_bias"):
         rows.append(["longer chosen, 95% interval", f"{bias['low']} to {bias['high']}"])
         rows.append(["mirrored pairs", str(found["contradictions"]["mirrored_pairs"])])
-        rows.append(["pairs whose answers differ in case, spacing or punctuation alone", str(found["same_answers"]["rows"])])
-    return table(["what", "figure"], rows)
+        rows.append(["pairs whose answers differ only in case, spacing or punctuation", str(found["same_answers"]["rows"])])
+    return table(["figure", "value"], rows)
 
 
 def _file_lists(found: dict[str, Any]) -> Iterator[str]:
-    """The lists of one file, those alone that hold anything."""
+    """Yields the lists of one file that are not empty."""
     for kind, warned in found["warnings"].items():
-        yield f"Warned about, {kind.replace('_', ' ')}: {_ids(warned['listed'])}"
+        yield f"Warning, {kind.replace('_', ' ')}: {_ids(warned['listed'])}"
     if found["too_long"]["rows"]:
         yield f"Too long, {found['too_long']['policy']}: {_ids(found['too_long']['listed'])}"
     if groups := found["exact_duplicates"]["listed"]:

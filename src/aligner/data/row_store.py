@@ -18,7 +18,7 @@ import orjson
 
 # Git and DVC ignore this folder. It is on the same disk as the outputs, so a finished file is renamed and not copied.
 FOLDER = ".cache"
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # the same as for rows in aligner.files
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # as for the rows that aligner.files writes
 
 
 class RowStore:
@@ -65,7 +65,7 @@ class RowStore:
 
 
 class Scratch:
-    """A folder of row stores for the length of a `with` block. Whatever was not moved is deleted, also after an error."""
+    """A folder of row stores for the length of a `with` block, which always deletes the files that were not moved."""
 
     def __init__(self) -> None:
         Path(FOLDER).mkdir(exist_ok=True)

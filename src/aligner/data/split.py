@@ -1,4 +1,4 @@
-"""The side of a training row, train or validation. Its prompt alone decides, so added rows move no others."""
+"""Assigns a training row to train or validation. Only its prompt decides, so added rows move no others."""
 
 from __future__ import annotations
 

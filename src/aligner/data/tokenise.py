@@ -9,9 +9,9 @@ from aligner.data.examples import Messages, PreferencePair, SftExample
 from aligner.model.chat import Chat
 from aligner.run.errors import InputError
 
-# Characters of text that are encoded together; larger batches are no faster.
+# Characters of text to encode together; larger batches are no faster.
 BATCH_CHARACTERS = 2**17
-# As many as in the longest tokens of common vocabularies (runs of dashes); prose has about four per token.
+# The longest tokens of common vocabularies (runs of dashes) have this many; prose has about four per token.
 CHARACTERS_PER_TOKEN = 128
 
 RowOf = Callable[[Any, Chat], dict[str, Any]]  # sft_row or pair_row
@@ -69,7 +69,7 @@ def sft_row(example: SftExample, chat: Chat) -> dict[str, Any]:
 
 
 def pair_row(pair: PreferencePair, chat: Chat) -> dict[str, Any]:
-    """Ids of a prompt and of its two answers, which are never cut."""
+    """Ids of a prompt and of its two answers, never truncated."""
     prompt = chat.prompt(pair.prompt)
     chosen, rejected = chat.completion(pair.prompt, pair.chosen), chat.completion(pair.prompt, pair.rejected)
     return {"id": pair.id, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}

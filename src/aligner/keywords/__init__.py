@@ -1,7 +1,7 @@
-"""In: an answer and the keyword groups of its prompt. Out: which groups it names, and its hit rate.
+"""Scores an answer on the keyword groups of its prompt: the groups that it names, and its hit rate.
 
-The five names of a first use come from here. They are looked up when they are used, so that a stage which only checks groups
-does not depend on how answers are scored.
+The package exports the five common names. It imports each on first use, so a stage that only checks groups does not depend on
+the scorer.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""Keyword groups: their rules, their validation, and where a text names one.
+"""Keyword groups: their rules, their validation, and the search for them in a text.
 
-A *group* is one idea to be named: a string, or `{any: [synonyms], match: word|inflect|substring|number|regex,
+A *group* is one idea that an answer should name: a string, or `{any: [synonyms], match: word|inflect|substring|number|regex,
 negation: ignore|reject, weight: 1}`. It hits once or not at all, so repeating a word earns nothing.
 """
 
@@ -20,11 +20,11 @@ NEGATION_MODES = ("ignore", "reject")
 GROUP_KEYS = ("any", "match", "negation", "weight")
 NEGATION_WINDOW = 5
 NUMBER_TOLERANCE = 1e-9
-LARGEST_WEIGHT = 1e6  # so that sums of weights are finite, and a weight is still seen beside another
+LARGEST_WEIGHT = 1e6  # keeps sums of weights finite and small weights significant beside large ones
 
 KeywordGroup = str | Mapping[str, Any]
-Span = tuple[int, int]
-Finder = partial[Iterable[Span]]  # calls one of the *_spans functions with a Text
+Offsets = tuple[int, int]  # start and end in a plain form
+Finder = partial[Iterable[Offsets]]  # calls one of the *_spans functions with a Text
 
 
 # ---- Finding a keyword -----------------------------------------------------------------------------------------------
@@ -37,9 +37,9 @@ _INFLECTABLE = re.compile(rf"[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*")
 
 @lru_cache(maxsize=65536)
 def _finder(keyword: str, match: str) -> Finder:
-    """The function that finds the spans of a keyword in a Text; made once for each keyword and match mode.
+    """The function that finds the spans of a keyword in a Text; cached by keyword and match mode.
 
-    ValueError for a regular expression or a number that cannot be read. A keyword of which nothing is left never hits.
+    Raises ValueError for an invalid regular expression or number. A keyword whose plain form is empty never hits.
     """
     if match == "regex":
         return partial(_pattern_spans, _compiled_regex(keyword), "") if keyword else NOWHERE
@@ -71,25 +71,25 @@ def _keyword_number(keyword: str) -> float:
     return values[0]
 
 
-def _no_spans(text: Text) -> Iterable[Span]:
+def _no_spans(text: Text) -> Iterable[Offsets]:
     return ()
 
 
 NOWHERE: Finder = partial(_no_spans)
 
 
-def _pattern_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Span]:
-    """The matches of a pattern; `needle`, a literal part of it, spares the search in the many texts that lack it."""
+def _pattern_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Offsets]:
+    """The matches of a pattern; texts without `needle`, a literal part of it, are not searched."""
     if needle not in text.plain:
         return ()
     return (each.span() for each in pattern.finditer(text.plain) if each[0])
 
 
-def word_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Span]:
-    """The matches that stand between word boundaries: no letter or digit goes on beyond either end.
+def word_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Offsets]:
+    """The matches between word boundaries: no letter or digit continues beyond either end.
 
-    Not `\\b`, which is no boundary beside C++ or .NET and takes the underscore for a letter. A letter of an unspaced
-    script neither needs a boundary nor breaks one. The search goes on one character later, for matches that overlap.
+    `\\b` would not do: it is no boundary beside C++ or .NET, and it counts the underscore as a letter. A letter of an unspaced
+    script neither needs a boundary nor breaks one. The search continues one character later, so it finds overlapping matches.
     """
     found = pattern.search(text.plain) if needle in text.plain else None
     while found:
@@ -100,19 +100,19 @@ def word_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Sp
 
 
 def _blocked(plain: str, end: int, beside: int) -> bool:
-    """Does a letter or digit of a spaced script stand beside this end of a match?"""
+    """Whether the character beside this end of a match is a letter or digit of a spaced script."""
     if not 0 <= beside < len(plain) or not plain[beside].isalnum():
         return False
     return not (UNSPACED_LETTER.match(plain[beside]) or UNSPACED_LETTER.match(plain[end]))
 
 
-def inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterable[Span]:
+def inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterable[Offsets]:
     for first in sorted(inflected_runs(words, text)):
         yield text.tokens[first][1], text.tokens[first + len(words) - 1][2]
 
 
 def inflected_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int]:
-    """First tokens of runs, nothing but space and hyphens between, each of which shares a base form with its keyword word."""
+    """First tokens of runs of adjacent tokens (or with only hyphens between) that share base forms with `words`, one by one."""
     first = text.sharing(words[0])
     for offset, bases in enumerate(words[1:], start=1):
         places = text.sharing(bases)
@@ -120,7 +120,7 @@ def inflected_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int
     return first
 
 
-def number_spans(target: float, text: Text) -> Iterable[Span]:
+def number_spans(target: float, text: Text) -> Iterable[Offsets]:
     """Numbers x with |x - target| <= 1e-9 max(1, |target|)."""
     tolerance = NUMBER_TOLERANCE * max(1.0, abs(target))
     return ((start, end) for value, start, end in text.numbers if abs(value - target) <= tolerance)
@@ -135,9 +135,9 @@ _PSEUDO_PHRASES = frozenset({("a", "doubt"), ("to", "mention")})
 
 
 def _negated(text: Text, start: int) -> bool:
-    """Is the mention at `start` denied: is there a negator among the five words before it, in the same clause?
+    """Whether the mention at `start` is negated: one of the five words before it, in the same clause, is a negator.
 
-    After NegEx (Chapman et al. 2001). "not only", "no doubt", "not to mention" and their like deny nothing.
+    After NegEx (Chapman et al. 2001). "not only", "no doubt", "not to mention" and similar phrases negate nothing.
     """
     words: list[str] = []
     for index in range(bisect.bisect_left(text.starts, start) - 1, -1, -1):
@@ -160,7 +160,7 @@ def _denies(words: Sequence[str], index: int) -> bool:
 
 
 def validate_group(group: KeywordGroup) -> list[str]:
-    """Everything that is wrong with a keyword group, in words; an empty list for a good one."""
+    """All faults of a keyword group, as messages; an empty list for a valid one."""
     problems = _shape_problems(group)
     if not isinstance(group, str) and not (isinstance(group, Mapping) and _are_strings(group.get("any"))):
         return problems
@@ -174,7 +174,7 @@ def validate_group(group: KeywordGroup) -> list[str]:
 
 
 def _shape_problems(group: KeywordGroup) -> list[str]:
-    """What hinders the reading of a group: wrong types, unknown keys, modes and weights."""
+    """Faults of a group's structure: wrong types, unknown keys, modes and weights."""
     if isinstance(group, str):
         return []
     if not isinstance(group, Mapping):
@@ -206,7 +206,7 @@ def _is_weight(value: object) -> bool:
 
 def _keyword_problems(keyword: str, match: str) -> list[str]:
     if not (keyword if match == "regex" else normalise(keyword)):
-        return [f"keyword {keyword!r} is empty" + (" once it is normalised" if keyword else "")]
+        return [f"keyword {keyword!r} is empty" + (" after normalisation" if keyword else "")]
     try:
         _finder(keyword, match)
     except ValueError as error:
@@ -230,14 +230,14 @@ def option(group: KeywordGroup, key: str, default: Any) -> Any:
 
 
 class SearchedGroup(NamedTuple):
-    """A group in the form in which texts are searched for it."""
+    """A group compiled for the search in texts."""
 
     finders: list[Finder]
     rejects: bool
     is_regex: bool
 
-    def spans(self, text: Text) -> Iterator[Span]:
-        """Where the keywords of the group stand, as far as they count."""
+    def spans(self, text: Text) -> Iterator[Offsets]:
+        """The spans of the group's keywords, without negated ones if the group rejects these."""
         for finder in self.finders:
             for span in finder(text):
                 if not (self.rejects and _negated(text, span[0])):
@@ -247,9 +247,9 @@ class SearchedGroup(NamedTuple):
         return next(self.spans(text), None) is not None
 
     def tokens(self, text: Text, end: int | None = None) -> frozenset[int] | None:
-        """The tokens (by index) that belong to a match, of those that end by `end`; None when the group is not hit.
+        """Indices of the tokens in a match that ends by `end`; None if the group has no match.
 
-        Of a regex match only the first token counts, since a pattern may run over any number of words that are no keywords.
+        Only the first token of a regex match counts, since a pattern may span any number of words that are not keywords.
         """
         spans = [span for span in self.spans(text) if end is None or span[1] <= end]
         if not spans:
@@ -262,7 +262,7 @@ class SearchedGroup(NamedTuple):
 
 
 def searched(group: KeywordGroup) -> SearchedGroup:
-    """ValueError names the group that cannot be read."""
+    """Compiles a group; raises ValueError, which names the group, if it is invalid."""
     problems = _shape_problems(group)
     if problems:
         raise ValueError(f"keyword group {group!r}: {'; '.join(problems)}")
@@ -271,15 +271,14 @@ def searched(group: KeywordGroup) -> SearchedGroup:
 
 
 def hits(text: str | Text, group: KeywordGroup, prompt: str | None = None) -> bool:
-    """Does the text name the group? True when one of its keywords is found by the rules of its match mode.
+    """Whether the text names the group: one of its keywords matches by the rules of its match mode.
 
-    With `prompt`, what the text merely repeats from it is taken away first. An empty keyword never hits. To try many
-    groups on one text, `prepare(text, prompt)` once and give the result as text. ValueError for a group that cannot be
-    read.
+    With `prompt`, text that only repeats the prompt is removed first. An empty keyword never hits. To try many groups on
+    one text, call `prepare(text, prompt)` once and pass the result as text. Raises ValueError for an invalid group.
     """
     if isinstance(text, Text):
         if prompt is not None:
-            raise ValueError(f"a prepared text has its prompt taken away already, got prompt {prompt!r}")
+            raise ValueError(f"a prepared text has its prompt removed already, got prompt {prompt!r}")
         return searched(group).is_in(text)
     return searched(group).is_in(prepare(text, prompt))
 

@@ -36,14 +36,13 @@ STUFFED_GROUPS = 2
 
 @dataclass(frozen=True)
 class KeywordScore:
-    """What one response gets on the keyword groups of its prompt.
+    """The score of one response on the keyword groups of its prompt.
 
-    `hits` of `groups` count; a stuffed response has hits 0, while `matched` keeps what was found, group by group. The
-    novel groups are those that the prompt does not hit itself; both novel fields are None when no prompt was given.
-    `density` is the share of tokens that belong to a matched keyword, None for a response without tokens. `flags` names
-    what applies: empty (no text at all), echo (something repeated from the prompt was taken away), degenerate (see
-    text_health), stuffed (degenerate, or density above 0.30 with at least two groups hit), forbidden (a forbidden group
-    hit).
+    A stuffed response has `hits` 0, while `matched` keeps the matches, group by group. Novel groups are those that the
+    prompt does not hit itself; both novel fields are None without a prompt. `density` is the share of tokens that belong
+    to a matched keyword, None for a response without tokens. `flags` lists all that apply: empty (no text), echo (text
+    repeated from the prompt was removed), degenerate (see text_health), stuffed (degenerate, or density above 0.30 with
+    at least two groups hit), forbidden (a forbidden group hit).
     """
 
     hits: int
@@ -69,7 +68,7 @@ class KeywordScore:
 
     @property
     def novel_rate(self) -> float | None:
-        """Hits among the groups that the prompt does not hit; None when it hits all of them or is not known."""
+        """Hits among the groups that the prompt does not hit; None without a prompt or if it hits all of them."""
         return self.novel_hits / self.novel_groups if self.novel_hits is not None and self.novel_groups else None
 
     @property
@@ -87,12 +86,12 @@ def score(
     forbidden: Sequence[KeywordGroup] = (),
     prompt: str | None = None,
 ) -> KeywordScore:
-    """The KeywordScore of a response. ValueError without a group: a prompt that asks for nothing scores nothing."""
+    """The KeywordScore of a response. Raises ValueError without a group, since then there is no rate."""
     return Scorer(groups, forbidden, prompt).score(text)
 
 
 class Scorer:
-    """The groups of one prompt, read once to score any number of responses."""
+    """The groups of one prompt, compiled once to score any number of responses."""
 
     def __init__(self, groups: Sequence[KeywordGroup], forbidden: Sequence[KeywordGroup] = (), prompt: str | None = None):
         _check_groups(groups, forbidden)
@@ -101,7 +100,7 @@ class Scorer:
         self._novel = None if prompt is None else [not group.is_in(prepare(prompt)) for group in self._groups]
 
     def score(self, text: str, found: Sequence[frozenset[int] | None] | None = None) -> KeywordScore:
-        """The KeywordScore of a response; `found` spares the search when an Index has done it: the tokens of each group."""
+        """The KeywordScore of a response; `found`, the tokens of each group from an Index, replaces the search."""
         answer = prepare(text, self._prompt)
         if found is None:
             found = [group.tokens(answer) for group in self._groups]
@@ -125,9 +124,9 @@ class Scorer:
         )
 
     def hits_within(self, text: Text, words: int, matched: Sequence[bool]) -> int:
-        """How many groups the first `words` words of a prepared text name; none when they are stuffed with keywords.
+        """The number of groups that the first `words` words of a prepared text name; 0 if these are stuffed with keywords.
 
-        `matched` tells which groups the whole text names; no other can be in its beginning.
+        `matched` marks the groups that the whole text names; its beginning can name no others.
         """
         end = text.word_ends[min(words, len(text.word_ends)) - 1] if words and text.word_ends else 0
         found = [group.tokens(text, end) if hit else None for group, hit in zip(self._groups, matched, strict=True)]
@@ -144,16 +143,16 @@ def _check_groups(groups: Sequence[KeywordGroup], forbidden: Sequence[KeywordGro
 
 
 def is_stuffed(found: Iterable[frozenset[int] | None], tokens: int) -> bool:
-    """Is a text of so many tokens a heap of keywords: two groups or more hit, and above 30 % of its tokens theirs?
+    """Whether a text of so many tokens is a heap of keywords: two or more groups hit, with more than 30 % of its tokens.
 
-    `found` holds for each group the tokens that belong to its matches, None where it is not hit.
+    `found` holds the tokens of each group's matches, or None for a group without a match.
     """
     hit = [each for each in found if each is not None]
     return len(hit) >= STUFFED_GROUPS and (_density(hit, tokens) or 0) > STUFFED_DENSITY
 
 
 def _density(found: Iterable[frozenset[int] | None], tokens: int) -> float | None:
-    """Tokens within a match of one of the groups / all tokens."""
+    """Tokens in a match of any group / all tokens."""
     return len(frozenset().union(*filter(None, found))) / tokens if tokens else None
 
 
@@ -161,7 +160,7 @@ def _density(found: Iterable[frozenset[int] | None], tokens: int) -> float | Non
 
 
 class Index:
-    """Which of very many groups a text hits, without trying all: a keyword is tried when the words that it needs are there."""
+    """Finds which of very many groups a text hits; it tries a keyword only if the text has the words that it needs."""
 
     def __init__(self, groups: Sequence[KeywordGroup]):
         self.groups = list(groups)
@@ -187,7 +186,7 @@ class Index:
         self._targets.sort()
 
     def _enter(self, entry: int, keyword: str, finder: Finder) -> None:
-        """Under one word that a text must hold for this keyword: one that few others have, or its longest, mostly its rarest."""
+        """Files a keyword under a word that every match holds: one that few others use, or the longest, mostly the rarest."""
         runs = LETTER_RUN.findall(normalise(keyword))
         if finder.func is number_spans:
             self._targets.append((finder.args[0], entry))
@@ -215,7 +214,7 @@ class Index:
         found = set(self._always)
         for run in self._by_run.keys() & text.words if self._by_run else ():
             found.update(entry for entry, runs in self._by_run[run] if runs <= text.words)
-        there = frozenset(text.places) if self._by_base else frozenset()  # a set, which is quicker than the keys of a dict
+        there = frozenset(text.places) if self._by_base else frozenset()  # a set is faster than the keys of a dict
         for base in self._by_base.keys() & there:
             for entry, others in self._by_base[base]:
                 if not others or not any(map(there.isdisjoint, others)):
@@ -229,7 +228,7 @@ class Index:
 
 
 def _tokens_of_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int] | None:
-    """What `SearchedGroup.tokens` gives for a keyword of inflected words, without the way through characters."""
+    """The result of `SearchedGroup.tokens` for a keyword of inflected words, without the detour through characters."""
     if len(words) == 1:
         return text.sharing(words[0]) or None
     runs = inflected_runs(words, text)

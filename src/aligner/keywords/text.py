@@ -1,4 +1,4 @@
-"""The plain form in which texts and keywords are compared: no markup, no LaTeX, one spelling; and base forms of words."""
+"""The plain form for the comparison of texts and keywords (no markup, no LaTeX, one spelling), and base forms of words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORTEST_ECHO = 20
 
 # ---- One plain form for text and keyword -----------------------------------------------------------------------------
 
-# Scripts written without spaces between words: Thai, Han, Kana, Hangul. A word boundary cannot be asked of them.
+# Scripts written without spaces between words: Thai, Han, Kana, Hangul. They have no word boundaries.
 UNSPACED = (
     "\u0e00-\u0e7f\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -31,7 +31,7 @@ _AFTER_NFKC = (
 )
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b\u2071\u207f]+")
 _FRACTION_AFTER_DIGIT = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])")
-# U+0338 stays: it is no accent, but the stroke that makes "not equal" of "equal".
+# U+0338 stays: it is not an accent but the stroke that turns "equal" into "not equal".
 _ACCENT = re.compile("[\u0300-\u0337\u0339-\u036f]+")
 
 _CODE_FENCE = re.compile(r"^[ \t]*```[^`\n]*$", re.MULTILINE)
@@ -64,12 +64,12 @@ _NESTING = 8
 
 
 def normalise(text: str) -> str:
-    """The plain form in which text and keyword are compared.
+    """The plain form for the comparison of text and keyword.
 
-    In turn: HTML entities; invisible characters dropped; superscript digits to ^d; NFKC; dashes and quotes to ASCII;
-    Markdown, HTML and LaTeX unwrapped to what they show; casefold; accents dropped; 1,000 to 1000; runs of whitespace
-    to one space. A dollar sign goes where it delimits mathematics and stays where it is money. ValueError when text is
-    not a string.
+    The steps, in order: HTML entities; invisible characters dropped; superscript digits to ^d; NFKC; dashes and quotes to ASCII;
+    Markdown, HTML and LaTeX reduced to their visible text; casefold; accents dropped; 1,000 to 1000; runs of white space
+    to one space. A dollar sign is dropped as a delimiter of mathematics and kept as money. Raises ValueError if
+    text is not a string.
     """
     if not isinstance(text, str):
         raise ValueError(f"text must be a string, got {text!r}")
@@ -95,7 +95,7 @@ def _without_accents(text: str) -> str:
 
 
 def _markup(text: str) -> str:
-    """Links, code marks and tags gone, their text kept; a block tag parts words, an inline tag does not."""
+    """Removes links, code marks and tags and keeps their text; a block tag separates words, an inline tag does not."""
     if "`" in text:
         text = _CODE_FENCE.sub("", text).replace("`", "")
     if "](" in text:
@@ -107,7 +107,7 @@ def _markup(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    """LaTeX and emphasis unwrapped: emphasis when braces are gone and \\cdot has not yet become a star."""
+    """Unwraps LaTeX, then emphasis: after the braces, and before \\cdot becomes a star."""
     if "\\" in text or "$" in text or "{" in text:
         text = _INLINE.sub(r"\1", _DISPLAY.sub(r"\1", _unbrace(text)))
         text = _DELIMITER.sub("", _SPACE.sub(" ", text))
@@ -143,9 +143,9 @@ _TIMES_TEN_TO = re.compile(r"\s?\*\s?10\^")
 
 
 class Text:
-    """A response in plain form; what the match modes look up (tokens, base forms, numbers) is made once, on first use.
+    """A response in plain form, with lookups for the match modes (tokens, base forms, numbers) that are built on first use.
 
-    `echoes` tells whether something repeated from the prompt was taken away.
+    `echoes` is True if text repeated from the prompt was removed.
     """
 
     def __init__(self, plain: str, echoes: bool = False):
@@ -155,7 +155,7 @@ class Text:
 
     @cached_property
     def tokens(self) -> list[tuple[str, int, int]]:
-        """(token, start, end) of words, decimals, letters of unspaced scripts, and punctuation marks but the hyphen."""
+        """(token, start, end) of words, decimals, letters of unspaced scripts, and punctuation marks except the hyphen."""
         return [(each[0], *each.span()) for each in TOKEN.finditer(self.plain)]
 
     @cached_property
@@ -175,7 +175,7 @@ class Text:
         return places
 
     def sharing(self, bases: frozenset[str]) -> frozenset[int]:
-        """Indices of the tokens that share a base form with a word of these; looked up once, since many keywords have it."""
+        """Indices of the tokens that share one of these base forms; cached, since many keywords share their words."""
         found = self._sharing.get(bases)
         if found is None:
             found = self._sharing[bases] = frozenset(index for base in bases for index in self.places.get(base, ()))
@@ -183,12 +183,12 @@ class Text:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """The runs of letters and digits, those of unspaced scripts left out: what stands between two word boundaries."""
+        """The runs of letters and digits between word boundaries, without unspaced scripts."""
         return frozenset(LETTER_RUN.findall(self.plain))
 
     @cached_property
     def word_ends(self) -> list[int]:
-        """Where each word ends, a word being what stands between two spaces."""
+        """The end of each word; spaces separate words."""
         return [each.end() for each in SPACED.finditer(self.plain)]
 
     @cached_property
@@ -206,10 +206,10 @@ def values_of(number: str) -> list[float]:
 
 
 def prepare(text: str, prompt: str | None = None) -> Text:
-    """The text in plain form, without what it repeats from the prompt; `hits` takes it in place of a string.
+    """The text in plain form, without its repetition of the prompt; `hits` accepts it in place of a string.
 
-    What goes are the lines that are lines of the prompt, and then a beginning of 20 characters or more that is the
-    beginning of the prompt. ValueError when text or prompt is not a string.
+    It drops lines that are also lines of the prompt, and then a beginning of 20 or more characters that the text shares
+    with the prompt. Raises ValueError if text or prompt is not a string.
     """
     for name, value in (("text", text), ("prompt", prompt)):
         if not isinstance(value, str) and (name == "text" or value is not None):
@@ -232,7 +232,7 @@ def _prepared(text: str, prompt: str | None) -> Text:
 
 
 def _without_beginning(plain: str, prompt: str) -> str:
-    """The text after a beginning shared with the prompt, cut at a word boundary so that no half word is left behind."""
+    """The text after a beginning shared with the prompt, cut at a word boundary to leave no half word."""
     cut = _common_prefix(plain, prompt)
     if cut < SHORTEST_ECHO:
         return plain
@@ -281,11 +281,11 @@ _VOWEL = re.compile("[aeiouy]")
 
 @lru_cache(maxsize=65536)
 def base_forms(word: str) -> frozenset[str]:
-    """The words of which this word may be an inflected form, itself among them.
+    """The words that this word may be an inflected form of, including itself.
 
     -s, -es, -ies, 's, -ed, -ied, -ing (with a lost e put back, a doubled letter undone) and a short table of irregular
-    forms. Inflection only, never derivation: Porter's stemmer takes "university" for "universe". Without a dictionary
-    some over-matches remain ("news" for "new", "caring" for "car"); the word mode is for those.
+    forms. Inflection only, never derivation: Porter's stemmer conflates "university" and "universe". Without a dictionary
+    some over-matches remain ("news" for "new", "caring" for "car"); use the word mode for those.
     """
     word = word.removesuffix("'s")
     return frozenset({word, *_BASES.get(word, ()), *_from_plural(word), *_from_past(word), *_from_participle(word)})
@@ -316,7 +316,7 @@ def _from_participle(word: str) -> Iterator[str]:
 
 
 def _verb_stems(stem: str) -> Iterator[str]:
-    """What a verb may be whose -ed or -ing form begins with this stem: walk-, lov(e)-, run(n)-."""
+    """The possible verbs whose -ed or -ing form begins with this stem: walk-, lov(e)-, run(n)-."""
     if len(stem) < 2 or not _VOWEL.search(stem):
         return
     yield stem
