@@ -82,7 +82,7 @@ def measure(size: int) -> dict[str, Any]:
     }
 
 
-def speedup(size: int = 2000, runs: int = 5) -> dict[str, float]:
+def speedup(size: int = 2000, runs: int = 5) -> dict[str, Any]:
     """CPU time of tokenising `size` rows by stock TRL and by prepare in turn, and the median of the ratios."""
     with tempfile.TemporaryDirectory() as folder:
         written = list(rows(size))
@@ -111,7 +111,7 @@ def cpu_seconds(action: Callable[[], Any]) -> float:
 
 
 def our_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], list[dict[str, Any]]]:
-    """What prepare does between a row as read and its ids and labels. Each call loads the tokenizer, so that no word is cached."""
+    """What prepare does between a row as read and its ids and labels. Each call loads the tokenizer: no word is cached."""
     from aligner.data.reader import read_rows
     from aligner.data.tokenise import sft_row, tokenised
     from aligner.model.chat import Chat

@@ -30,8 +30,8 @@ except ImportError:
 with atheris.instrument_imports(include=["aligner"]):
     from support.loader_rules import require_sound
 
-    from aligner.data.formats import FORMATS
     from aligner.data import reader
+    from aligner.data.formats import FORMATS
     from aligner.keywords.groups import GROUP_KEYS
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "rows"
