@@ -312,8 +312,9 @@ def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
         from aligner.training import padding_free
         from aligner.training.log_probs import log_probabilities
 
-        fast = padding_free.fits(policy, params.model_entry)
-        reference, spent = clocked(log_probabilities, policy, rows, known.chat.pad_id, fast=fast)
+        reference, spent = clocked(
+            log_probabilities, policy, rows, known.chat.pad_id, unpadded=padding_free.fits(policy, params.model_entry)
+        )
         return script("dpo").build_trainer(params, known.runtime, known.chat, policy, rows, reference), spent
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer

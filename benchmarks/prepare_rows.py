@@ -58,7 +58,8 @@ def main(sizes: list[int]) -> None:
     tokenising = speedup()
     print(f"\n{'tokenising, us of CPU a row':>30s}{'stock TRL':>12s}{'prepare':>10s}{'speed-up (smallest to largest)':>34s}")
     ratio = "{speedup:.1f} ({smallest:.1f} to {largest:.1f})".format(**tokenising)
-    print(f"{'median of {runs} runs, {rows:,d} rows'.format(**tokenising):>30s}{tokenising['stock_us']:12.0f}", end="")
+    runs = "median of {runs:.0f} runs, {rows:,.0f} rows".format(**tokenising)
+    print(f"{runs:>30s}{tokenising['stock_us']:12.0f}", end="")
     print(f"{tokenising['prepare_us']:10.0f}{ratio:>34s}")
     print(json.dumps({"growth": growth, "tokenising": tokenising}))
 
@@ -111,7 +112,7 @@ def cpu_seconds(action: Callable[[], Any]) -> float:
 
 
 def our_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], list[dict[str, Any]]]:
-    """What prepare does between a row as read and its ids and labels. Each call loads the tokenizer: no word is cached."""
+    """What prepare does between a row as read and its ids and labels. Each call loads a tokenizer without cached words."""
     from aligner.data.reader import read_rows
     from aligner.data.tokenise import sft_row, tokenised
     from aligner.model.chat import Chat

@@ -5,9 +5,9 @@ writes  models/dpo/ (adapter, provenance), {metrics,reports}/dpo.json, plots/dpo
 params  dpo, seed, model, the entry's loading keys and its dpo section
 command python src/dpo.py
 
-Before the first step the policy is the reference, so every implicit reward must be 0 and the sigmoid loss ln 2: asserted on the
-trainer's own loss (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). With sft_weight the chosen answers' own loss is added (RPO:
-Pang et al. 2024, arXiv 2404.19733, eq. 1); held-out losses are the preference loss alone.
+Before the first step the policy is the reference, so every implicit reward must be 0 and the sigmoid loss ln 2; the stage asserts
+this on the trainer's own loss (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). sft_weight adds the chosen answers' own loss (RPO:
+Pang et al. 2024, arXiv 2404.19733, eq. 1); held-out losses are the preference loss only.
 
 After training it measures three things once: how base, SFT and DPO rank held-out pairs without a reference, DPO's likelihood on
 the held-out SFT answers, and its KL divergence from the reference on its own samples.
@@ -32,7 +32,7 @@ from aligner.training import likelihood, trl_internals
 from aligner.training.divergence import kl_from_reference
 from aligner.training.log_probs import log_probabilities, pair_tokens
 from aligner.training.loop import curve, train
-from aligner.training.preferences import RANKING_COLUMNS, preference_metrics, ranking_rows, rankings, summary
+from aligner.training.preferences import RANKING_COLUMNS, dpo_figures, preference_metrics, ranking_rows, rankings
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 
 PARAMS = [*parameters.TRAINING, "dpo", "models.${model}.dpo", "seed"]
@@ -55,7 +55,7 @@ CURVES = {
     Path("plots/dpo_accuracy.csv"): {"rewards/accuracies": "training", "validation_accuracy": "held out"},
     Path("plots/dpo_logps.csv"): {"validation_logp_chosen": "chosen", "validation_logp_rejected": "rejected"},
 }
-HEADLINE = {
+HEADLINE: dict[str, tuple[str, ...]] = {
     "dpo": (
         *("validation_loss", "reward_accuracy", "reward_margin", "chosen_logp_change"),
         *("kl_per_answer_sampled", "ranking_accuracy", "perplexity", "health"),
@@ -66,39 +66,39 @@ REWARD_TOLERANCE = {"torch.float32": 1e-3, "torch.bfloat16": 0.5}
 
 
 def main(run: Run) -> None:
-    from aligner.training import padding_free
-
     params = parameters.load(PARAMS)
     setup = begin(run, params)
+    from aligner.training import padding_free  # imports torch, which must load after begin
+
     runtime, chat, entry = setup.runtime, setup.chat, params.model_entry
     check_provenance(SFT_ADAPTER, setup.provenance)
     pairs, validation = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))
     with setup.checkpoints("dpo", [TRAIN, VALIDATION, SFT_ADAPTER]) as checkpoints:
         policy = load_adapter(load_base(entry, runtime), SFT_ADAPTER, trainable=True)
-        fast = padding_free.fits(policy, entry)
+        unpadded = padding_free.fits(policy, entry)
         run.phase("load")
 
-        reference = log_probabilities(policy, pairs, chat.pad_id, fast=fast)
-        held_out = {"sft": log_probabilities(policy, validation, chat.pad_id, fast=fast)}
+        reference = log_probabilities(policy, pairs, chat.pad_id, unpadded=unpadded)
+        held_out = {"sft": log_probabilities(policy, validation, chat.pad_id, unpadded=unpadded)}
         run.phase("reference")
 
         trainer = build_trainer(params, runtime, chat, policy, pairs, reference)
         assert_starts_at_reference(trainer, params.dpo, REWARD_TOLERANCE[str(runtime.dtype)])
         tokens = int(params.dpo.num_train_epochs * sum(map(pair_tokens, pairs)))
 
-        def measure() -> dict[str, float]:  # the last call, after the last step, leaves the trained policy's log-probabilities
-            held_out["dpo"] = log_probabilities(trainer.model, validation, chat.pad_id, fast=fast)
+        def measure() -> dict[str, float]:  # its last call, after the last step, measures the trained policy
+            held_out["dpo"] = log_probabilities(trainer.model, validation, chat.pad_id, unpadded=unpadded)
             return preference_metrics(held_out["dpo"], held_out["sft"], params.dpo.beta)
 
         final = train(trainer, checkpoints, run, tokens, params.dpo.eval_steps, measure)
         save_adapter(trainer.model, ADAPTER, entry.path, setup.provenance)
 
         with trainer.model.disable_adapter():
-            held_out["base"] = log_probabilities(trainer.model, validation, chat.pad_id, fast=fast)
+            held_out["base"] = log_probabilities(trainer.model, validation, chat.pad_id, unpadded=unpadded)
         ranks = rankings(held_out, validation)
         kl = kl_from_reference(trainer.model, SFT_ADAPTER, validation, chat, params.seed)
-        fit = likelihood.of_answers(trainer.model, list(read_jsonl(SFT_VALIDATION)), chat, fast)
-        figures = {"dpo": summary(final, ranks, kl, fit, validation)}
+        fit = likelihood.of_answers(trainer.model, list(read_jsonl(SFT_VALIDATION)), chat, unpadded)
+        figures = {"dpo": dpo_figures(final, ranks, kl, fit, validation)}
         for path, series in CURVES.items():
             write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
         write_csv(RANKING, RANKING_COLUMNS, ranking_rows(ranks))
@@ -115,9 +115,9 @@ def build_trainer(
     pairs: list[dict[str, Any]],
     reference: list[tuple[float, float]],
 ):
-    """TRL's DPOTrainer over ids that prepare made and reference log-probabilities computed once.
+    """TRL's DPOTrainer for the ids that prepare wrote and precomputed reference log-probabilities.
 
-    TRL would tokenise again, and would keep a copy of the adapter to ask it for the reference at every step.
+    By itself TRL would tokenise again, and compute the reference at every step with a copy of the adapter.
     """
     from datasets import Dataset
     from trl import DPOConfig
@@ -145,9 +145,9 @@ def build_trainer(
 
 
 def assert_starts_at_reference(trainer, dpo: Dpo, tolerance: float) -> None:
-    """Policy and reference are the same function: pair by pair the rewards are 0, and the sigmoid loss is ln 2.
+    """Asserts that policy and reference are the same function: the rewards of each pair are 0, and the sigmoid loss is ln 2.
 
-    One pair at a time, since in the mean over a batch the rewards of rows that were mixed up would cancel.
+    It checks each pair separately, since the rewards of mixed-up rows could cancel in the mean of a batch.
     """
     rows = trainer.train_dataset.select(range(min(STARTING_PAIRS, len(trainer.train_dataset))))
     losses, rewards = trl_internals.pairwise_losses(trainer, rows)

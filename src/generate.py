@@ -1,4 +1,4 @@
-"""generate: one model's answers to the eval prompts, in batches, greedy unless params say otherwise.
+"""generate: one model's answers to the eval prompts, in batches; greedy unless params.yaml says otherwise.
 
 reads   data/prepared/prompts.jsonl, chat.json, the base model and, for sft and dpo, the adapter of that stage
 writes  data/generated/<model>.jsonl: id, answer, stop (end | length), prompt_tokens, answer_tokens
@@ -18,8 +18,16 @@ from aligner.files import read_json, read_jsonl, write_jsonl
 from aligner.model import runtime
 from aligner.model.batches import batches
 from aligner.model.chat import Chat
-from aligner.model.generation import complete, end_ids, end_place
-from aligner.model.loading import base_fingerprint, check_chat, check_provenance, load_adapter, load_base, load_chat
+from aligner.model.generation import complete, end_ids, end_index
+from aligner.model.loading import (
+    PREPARED_CHAT,
+    base_fingerprint,
+    check_chat,
+    check_provenance,
+    load_adapter,
+    load_base,
+    load_chat,
+)
 from aligner.model.runtime import Runtime
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
@@ -30,7 +38,6 @@ from aligner.run.terminal import bar
 
 PARAMS = [*parameters.LOADING, "generate", "models.${model}.generate", "seed"]
 PROMPTS = Path("data/prepared/prompts.jsonl")
-CHAT = Path("data/prepared/chat.json")
 ADAPTERS = {"base": None, "sft": Path("models/sft"), "dpo": Path("models/dpo")}
 GENERATED = Path("data/generated")
 
@@ -40,7 +47,7 @@ def main(run: Run, name: str) -> None:
     run.note(params=params, seed=params.seed)
     started = runtime.start(params.model_entry, params.seed)
     chat = load_chat(params.model_entry)
-    check_chat(chat, read_json(CHAT))
+    check_chat(chat, read_json(PREPARED_CHAT))
     model = load_model(params.model_entry, started, chat, ADAPTERS[name])
     prompts = list(read_jsonl(PROMPTS))
     check_room(model, prompts, params.generate.max_new_tokens)
@@ -59,7 +66,7 @@ def load_model(entry: ModelEntry, runtime: Runtime, chat: Chat, adapter: Path | 
     from transformers import GenerationConfig
 
     base = load_base(entry, runtime)
-    base.generation_config = GenerationConfig()  # transformers would take what params leave open from the model's own
+    base.generation_config = GenerationConfig()  # else transformers takes unset values from the model's own
     if adapter is None:
         return base.eval()
     check_provenance(adapter, {"base": base_fingerprint(entry), "chat": chat.fingerprint})
@@ -67,7 +74,7 @@ def load_model(entry: ModelEntry, runtime: Runtime, chat: Chat, adapter: Path | 
 
 
 def check_room(model, prompts: list[dict[str, Any]], max_new_tokens: int) -> None:
-    """A model has a largest position; an answer that runs past it would be noise."""
+    """InputError if the longest prompt and an answer exceed the model's positions; what lies beyond them would be noise."""
     longest = max(len(row["prompt_ids"]) for row in prompts)
     positions = model.config.max_position_embeddings
     if longest + max_new_tokens > positions:
@@ -78,7 +85,7 @@ def check_room(model, prompts: list[dict[str, Any]], max_new_tokens: int) -> Non
 
 
 def answer_all(model, prompts: list[dict], chat: Chat, params: StageParams, name: str) -> Iterator[tuple[str, dict]]:
-    """(id, answer row) of every prompt, batch by batch, prompts of similar length together."""
+    """Yields (id, answer row) for every prompt, in batches of prompts of similar length."""
     settings = generation_settings(params.generate, chat)
     tokens, started = 0, time.monotonic()
     with bar(f"generate {name}", len(prompts), "answer") as progress:
@@ -93,7 +100,7 @@ def answer_all(model, prompts: list[dict], chat: Chat, params: StageParams, name
 
 
 def generation_settings(generate: Generate, chat: Chat):
-    """transformers' settings from params alone: what a model's own generation_config.json says plays no part."""
+    """transformers' settings from params.yaml only; the model's own generation_config.json has no effect."""
     from transformers import GenerationConfig
 
     sampling = {"temperature": generate.temperature, "top_p": generate.top_p, "top_k": 0} if generate.do_sample else {}
@@ -107,8 +114,8 @@ def generation_settings(generate: Generate, chat: Chat):
 
 
 def answer_row(prompt: dict[str, Any], new_ids: list[int], chat: Chat, ends: list[int]) -> dict[str, Any]:
-    """The answer up to its end token, and why it stopped: `end` (it said so) or `length` (it was cut)."""
-    stop = end_place(new_ids, ends)
+    """The answer up to its end token, and why it stopped: `end` (an end token) or `length` (max_new_tokens reached)."""
+    stop = end_index(new_ids, ends)
     answer = new_ids if stop is None else new_ids[:stop]
     return {
         "id": prompt["id"],

@@ -35,7 +35,7 @@ from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.terminal import printable, write_line
 from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
-from aligner.scoring.pairs import name_of
+from aligner.scoring.pairs import pair_name
 from aligner.scoring.report import rounded
 
 CACHE = Path(".cache/judge")
@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace, out: TextIO) -> int:
     texts = {name: [row["answer"] for row in read_answers(path, references)] for name, path in MODELS.items()}
     votes = all_votes(arguments.votes)
     tests = canaries.canary_duels(references, {row["concept"]: row for row in read_jsonl(CONCEPTS)})
-    duels = {name_of(pair): contest.pair_duels(pair, references, texts) for pair in PAIRS}
+    duels = {pair_name(pair): contest.pair_duels(pair, references, texts) for pair in PAIRS}
     tested = dict.fromkeys(order for of_name in tests.values() for duel in of_name for order in duel.orders)
     orders = dict.fromkeys(order for of_pair in duels.values() for order in verdicts.orders_of(of_pair))
     if not (arguments.endpoint and arguments.judge):

@@ -3,10 +3,10 @@
 reads   data/generated/{base,sft,dpo}.jsonl, data/prepared/{references,concepts}.jsonl; for the page also
         reports/{prepare,sft,dpo}.json, plots/{sft,dpo_loss,dpo_rewards,dpo_accuracy,dpo_logps,dpo_ranking}.csv, requirements.txt
 writes  metrics/score.json, plots/{hit_rate,topics,outcomes,lengths}.csv, reports/{score.json,side_by_side.md,index.html}
-params  score; all others of the run are shown on the page and decide nothing
+params  score; the page shows all other parameters of the run, which affect no figure
 command python src/score.py
 
-Four answers that know nothing (canaries) are scored first; the stage ends when one of them is rewarded.
+Four answers that know nothing (canaries) are scored first; the stage fails when one of them is rewarded.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from aligner.scoring.answers import Answer, Control, examine
 from aligner.scoring.canaries import check_canaries
 from aligner.scoring.concepts import Catalogue
 from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
-from aligner.scoring.pairs import name_of
-from aligner.scoring.report import evaluate, rounded
+from aligner.scoring.pairs import pair_name
+from aligner.scoring.report import rounded, scoring_report
 
-# What the page tells of the run; nothing that is compared depends on it.
+# The page shows these parameters; no figure depends on them.
 SHOWN = ["dpo", "generate", "lora", "model", "models.${model}", "prepare", "seed", "sft"]
 PARAMS = [*SHOWN, "score"]
 METRICS = Path("metrics/score.json")
@@ -72,7 +72,7 @@ def main(run: Run) -> None:
     answers = score_answers(rows, references, control, Catalogue(list(read_jsonl(CONCEPTS))))
     run.phase("score")
 
-    report = evaluate(answers, references, PAIRS, params.score) | {"canaries": silenced}
+    report = scoring_report(answers, references, PAIRS, params.score) | {"canaries": silenced}
     metrics = headline(report)
     run.phase("compare")
 
@@ -92,24 +92,24 @@ def main(run: Run) -> None:
 def score_answers(
     rows: dict[str, list[dict]], references: list[dict], control: Control, catalogue: Catalogue
 ) -> dict[str, list[Answer]]:
-    """Every model's answers by what they get, prompt by prompt."""
+    """Scores every model's answers, prompt by prompt."""
     examined = [
-        examine(place, reference, {name: given[place] for name, given in rows.items()}, control, catalogue)
-        for place, reference in enumerate(references)
+        examine(number, reference, {name: given[number] for name, given in rows.items()}, control, catalogue)
+        for number, reference in enumerate(references)
     ]
-    return {name: [given[name] for given in examined] for name in rows}
+    return {name: [answers[name] for answers in examined] for name in rows}
 
 
 def headline(report: dict[str, Any]) -> dict[str, Any]:
-    """The eight figures that `dvc metrics diff` compares; all others are in the report."""
-    models, verdict = report["models"], report["pairs"]["dpo_vs_sft"]
+    """The seven figures and the verdict that `dvc metrics diff` compares; all others are in the report."""
+    models, comparison = report["models"], report["pairs"]["dpo_vs_sft"]
     figures: dict[str, Any] = {name: {"hit_rate": four(model["hit_rate"]["estimate"])} for name, model in models.items()}
     for name in ("sft", "dpo"):
         figures[name]["precision"] = four(models[name]["precision"]["estimate"])
     figures["dpo_vs_sft"] = {
-        "win_rate": four(verdict["win_rate"]["estimate"]),
-        "p_adjusted": four(verdict["p_holm"]),
-        "verdict": verdict["decision"]["verdict"],
+        "win_rate": four(comparison["win_rate"]["estimate"]),
+        "p_adjusted": four(comparison["p_holm"]),
+        "verdict": comparison["decision"]["verdict"],
     }
     return figures
 
@@ -117,11 +117,11 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
 def page_sources(
     params: StageParams, report: dict[str, Any], references: list[dict[str, Any]], answers: dict[str, list[Answer]]
 ) -> page.Sources:
-    """What the page shows beside this stage's own results, from the files of the stages before."""
+    """Everything that the page shows: this stage's results, and the files of earlier stages."""
     return page.Sources(
         params=params,
         pins=page.pins_of(existing(REQUIREMENTS).read_text(encoding="utf-8")),
-        metrics={name: read_json(path) for name, path in STAGE_REPORTS.items()},
+        figures={name: read_json(path) for name, path in STAGE_REPORTS.items()},
         curves={name: read_csv(path) for name, path in CURVES.items()},
         ranking=read_csv(RANKING),
         report=rounded(report),
@@ -138,7 +138,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def existing(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"{path} is missing; the stage before writes it. Run: dvc repro")
+        raise InputError(f"{path} is missing. Run: git checkout -- {path}; or, if a stage writes it: dvc repro")
     return path
 
 
@@ -147,21 +147,22 @@ def four(value: float | None) -> float | None:
 
 
 def rate_rows(groups: dict[str, Any]) -> Iterator[list[Any]]:
-    """(group, model, mean hit rate, its 95 % interval, n) for every group of prompts."""
-    for group, found in groups.items():
-        for name, rate in found["models"].items():
+    """(group, model, mean hit rate, its 95 % interval, n) for each group of prompts and each model."""
+    for group, result in groups.items():
+        for name, rate in result["models"].items():
             yield [group, name, rate["estimate"], rate["low"], rate["high"], rate["n"]]
 
 
 def outcome_rows(report: dict[str, Any]) -> Iterator[list[Any]]:
+    """(comparison, outcome, prompts, proportion of prompts) for each pair of models."""
     for first, second in PAIRS:
-        found = report["pairs"][name_of((first, second))]
+        result = report["pairs"][pair_name((first, second))]
         for outcome in ("wins", "ties", "losses"):
-            yield [f"{first} vs {second}", outcome, found[outcome], found[outcome] / found["n"]]
+            yield [f"{first} vs {second}", outcome, result[outcome], result[outcome] / result["n"]]
 
 
 def length_rows(answers: dict[str, list[Answer]]) -> Iterator[list[Any]]:
-    """(model, words, hit rate, how many answers have just these), in order."""
+    """(model, words, hit rate, number of answers with exactly these), sorted within each model."""
     for name, given in answers.items():
         for (words, rate), count in sorted(Counter((answer.words, answer.rate) for answer in given).items()):
             yield [name, words, rate, count]
@@ -169,5 +170,5 @@ def length_rows(answers: dict[str, list[Answer]]) -> Iterator[list[Any]]:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    gc.disable()  # nothing here makes cycles, and the collector would walk through all answers again and again
+    gc.disable()  # nothing here creates reference cycles, and the collector would walk through all answers again and again
     run_stage("score", main)

@@ -1,4 +1,4 @@
-"""sft: supervised fine-tuning of a LoRA adapter on the chosen base with TRL's SFTTrainer, loss on the assistant's tokens only.
+"""sft: supervised fine-tuning of a LoRA adapter on the chosen base with TRL's SFTTrainer; only the assistant's tokens count.
 
 reads   data/prepared/sft_{train,validation}.jsonl, chat.json, the base model
 writes  models/sft/ (adapter, provenance), metrics/sft.json, reports/sft.json, plots/sft.csv
@@ -32,32 +32,34 @@ METRICS = Path("metrics/sft.json")
 REPORT = Path("reports/sft.json")
 CURVE = Path("plots/sft.csv")
 
-HEADLINE = {"sft": ("validation_loss", "perplexity", "bits_per_byte", "token_accuracy", "base_perplexity")}
+HEADLINE: dict[str, tuple[str, ...]] = {
+    "sft": ("validation_loss", "perplexity", "bits_per_byte", "token_accuracy", "base_perplexity")
+}
 SERIES = {"loss": "training", "validation_loss": "held out"}
 
 
 def main(run: Run) -> None:
-    from aligner.training import padding_free
-
     params = parameters.load(PARAMS)
     setup = begin(run, params)
+    from aligner.training import padding_free  # imports torch, which must load after begin
+
     chat = setup.chat
     examples, validation = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))
     run.phase("load")
 
     with setup.checkpoints("sft", [TRAIN, VALIDATION]) as checkpoints:
         trainer = build_trainer(params, setup.runtime, chat, examples)
-        fast = padding_free.fits(trainer.model, params.model_entry)
+        unpadded = padding_free.fits(trainer.model, params.model_entry)
         tokens = int(params.sft.num_train_epochs * sum(len(row["input_ids"]) for row in examples))
         special = likelihood.special_ids(chat)
 
         def measure() -> dict[str, float]:
-            return likelihood.evaluate(trainer.model, validation, chat.pad_id, special, fast=fast)
+            return likelihood.measure(trainer.model, validation, chat.pad_id, special, unpadded=unpadded)
 
         final = train(trainer, checkpoints, run, tokens, params.sft.eval_steps, measure)
         # LoRA's B is zero at step 0, so the first evaluation is the base model's.
         base = first_measures(trainer.state.log_history, final)
-        figures = {"sft": summary(base, final, validation, likelihood.text_bytes(validation, chat))}
+        figures = {"sft": sft_figures(base, final, validation, likelihood.text_bytes(validation, chat))}
         save_adapter(trainer.model, ADAPTER, params.model_entry.path, setup.provenance)
         write_csv(CURVE, ["step", "series", "value"], curve(trainer.state.log_history, SERIES))
         write_figures(figures, REPORT, METRICS, HEADLINE)
@@ -66,7 +68,7 @@ def main(run: Run) -> None:
 
 
 def build_trainer(params: StageParams, runtime: Runtime, chat: Chat, rows: list[dict[str, Any]]):
-    """TRL's SFTTrainer over ids that prepare made: no second tokenisation, no cache of its own."""
+    """TRL's SFTTrainer for the ids that prepare wrote; it does not tokenise again and writes no cache."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig
@@ -87,13 +89,15 @@ def build_trainer(params: StageParams, runtime: Runtime, chat: Chat, rows: list[
     return trainer
 
 
-def summary(base: dict[str, float], final: dict[str, float], rows: list[dict[str, Any]], size: int) -> dict[str, float | None]:
-    """The numbers of reports/sft.json: of the held-out `rows`, whose answers have `size` bytes, before and after training."""
+def sft_figures(
+    base: dict[str, float], final: dict[str, float], rows: list[dict[str, Any]], size: int
+) -> dict[str, float | None]:
+    """The figures of reports/sft.json: held-out `rows`, with `size` answer bytes, before (`base`) and after training."""
     return {
         "validation_loss": round(final["validation_loss"], 4),
-        **likelihood.summary(final, size),
+        **likelihood.perplexity_and_bits(final, size),
         "token_accuracy": round(final["token_accuracy"], 4),
-        **{f"base_{name}": value for name, value in likelihood.summary(base, size).items()},
+        **{f"base_{name}": value for name, value in likelihood.perplexity_and_bits(base, size).items()},
         "validation_tokens": likelihood.supervised(rows),
         "validation_bytes": size,
     }

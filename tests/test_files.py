@@ -1,4 +1,4 @@
-"""Small files: the same bytes on every machine, numbers that everything can read, and what is said of a missing one."""
+"""aligner.files: the same bytes on every machine, numbers that every reader accepts, and the error for a missing file."""
 
 import io
 import itertools
@@ -26,7 +26,7 @@ CELLS = [
 
 @pytest.fixture
 def windows(monkeypatch):
-    """Files opened without a word about newlines behave as on Windows: every `\\n` becomes `\\r\\n`."""
+    """Files opened without `newline` behave as on Windows: every `\\n` becomes `\\r\\n`."""
     real = io.open
 
     def opened(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, *rest):
@@ -99,7 +99,7 @@ def test_folders_are_made(tmp_path):
 def test_files_missing_file_names_the_next_command(tmp_path, subtests):
     readers = {"JSON": read_json, "JSON lines": lambda path: list(read_jsonl(path))}
     for (kind, read), path in itertools.product(readers.items(), [tmp_path / "none.json", tmp_path]):
-        expected = f"{path} is missing; the stage before writes it. Run: dvc repro (or, if it was shared: dvc pull)"
+        expected = f"{path} is missing; an earlier stage writes it. Run: dvc repro (or, if it was shared: dvc pull)"
         with subtests.test(kind, path=path):
             with pytest.raises(InputError) as caught:
                 read(path)
@@ -107,6 +107,6 @@ def test_files_missing_file_names_the_next_command(tmp_path, subtests):
 
 
 def test_rows_are_read_one_by_one(tmp_path):
-    """The first row is there although the second is broken."""
+    """The first row is read although the second is broken."""
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\nbroken\n', encoding="utf-8")
     assert next(read_jsonl(tmp_path / "rows.jsonl")) == {"a": 1}

@@ -1,4 +1,4 @@
-"""Figures as the reports write them, and hidden characters that page.js shows by the same rule."""
+"""aligner.markdown: the formats of figures, and the hidden characters, which page.js replaces by the same rule."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from aligner import markdown
+from aligner.report import page
 
 RATE = {"estimate": 0.41176, "low": 0.38, "high": 0.44}
 BARE = {"estimate": -0.5, "low": None, "high": None}
@@ -32,7 +33,7 @@ def test_a_p_value_has_four_decimals_or_a_bound(p, text):
 
 
 def test_the_page_hides_the_same_characters():
-    script = Path(markdown.__file__).with_name("page.js").read_text(encoding="utf-8")
+    script = Path(page.__file__).with_suffix(".js").read_text(encoding="utf-8")
     (pattern,) = re.findall(r"const HIDDEN = /(.+)/g;", script)
     hidden = re.compile(pattern)
     everything = [chr(code) for code in range(0x11000)]

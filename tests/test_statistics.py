@@ -1,4 +1,4 @@
-"""Statistics: every golden case, published examples, brute force where n is small, and the edges."""
+"""aligner.statistics and aligner.intervals: golden cases, published examples, enumeration for small n, and the edges."""
 
 import inspect
 import itertools
@@ -92,7 +92,7 @@ def check_of(identity):
 
 
 def test_every_textbook_case_has_its_one_check():
-    """Of `check_of`, which fails otherwise; the methods that nothing uses are named in UNUSED."""
+    """`check_of` fails otherwise; UNUSED names the methods that nothing uses."""
     assert set(TEXTBOOK) >= UNUSED and all(check_of(identity) for identity in set(TEXTBOOK) - UNUSED)
 
 
@@ -106,7 +106,7 @@ def test_textbook_case(identity):
         assert result == pytest.approx(computed, abs=1e-11)
 
 
-def test_adjusted_p_values_of_the_textbook():
+def test_textbook_adjusted_p_values():
     case = TEXTBOOK["bh1995_rejections"]
     assert benjamini_hochberg(case["input"]["p"]) == pytest.approx(case["computed_bh"], abs=1e-12)
     assert holm(case["input"]["p"]) == pytest.approx(case["computed_holm"], abs=1e-12)
@@ -141,18 +141,18 @@ def test_phi2_adjusted_p_values():
 # ---- Intervals -------------------------------------------------------------------------------------------------------
 
 
-def test_signatures_are_those_that_callers_rely_on():
+def test_signatures_of_public_functions():
     assert list(inspect.signature(tango_interval).parameters) == ["wins", "ties", "losses", "confidence"]
     assert list(inspect.signature(wilson_interval).parameters) == ["successes", "n", "confidence"]
 
 
-def test_numpy_and_scipy_are_imported_only_where_they_are_used():
+def test_numpy_and_scipy_are_imported_lazily():
     lines = Path(statistics.__file__).read_text(encoding="utf-8").splitlines()
     libraries = ("import numpy", "import scipy", "from numpy", "from scipy")
     assert [line for line in lines if line.startswith(libraries)] == []
 
 
-def test_no_data_has_no_interval():
+def test_interval_of_no_data_is_none():
     assert wilson_interval(0, 0) is None
     assert clopper_pearson_interval(0, 0) is None
     assert tango_interval(0, 0, 0) is None
@@ -175,7 +175,7 @@ def test_proportion_intervals_hold_the_estimate_and_mirror(counts):
 
 
 @given(OUTCOMES)
-def test_the_net_interval_lies_in_range_and_mirrors(outcomes):
+def test_tango_lies_in_range_and_mirrors(outcomes):
     wins, ties, losses = outcomes
     low, high = tango_interval(wins, ties, losses)
     assert -1 <= low < high <= 1
@@ -201,7 +201,7 @@ def outcomes_of(wins, ties, losses):
 @pytest.mark.parametrize("name", INTERVALS)
 @given(st.tuples(*[st.integers(0, 12)] * 3).filter(lambda counts: sum(counts) > 1), st.floats(0.5, 0.99), st.floats(0.5, 0.99))
 @settings(max_examples=60, deadline=None)
-def test_more_confidence_never_narrows_an_interval(name, counts, one, other):
+def test_higher_confidence_never_narrows_an_interval(name, counts, one, other):
     low, high = sorted([one, other])
     narrow, wide = INTERVALS[name](*counts, low), INTERVALS[name](*counts, high)
     assert wide[0] <= narrow[0] + 1e-9 and narrow[1] <= wide[1] + 1e-9
@@ -209,14 +209,14 @@ def test_more_confidence_never_narrows_an_interval(name, counts, one, other):
 
 @pytest.mark.parametrize("name", ["tango", "paired_t", "newcombe"])
 @given(st.tuples(*[st.integers(0, 40)] * 3).filter(lambda counts: sum(counts) > 1))
-def test_intervals_of_a_difference_hold_the_estimate(name, counts):
+def test_difference_intervals_contain_the_estimate(name, counts):
     low, high = INTERVALS[name](*counts, 0.95)
     assert low - 1e-9 <= (counts[0] - counts[2]) / sum(counts) <= high + 1e-9
 
 
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.8, 0.95]))
-def test_clopper_pearson_ends_are_where_a_binomial_tail_is_half_of_alpha(counts, confidence):
-    """P(X >= k | low) = P(X <= k | high) = alpha / 2, the tails summed term by term."""
+def test_clopper_pearson_ends_have_tails_of_half_alpha(counts, confidence):
+    """P(X >= k | low) = P(X <= k | high) = alpha / 2, with the tails summed term by term."""
     k, n = counts
     low, high = clopper_pearson_interval(k, n, confidence)
 
@@ -228,7 +228,7 @@ def test_clopper_pearson_ends_are_where_a_binomial_tail_is_half_of_alpha(counts,
 
 
 @given(OUTCOMES)
-def test_tango_ends_are_where_the_score_statistic_is_z(outcomes):
+def test_tango_ends_have_a_score_statistic_of_z(outcomes):
     wins, ties, losses = outcomes
     n, z = sum(outcomes), normal_quantile(0.95)
     for end, sign in zip(tango_interval(wins, ties, losses), (1, -1), strict=True):
@@ -253,7 +253,7 @@ def most_likely_loss(wins, losses, n, difference):
     return (low + high) / 2
 
 
-def test_tango_of_nothing_but_ties_or_wins():
+def test_tango_of_only_ties_or_only_wins():
     z = normal_quantile(0.95)
     assert tango_interval(0, 20, 0) == pytest.approx((-(z**2) / (20 + z**2), z**2 / (20 + z**2)), abs=1e-12)
     low, high = tango_interval(20, 0, 0)
@@ -261,8 +261,8 @@ def test_tango_of_nothing_but_ties_or_wins():
 
 
 @pytest.mark.parametrize("net", [0.0, 0.2])
-def test_tango_covers_at_n_40(net):
-    """Exact coverage of the nominal 95 % at 40 % ties, over all outcomes of 40 prompts: published as .943 at worst."""
+def test_tango_coverage_at_n_40(net):
+    """Exact coverage of the 95 % interval at 40 % ties, over all outcomes of 40 prompts; the published worst case is .943."""
     n, tie = 40, 0.4
     win, loss = (1 - tie + net) / 2, (1 - tie - net) / 2
     covered = 0.0
@@ -276,7 +276,7 @@ def test_tango_covers_at_n_40(net):
 
 
 @given(st.tuples(COUNTS, COUNTS, COUNTS, COUNTS).filter(any))
-def test_newcombe_holds_the_estimate_and_mirrors(table):
+def test_newcombe_contains_the_estimate_and_mirrors(table):
     both, only_a, only_b, neither = table
     low, high = newcombe_paired_interval(both, only_a, only_b, neither)
     assert -1 - 1e-12 <= low <= (only_a - only_b) / sum(table) <= high <= 1 + 1e-12
@@ -286,19 +286,19 @@ def test_newcombe_holds_the_estimate_and_mirrors(table):
 # ---- Tests -----------------------------------------------------------------------------------------------------------
 
 
-def test_ties_alone_give_p_one():
+def test_p_of_ties_alone_is_one():
     assert sign_test(0, 0) == permutation_test([]) == permutation_test([0.0, 0.0]) == 1.0
 
 
 @given(COUNTS, COUNTS)
-def test_the_sign_test_is_symmetric(wins, losses):
+def test_sign_test_is_symmetric(wins, losses):
     assert sign_test(wins, losses) == sign_test(losses, wins)
     assert 0 < sign_test(wins, losses) <= 1
 
 
 @given(st.integers(0, 10).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_sign_test_counts_all_sequences_of_heads_and_tails(counts):
-    """Two-sided: both tails that are at least as far out as what was seen."""
+def test_sign_test_equals_enumeration(counts):
+    """Two-sided: both tails at least as extreme as the observation."""
     wins, n = counts
     heads = [sum(sequence) for sequence in itertools.product((0, 1), repeat=n)]
     far = max(wins, n - wins)
@@ -316,7 +316,7 @@ def test_fewest_wins_that_can_be_significant(alpha, fewest):
 
 
 @given(HALVES)
-def test_permutation_is_the_share_of_all_sign_flips(differences):
+def test_permutation_equals_enumeration(differences):
     observed = abs(sum(differences))
     flips = list(itertools.product((1, -1), repeat=len(differences)))
     extreme = sum(abs(sum(s * d for s, d in zip(flip, differences, strict=True))) >= observed for flip in flips)
@@ -339,7 +339,7 @@ def test_permutation_off_the_lattice_is_sampled_and_repeatable():
     assert p == pytest.approx(near, abs=4 * math.sqrt(near * (1 - near) / 10_000) + 0.002)
 
 
-def test_unequal_numbers_of_groups_share_a_lattice():
+def test_lattice_of_unequal_numbers_of_groups():
     assert permutation_test([1 / 3, 1 / 3, 1 / 4]) == pytest.approx(0.25, abs=1e-12)
     assert permutation_test([1 / 3, -1 / 3]) == 1.0
 
@@ -349,7 +349,7 @@ def test_unequal_numbers_of_groups_share_a_lattice():
 
 @given(st.lists(st.sampled_from([0.0, 1 / 3, 0.5, 1.0]), min_size=2, max_size=5))
 @settings(max_examples=60, deadline=None)
-def test_bootstrap_is_that_of_all_resamples(scores):
+def test_bootstrap_equals_enumeration(scores):
     n = len(scores)
     means = np.sort([math.fsum(resample) / n for resample in itertools.product(scores, repeat=n)])
     expected = [means[math.ceil(tail * n**n - 1e-6) - 1] for tail in (0.025, 0.975)]
@@ -371,7 +371,7 @@ def test_bootstrap_off_the_lattice_is_sampled_and_near_the_lattice_one():
 
 @given(st.lists(st.integers(-4, 4), min_size=2, max_size=30))
 @settings(deadline=None)
-def test_intervals_of_the_mean_mirror(steps):
+def test_mean_intervals_mirror(steps):
     differences = [step / 4 for step in steps]
     for interval in (paired_t_interval, exact_bootstrap_interval):
         low, high = interval(differences)
@@ -383,13 +383,13 @@ def test_intervals_of_the_mean_mirror(steps):
     st.lists(st.integers(-4, 4), min_size=2, max_size=20).flatmap(lambda steps: st.tuples(st.just(steps), st.permutations(steps)))
 )
 @settings(max_examples=60, deadline=None)
-def test_the_order_of_prompts_changes_no_figure(both):
+def test_order_of_prompts_changes_no_figure(both):
     for measure in (permutation_test, paired_t_interval, exact_bootstrap_interval):
         one, other = (measure([step / 4 for step in steps]) for steps in both)
         assert one == pytest.approx(other, abs=1e-12)
 
 
-def test_duplicated_prompts_leave_the_clustered_error_unchanged():
+def test_clustered_error_of_duplicated_prompts_is_unchanged():
     scores = [0.0, 0.5, 1.0, 0.25, 0.75]
     once = clustered_standard_error(scores, range(5))
     assert clustered_standard_error(scores * 2, list(range(5)) * 2) == pytest.approx(once, abs=1e-15)
@@ -397,7 +397,7 @@ def test_duplicated_prompts_leave_the_clustered_error_unchanged():
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
-def test_a_missing_cluster_is_an_error(missing):
+def test_missing_cluster_is_an_error(missing):
     with pytest.raises(ValueError, match=r"clusters\[1\] is missing, got"):
         clustered_standard_error([0.0, 1.0], ["a", missing])
     with pytest.raises(ValueError, match=r"clusters\[1\] is missing, got"):
@@ -406,8 +406,8 @@ def test_a_missing_cluster_is_an_error(missing):
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=3), min_size=2, max_size=4))
 @settings(max_examples=60, deadline=None)
-def test_the_cluster_bootstrap_is_that_of_all_draws_of_whole_clusters(members):
-    """Every draw of C clusters out of C, in order, is equally likely; its mean is taken over all scores that it holds."""
+def test_cluster_bootstrap_equals_enumeration(members):
+    """Every ordered draw of C clusters is equally likely; its mean is over all of its scores."""
     count = len(members)
     means = []
     for draw in itertools.product(members, repeat=count):
@@ -419,13 +419,13 @@ def test_the_cluster_bootstrap_is_that_of_all_draws_of_whole_clusters(members):
     assert cluster_bootstrap_interval(scores, clusters) == pytest.approx(expected, abs=1e-9)
 
 
-def test_clusters_of_one_score_each_are_the_plain_bootstrap():
+def test_cluster_bootstrap_of_single_scores_is_the_plain_bootstrap():
     scores = [0.0, 0.5, 0.5, 1.0, 0.25, 0.0, 1.0, 0.75, 0.5]
     assert cluster_bootstrap_interval(scores, range(9)) == pytest.approx(exact_bootstrap_interval(scores), abs=1e-12)
     assert cluster_bootstrap_interval(scores, ["one"] * 9) is cluster_bootstrap_interval([], []) is None
 
 
-def test_many_clusters_are_drawn_with_a_pinned_seed_in_whatever_order_they_come():
+def test_cluster_bootstrap_of_many_clusters_is_seeded_and_ignores_order():
     """Forty clusters of one score each: within .01 of the exact bootstrap."""
     rng = random.Random(5)
     scores = [rng.randrange(5) / 4 for _ in range(40)]
@@ -435,16 +435,16 @@ def test_many_clusters_are_drawn_with_a_pinned_seed_in_whatever_order_they_come(
 
 
 @pytest.mark.parametrize(("n", "rank"), [(5, None), (6, 1), (8, 1), (9, 2), (20, 6), (100, 40)])
-def test_the_interval_of_a_median_at_its_tabled_ranks(n, rank):
-    """The ranks of Conover's and of Lehmann's tables for 95 %: of 20 values the 6th from both ends, of 100 the 40th."""
+def test_median_interval_at_tabled_ranks(n, rank):
+    """The ranks in Conover's and Lehmann's tables for 95 %: the 6th from both ends of 20 values, the 40th of 100."""
     values = random.Random(n).sample(range(1, n + 1), n)
     assert median_interval(values) == (rank and (rank, n + 1 - rank))
 
 
 @given(st.integers(6, 60), st.sampled_from([0.8, 0.9, 0.95]))
 @settings(deadline=None, max_examples=60)
-def test_the_interval_of_a_median_covers_what_it_says_and_no_rank_more_would(n, confidence):
-    """P(X < k) for k values below the median of n, by counting."""
+def test_median_interval_has_the_largest_valid_rank(n, confidence):
+    """P(X < k), with X of n values below the median, by counting."""
     low, high = median_interval(range(1, n + 1), confidence)
     below = [sum(math.comb(n, i) for i in range(rank)) / 2**n for rank in (int(low), int(low) + 1)]
     assert low + high == n + 1
@@ -466,8 +466,8 @@ def test_adjusted_p_values_keep_order_and_bounds(p_values, rng):
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_holm_is_the_closed_test_of_bonferroni(p_values):
-    """The adjusted p of a hypothesis is the largest |S| min(p of S) over all sets S of hypotheses that hold it, at most 1."""
+def test_holm_equals_closed_bonferroni_testing(p_values):
+    """The adjusted p of a hypothesis is the largest |S| min(p of S) over all sets S that contain it, at most 1."""
     numbers = range(len(p_values))
     sets = [each for size in range(1, len(p_values) + 1) for each in itertools.combinations(numbers, size)]
     worst = [max(len(each) * min(p_values[i] for i in each) for each in sets if number in each) for number in numbers]
@@ -478,7 +478,7 @@ def test_holm_is_the_closed_test_of_bonferroni(p_values):
     ("sd", "n", "points"),
     [(0.432, 20, 27), (0.432, 805, 4.3), (0.575, 80, 18), (0.575, 2000, 3.6)],
 )
-def test_minimum_detectable_effect_as_published(sd, n, points):
+def test_minimum_detectable_effect_matches_published_values(sd, n, points):
     assert 100 * minimum_detectable_effect(sd, n) == pytest.approx(points, abs=0.51 if points >= 10 else 0.051)
 
 
@@ -486,7 +486,7 @@ def test_minimum_detectable_effect_as_published(sd, n, points):
 
 
 def test_pairwise_summary_by_hand():
-    """Shares 1, .5, .5, .2, 0: mean .44, sd .3912, one win, two draws, two losses; the null counts nowhere."""
+    """Shares 1, .5, .5, .2, 0: mean .44, sd .3912, one win, two draws, two losses; the null does not count."""
     summary = pairwise_summary([2, 1.5, 0, 1.2, None, 1])
     assert summary == {
         "win_rate": pytest.approx(44.0, abs=1e-12),
@@ -508,7 +508,7 @@ def test_pairwise_summary_of_nothing():
 
 
 @pytest.mark.parametrize("value", [0.5, 2.1, -1, float("nan"), float("inf"), "A"])
-def test_a_preference_out_of_range_is_an_error(value):
+def test_preference_out_of_range_is_an_error(value):
     with pytest.raises(ValueError, match=r"preferences\[1\] must"):
         pairwise_summary([1.0, value])
 
@@ -522,7 +522,7 @@ def length_data(seed=3, n=200):
 
 
 def test_length_controlled_win_rate_solves_the_likelihood_equations():
-    """Against another solver, and HC0 from its definition: B^-1 M B^-1 with B and M summed in loops."""
+    """Compares with another solver, and with HC0 from its definition: B^-1 M B^-1, with B and M summed in loops."""
     from scipy.optimize import minimize
 
     preferences, lengths, baseline = length_data()
@@ -557,7 +557,7 @@ def test_length_control_mirrors_and_ignores_order():
     assert reverse == pytest.approx(result, abs=1e-12)
 
 
-def test_unparsed_rows_shape_the_length_scale_only():
+def test_length_control_uses_unparsed_rows_for_the_scale_only():
     preferences, lengths, baseline = length_data()
     more = length_controlled_win_rate([*preferences, None], [*lengths, 5000], [*baseline, 10])
     result = length_controlled_win_rate(preferences, lengths, baseline)
@@ -576,7 +576,7 @@ def test_unparsed_rows_shape_the_length_scale_only():
         ([1, 1, 2, 2], [1, 2, 8, 9], [5, 5, 5, 5]),
     ],
 )
-def test_length_control_that_the_data_do_not_determine(preferences, lengths, baseline):
+def test_length_control_is_none_where_data_do_not_determine_it(preferences, lengths, baseline):
     result = length_controlled_win_rate(preferences, lengths, baseline)
     assert result == {"estimate": None, "standard_error": None}
 

@@ -1,4 +1,4 @@
-"""Text health: the golden texts and corpora, and the edges of every measure."""
+"""aligner.text_health: the golden texts and corpora, and the edges of every measure."""
 
 import pytest
 from hypothesis import given, settings
@@ -41,15 +41,15 @@ def test_golden_corpus(case):
     assert len(set(case["texts"])) / len(case["texts"]) == case["unique_text_share"]
 
 
-def test_ngrams_are_counted_by_corpus_and_together():
+def test_count_ngrams_by_corpus_and_together():
     assert count_ngrams([["a b a", "b"], ["b c", ""]], 1) == ([(2, 4), (2, 2)], 3)
     assert count_ngrams([["a b a", "b"], ["a b c", ""]], 2) == ([(2, 2), (2, 2)], 3)
     assert count_ngrams([[], ["", "one"]], 2) == ([(0, 0), (0, 0)], 0)
     assert count_ngrams([[]], 1) == ([(0, 0)], 0)
 
 
-def test_adjusted_distinct_is_one_for_draws_from_the_vocabulary_however_long():
-    """Of V = 50 words, C draws show V (1 - (1 - 1/V)^C) different ones in the mean; distinct-1 of the same falls with C."""
+def test_adjusted_distinct_is_one_for_random_draws_of_any_length():
+    """Of V = 50 words, C draws show V (1 - (1 - 1/V)^C) distinct ones on average; their distinct-1 falls with C."""
     for total in (10, 100, 1000):
         expected = 50 * (1 - (49 / 50) ** total)
         assert adjusted_distinct(expected, total, 50) == pytest.approx(1)
@@ -78,7 +78,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("text", "declines"), [(text, True) for text in REFUSALS] + [(text, False) for text in ANSWERS])
-def test_refusals_are_told_by_the_phrases_that_open_them(text, declines):
+def test_refusal_phrases(text, declines):
     assert refusal(text) is declines
 
 
@@ -101,7 +101,7 @@ def test_loop_at_its_limits(text, found):
 
 @given(WORDS, st.lists(st.sampled_from("vwxyz"), min_size=1, max_size=6), st.integers(4, 8))
 @settings(deadline=None)
-def test_a_repeated_tail_is_a_loop(head, period, times):
+def test_loop_of_a_repeated_tail(head, period, times):
     text = f"{head} . {' '.join(period * times)}"
     found = loop(text)
     if len(period) * times >= 16:
@@ -125,7 +125,7 @@ def test_undefined_is_none():
 
 
 @pytest.mark.parametrize("measure", [loop, degenerate, compression_ratio, refusal, lambda text: repetition(text, 1)])
-def test_a_text_must_be_a_string(measure):
+def test_text_must_be_a_string(measure):
     with pytest.raises(ValueError, match="got None"):
         measure(None)
 
@@ -138,7 +138,7 @@ def test_n_must_be_a_whole_number(n):
         repetition("a", n)
 
 
-def test_one_string_is_no_list_of_texts():
+def test_count_ngrams_refuses_one_string():
     with pytest.raises(ValueError, match="texts must be a list of strings"):
         count_ngrams(["text"], 1)
 

@@ -1,4 +1,4 @@
-"""Small files in and out: JSON, JSON lines and CSV, written the same way on every machine."""
+"""Reads and writes JSON, JSON lines and CSV, with the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aligner.run.errors import InputError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON in the order given; NaN and infinities are refused, since no reader of ours could compare them."""
+    """Writes indented JSON with keys in the given order. ValueError for NaN and infinities, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -28,14 +28,14 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """One JSON object a line."""
+    """Writes one JSON object per line. ValueError for NaN and infinities."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def read_jsonl(path: Path) -> Iterator[dict]:
-    """The rows of a file that a stage of ours wrote (people's files go through aligner.rows)."""
+    """Yields the rows of a file that a stage wrote (files that people wrote go through aligner.data)."""
     with _existing(path).open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
@@ -47,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, columns: list[str], rows: Iterable[Iterable]) -> None:
-    """A table for a plot; floats to six significant places, missing values (None) empty, NaN and infinities refused."""
+    """Writes a table for a plot: floats to six significant digits, None as an empty cell. ValueError for NaN and infinities."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -65,5 +65,5 @@ def _cell(value: Any) -> Any:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"{path} is missing; the stage before writes it. Run: dvc repro (or, if it was shared: dvc pull)")
+        raise InputError(f"{path} is missing; an earlier stage writes it. Run: dvc repro (or, if it was shared: dvc pull)")
     return path

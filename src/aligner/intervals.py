@@ -1,4 +1,4 @@
-"""Confidence intervals of proportions and means, the sign test, and what they are built from. Pure functions."""
+"""Confidence intervals of proportions and means, the sign test, and their building blocks. Pure functions."""
 
 from __future__ import annotations
 
@@ -49,8 +49,15 @@ def checked_share(name: str, value: float) -> float:
 
 
 def tail_shares(confidence: float) -> tuple[float, float]:
-    """alpha/2 and 1 - alpha/2: the two levels between which an interval of this confidence lies."""
+    """alpha/2 and 1 - alpha/2: the two quantile levels of an interval of this confidence."""
     return (1 - checked_share("confidence", confidence)) / 2, (1 + confidence) / 2
+
+
+def defined(interval: Interval | None) -> Interval:
+    """The interval of data that must have one. ValueError when it is None."""
+    if interval is None:
+        raise ValueError("there are too few data for an interval")
+    return interval
 
 
 def require_same_length(**lists: Sequence[object]) -> None:
@@ -63,13 +70,13 @@ def require_same_length(**lists: Sequence[object]) -> None:
 
 
 def mean(values: Iterable[float]) -> float:
-    """The sum, rounded once, over the number of values."""
+    """The mean, from a sum that is rounded once."""
     values = list(values)
     return math.fsum(values) / len(values)
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation with n-1; None for fewer than two values."""
+    """The standard deviation with n-1; None for fewer than two values."""
     if len(values) < 2:
         return None
     middle = mean(values)
@@ -80,7 +87,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def normal_quantile(confidence: float = 0.95) -> float:
-    """z: the standard normal lies within +-z with this probability; 1.96 for 0.95."""
+    """z such that a standard normal variable lies within +-z with this probability; 1.96 for 0.95."""
     return NormalDist().inv_cdf((1 + checked_share("confidence", confidence)) / 2)
 
 
@@ -103,7 +110,7 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Inter
 
 
 def clopper_pearson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
-    """The exact, conservative interval of a proportion (Clopper and Pearson 1934), from quantiles of the beta law.
+    """The exact, conservative interval of a proportion (Clopper and Pearson 1934), from beta quantiles.
 
     Beta(alpha/2; k, n-k+1) to Beta(1-alpha/2; k+1, n-k). None without data (n = 0).
     """
@@ -148,7 +155,7 @@ def _tango_low(wins: int, ties: int, losses: int, z: float) -> float:
 
 
 def _tango_variance(wins: int, losses: int, n: int, difference: float) -> float:
-    """2q + D(1-D), with q from the larger root of its quadratic, in the form that loses no digits."""
+    """2q + D(1-D), with q the larger root of its quadratic, computed without cancellation."""
     b = -wins - losses + (2 * n - wins + losses) * difference
     c = -losses * difference * (1 - difference)
     root = math.sqrt(max(0.0, b * b - 8 * n * c))
@@ -159,8 +166,8 @@ def _tango_variance(wins: int, losses: int, n: int, difference: float) -> float:
 def sign_test(wins: int, losses: int) -> float:
     """The exact two-sided sign test, which is McNemar's exact test: p = min(1, 2 sum_{i <= min} C(m, i) / 2^m).
 
-    m = wins + losses; ties say nothing about direction. p = 1 when m = 0 (McNemar 1947; Fagerland et al. 2013). Computed in
-    whole numbers, so no p-value is too small.
+    m = wins + losses; ties carry no direction. p = 1 when m = 0 (McNemar 1947; Fagerland et al. 2013). Integer arithmetic keeps
+    even the smallest p-value exact.
     """
     wins, losses = checked_count("wins", wins), checked_count("losses", losses)
     m = wins + losses
@@ -175,9 +182,9 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def on_lattice(values: Sequence[float]) -> tuple[list[int], int] | None:
-    """The values as whole multiples of 1/denominator: (multiples, denominator); None when no small one serves them all.
+    """The values as whole multiples of 1/denominator: (multiples, denominator); None when no small denominator fits them all.
 
-    Hit rates and their differences always lie on such a lattice (k/2, or 1/lcm of the group counts); judge preferences
+    Hit rates and their differences always lie on such a lattice (multiples of 1/lcm of the group counts); judge preferences
     and log-probabilities do not.
     """
     fractions = {value: Fraction(value).limit_denominator(LARGEST_DENOMINATOR) for value in set(values)}
@@ -191,10 +198,10 @@ def on_lattice(values: Sequence[float]) -> tuple[list[int], int] | None:
 def exact_bootstrap_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval | None:
     """The percentile bootstrap interval of the mean without resampling (Efron 1979).
 
-    On a lattice, the bootstrap law of the sum is the n-fold convolution of the empirical distribution, here a power of
-    its Fourier transform; low and high are the smallest values with a distribution function of at least alpha/2 and
-    1 - alpha/2. Off the lattice (or for a sum of more than 2^22 points): 10,000 resamples with a pinned seed. For a
-    paired comparison give the differences. None for n < 2, where resampling has nothing to vary.
+    On a lattice, the bootstrap distribution of the sum is the n-fold convolution of the empirical distribution, computed as a
+    power of its Fourier transform; low and high are the smallest values whose distribution function is at least alpha/2 and
+    1 - alpha/2. Off a lattice (or for sums of more than 2^22 points), 10,000 resamples with a fixed seed. For a paired
+    comparison, pass the differences. None for n < 2, where resampling varies nothing.
     """
     values = checked_numbers("scores", scores)
     tails = tail_shares(confidence)

@@ -1,4 +1,4 @@
-"""What the reports write down: tables, figures with their intervals, and text of others that shows as it is and does nothing."""
+"""Markdown for the reports: tables, figures with their intervals, and foreign text made harmless."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Characters that are shown as U+FFFD and not obeyed: controls other than tab and line feed, and marks of text direction.
+# Characters that are replaced by U+FFFD: controls other than tab and line feed, and marks of text direction.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -21,7 +21,7 @@ def visible(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text as Markdown that shows it and does nothing else: no markup, no link, no end of a table cell, no terminal command."""
+    """Escapes text for Markdown: it starts no markup or link, ends no table cell and sends no terminal command."""
     escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$&]|(?<=www)\.)", r"\\\1", visible(" ".join(text.split())))
     return escaped.replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/")
 
@@ -30,7 +30,7 @@ def markdown(text: str) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A number with three decimals, a whole number as it is; "undefined" for None."""
+    """A float with three decimals, an integer as it is, "undefined" for None."""
     if value is None:
         return "undefined"
     return str(value) if isinstance(value, int) else f"{value:.3f}"
@@ -42,7 +42,7 @@ def interval(estimate: Mapping[str, Any]) -> str:
 
 
 def with_interval(estimate: Mapping[str, Any]) -> str:
-    """ "0.412 (0.380 to 0.440)", "0.412" without an interval, or "undefined (why)"."""
+    """The estimate with its interval: "0.412 (0.380 to 0.440)"; "0.412" without one; or "undefined (reason)"."""
     inside = estimate["reason"] if estimate["estimate"] is None else interval(estimate)
     return figure(estimate["estimate"]) + (f" ({inside})" if inside else "")
 
@@ -53,12 +53,12 @@ def p_value(p: float) -> str:
 
 
 def two_cells(estimate: Mapping[str, Any]) -> list[str]:
-    """The estimate and its interval, one cell each."""
+    """The estimate and its interval, in one cell each."""
     return [figure(estimate["estimate"]), interval(estimate) or "undefined"]
 
 
 def outcome_table(pairs: Mapping[str, Any]) -> str:
-    """Won, tied and lost prompts of every pair, its win rate with the interval, the adjusted p and the verdict."""
+    """One row per pair: prompts won, tied and lost, the win rate with its interval, the adjusted p and the verdict."""
     rows = []
     for name, found in pairs.items():
         counts = (str(found[outcome]) for outcome in ("wins", "ties", "losses"))

@@ -1,8 +1,8 @@
 """Intervals and tests for comparing language models on the same prompts.
 
-Pure functions. An interval is a tuple (low, high); a p-value is a float and two-sided; what is undefined for the data
-at hand is None, and the docstring says when; input that cannot be data raises ValueError with the value. n counts
-prompts; wins, ties and losses are those of model A against model B; a difference is score A - score B on one prompt.
+Pure functions. An interval is a tuple (low, high); a p-value is a two-sided float. A result that is undefined for the data is
+None, and the docstring says when. Input that cannot be data raises ValueError with the value. n counts prompts; wins, ties and
+losses are those of model A against model B; a difference is score A - score B on one prompt.
 """
 
 import itertools
@@ -23,6 +23,7 @@ from aligner.intervals import (
     checked_share,
     checked_within,
     clopper_pearson_interval,
+    defined,
     deviation,
     mean,
     normal_quantile,
@@ -33,7 +34,7 @@ from aligner.intervals import (
     wilson_interval,
 )
 
-__all__ = ["clopper_pearson_interval", "sign_test", "wilson_interval"]  # of aligner.intervals, under the names of old
+__all__ = ["clopper_pearson_interval", "sign_test", "wilson_interval"]  # other programs import them from here
 
 MOST_ENUMERATED_CLUSTERS = 9
 SIGN_FLIP_OPERATIONS = 2 * 10**9
@@ -51,7 +52,7 @@ def newcombe_paired_interval(
 ) -> Interval | None:
     """Newcombe's square-and-add interval of the difference of two paired proportions (Newcombe 1998, method 10).
 
-    Of the 2x2 table (A and B right, only A, only B, neither) with rates p_a and p_b and their Wilson intervals:
+    The 2x2 table (A and B right, only A, only B, neither) gives the rates p_a and p_b with their Wilson intervals. Then
     low = p_a-p_b - sqrt(x^2 - 2 phi x y + y^2), x = p_a - low_a, y = high_b - p_b; high likewise with the other ends.
     None without data.
     """
@@ -61,8 +62,8 @@ def newcombe_paired_interval(
     if n == 0:
         return None
     a, b = (both + only_a) / n, (both + only_b) / n
-    low_a, high_a = wilson_interval(both + only_a, n, confidence)
-    low_b, high_b = wilson_interval(both + only_b, n, confidence)
+    low_a, high_a = defined(wilson_interval(both + only_a, n, confidence))
+    low_b, high_b = defined(wilson_interval(both + only_b, n, confidence))
     phi = _corrected_phi(both, only_a, only_b, neither)
     below = _correlated_norm(a - low_a, high_b - b, phi)
     above = _correlated_norm(high_a - a, b - low_b, phi)
@@ -74,7 +75,7 @@ def _correlated_norm(x: float, y: float, phi: float) -> float:
 
 
 def _corrected_phi(both: int, only_a: int, only_b: int, neither: int) -> float:
-    """The phi coefficient, a positive numerator drawn n/2 towards 0 for continuity; 0 when a margin is empty."""
+    """The phi coefficient with continuity correction (n/2 off a positive numerator); 0 when a margin is empty."""
     n = both + only_a + only_b + neither
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     covariance = both * neither - only_a * only_b
@@ -86,7 +87,7 @@ def _corrected_phi(both: int, only_a: int, only_b: int, neither: int) -> float:
 
 
 def t_quantile(degrees: float, confidence: float = 0.95) -> float:
-    """t: Student's t with this many degrees of freedom lies within +-t with this probability; 12.7 for 1 and 0.95."""
+    """t such that Student's t with these degrees of freedom lies within +-t with this probability; 12.7 for 1 and 0.95."""
     from scipy.special import stdtrit
 
     if checked_number("degrees", degrees) <= 0:
@@ -97,7 +98,7 @@ def t_quantile(degrees: float, confidence: float = 0.95) -> float:
 def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) -> Interval | None:
     """The t interval of the mean difference: d +- t_{n-1} sd(d)/sqrt(n), sd with n-1 (Miller 2024, arXiv 2411.00640).
 
-    For n of 100 and more; below, it covers too little. None for n < 2, where sd is undefined; of no width when all
+    Meant for n >= 100; below that its coverage is too low. None for n < 2, where sd is undefined. It has no width when all
     differences are equal.
     """
     values = checked_numbers("differences", differences)
@@ -112,8 +113,8 @@ def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) ->
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
     """The exact interval of a median, by inverting the sign test: from the k-th smallest to the k-th largest value.
 
-    k is the largest with 2 P(X < k) <= 1 - confidence for X ~ Binomial(n, 1/2), so the coverage is at least what is asked for,
-    whatever the distribution (David and Nagaraja 2003, section 7.1). None where no k will do: n < 6 for 0.95.
+    k is the largest with 2 P(X < k) <= 1 - confidence for X ~ Binomial(n, 1/2), so the coverage is at least `confidence` for any
+    distribution (David and Nagaraja 2003, section 7.1). None where no such k exists: n < 6 for 0.95.
     """
     ordered = sorted(checked_numbers("values", values))
     rank = _median_rank(len(ordered), checked_share("confidence", confidence))
@@ -122,7 +123,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
 @lru_cache(maxsize=64)
 def _median_rank(n: int, confidence: float) -> int:
-    """In whole numbers: `below` is 2^n P(X < rank), `term` is C(n, rank)."""
+    """Integer arithmetic: `below` is 2^n P(X < rank), `term` is C(n, rank)."""
     rank, below, term, orders = 0, 0, 1, 2**n
     while 2 * (below + term) / orders <= 1 - confidence:
         below, term, rank = below + term, term * (n - rank) // (rank + 1), rank + 1
@@ -132,8 +133,8 @@ def _median_rank(n: int, confidence: float) -> int:
 def permutation_test(differences: Sequence[float]) -> float:
     """Fisher's sign-flip test of paired differences: P(|sum of +-|d_i|| >= |sum of d_i|), every sign a fair coin.
 
-    Exact on a lattice, by convolution; elsewhere by 10,000 flips with a pinned seed, p = (hits + 1) / (flips + 1).
-    p = 1 when all differences are 0, or there are none.
+    Exact on a lattice, by convolution; otherwise from 10,000 flips with a fixed seed, p = (hits + 1) / (flips + 1).
+    p = 1 when there are no differences or all are 0.
     """
     values = [value for value in checked_numbers("differences", differences) if value]
     lattice = on_lattice(values)
@@ -143,9 +144,9 @@ def permutation_test(differences: Sequence[float]) -> float:
 
 
 def _exact_sign_flip(steps: Sequence[int]) -> float:
-    """`chance[s]`: the probability that the differences that get a minus sum to s; each one halves and shifts it.
+    """`chance[s]` is the probability that the differences with a minus sign sum to s; each difference halves and shifts it.
 
-    Only sums up to (total - observed) / 2 are kept: they are the tail that is asked for, and no larger sum leads back to them.
+    Only sums up to (total - observed) / 2 are kept: they form the tail, and no larger sum leads back to them.
     """
     import numpy as np
 
@@ -174,10 +175,10 @@ def _sampled_sign_flip(values: Sequence[float]) -> float:
 
 
 def clustered_standard_error(scores: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
-    """The standard error of the mean when scores of one cluster belong together (Miller 2024, appendix A; CR1).
+    """The cluster-robust standard error of the mean, CR1 (Miller 2024, appendix A).
 
-    sqrt(sum_c (sum_{i in c} (s_i - mean))^2) / n * sqrt(C/(C-1)); compare with t of C-1 degrees of freedom. With every
-    score its own cluster it is sd/sqrt(n). None for fewer than two clusters. ValueError for a missing cluster.
+    sqrt(sum_c (sum_{i in c} (s_i - mean))^2) / n * sqrt(C/(C-1)), for use with t of C-1 degrees of freedom. When every score is
+    its own cluster, it is sd/sqrt(n). None for fewer than two clusters. ValueError for a missing cluster.
     """
     members = _members(scores, clusters)
     count = len(members)
@@ -189,7 +190,7 @@ def clustered_standard_error(scores: Sequence[float], clusters: Sequence[Hashabl
 
 
 def _members(scores: Sequence[float], clusters: Sequence[Hashable]) -> list[list[float]]:
-    """The scores of each cluster. ValueError for a missing cluster: no guess says which scores belong together."""
+    """The scores of each cluster. ValueError for a missing cluster."""
     values = checked_numbers("scores", scores)
     require_same_length(scores=values, clusters=clusters)
     members: dict[Hashable, list[float]] = {}
@@ -203,12 +204,12 @@ def _members(scores: Sequence[float], clusters: Sequence[Hashable]) -> list[list
 def cluster_bootstrap_interval(
     scores: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95
 ) -> Interval | None:
-    """The percentile bootstrap interval of the mean when whole clusters are drawn again (Davison and Hinkley 1997, section 3.8).
+    """The percentile bootstrap interval of the mean, resampling whole clusters (Davison and Hinkley 1997, section 3.8).
 
-    A draw of C clusters has the mean sum of their scores / sum of their sizes. Up to 9 clusters every draw is counted with its
-    probability (at most 24,310 different ones), so there is no seed; beyond, 10,000 draws with a pinned one. With few clusters
-    it is rather too narrow, as any interval from few independent values is. None for fewer than two clusters. ValueError for a
-    missing cluster.
+    A draw of C clusters has the mean sum of their scores / sum of their sizes. Up to 9 clusters, every draw is counted with its
+    probability (at most 24,310 distinct draws), without a seed; above, 10,000 draws with a fixed seed. With few clusters it is
+    too narrow, as any interval from few independent values is. None for fewer than two clusters. ValueError for a missing
+    cluster.
     """
     import numpy as np
 
@@ -227,7 +228,7 @@ def cluster_bootstrap_interval(
 
 @lru_cache(maxsize=16)
 def _cluster_draws(count: int):
-    """How often each cluster is in a draw, shape (draws, clusters), and the probability of each draw."""
+    """The count of each cluster in each draw, shape (draws, clusters), and the probability of each draw."""
     import numpy as np
 
     if count > MOST_ENUMERATED_CLUSTERS:
@@ -238,7 +239,7 @@ def _cluster_draws(count: int):
     return np.array([[draw[each] for each in range(count)] for draw in draws]), np.array(orders) / count**count
 
 
-# ---- Many comparisons, and how much data they take -------------------------------------------------------------------
+# ---- Multiple comparisons and power ----------------------------------------------------------------------------------
 
 
 def _p_values(p_values: Sequence[float]) -> list[float]:
@@ -248,7 +249,7 @@ def _p_values(p_values: Sequence[float]) -> list[float]:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given: the r-th smallest of m times m-r+1, made monotone (Holm 1979).
 
-    They control the chance of any false claim in the family, whatever the dependence.
+    They control the probability of any false claim in the family, under any dependence.
     """
     values = _p_values(p_values)
     adjusted, largest = [0.0] * len(values), 0.0
@@ -273,9 +274,9 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 
 def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """The true mean difference that n prompts show with this power: (z_{1-alpha/2} + z_power) sd / sqrt(n).
+    """The smallest true mean difference that n prompts detect with this power: (z_{1-alpha/2} + z_power) sd / sqrt(n).
 
-    In the units of the differences whose standard deviation is sd. None without prompts (n = 0).
+    sd is the standard deviation of the differences; the result has their unit. None without prompts (n = 0).
     """
     sd, n = checked_within("sd", sd, 0, math.inf), checked_count("n", n)
     z = normal_quantile(1 - checked_share("alpha", alpha)) + NormalDist().inv_cdf(checked_share("power", power))
@@ -286,7 +287,7 @@ def minimum_detectable_effect(sd: float, n: int, alpha: float = 0.05, power: flo
 
 
 def _preferences(preferences: Sequence[float | None]) -> list[float | None]:
-    """Preferences as the share y = p - 1 in [0, 1] that goes to the model; 0, the old mark of a draw, is 1.5."""
+    """Preferences as the model's share y = p - 1 in [0, 1]; 0, an older code for a draw, counts as 1.5."""
     return [
         None if value is None else 0.5 if value == 0 else checked_within(f"preferences[{index}]", value, 1, 2) - 1
         for index, value in enumerate(preferences)
@@ -297,8 +298,8 @@ def pairwise_summary(preferences: Sequence[float | None]) -> dict[str, float | i
     """AlpacaEval's leaderboard fields.
 
     They are win_rate, standard_error, n_wins, n_wins_base, n_draws, n_total and discrete_win_rate.
-    A preference lies in [1, 2]: 2 for the model, 1 for the baseline, 1.5 (or 0) a draw; None is an unparsed verdict and
-    counts nowhere, so n_total is the number of parsed ones. The three rates are in percent: win_rate = 100 mean(p - 1),
+    A preference lies in [1, 2]: 2 for the model, 1 for the baseline, 1.5 (or 0) for a draw. None is an unparsed verdict and
+    does not count, so n_total is the number of parsed ones. The three rates are in percent: win_rate = 100 mean(p - 1),
     standard_error = 100 sd/sqrt(n), discrete_win_rate = 100 (wins + draws/2) / n. Rates are None when n_total = 0, the
     standard error when n_total < 2.
     """
@@ -319,14 +320,14 @@ def pairwise_summary(preferences: Sequence[float | None]) -> dict[str, float | i
 def length_controlled_win_rate(
     preferences: Sequence[float | None], lengths: Sequence[float], baseline_lengths: Sequence[float]
 ) -> dict[str, float | None]:
-    """The win rate at equal length, {"estimate", "standard_error"} in percent: 100 sigma(a) of a logistic model.
+    """The win rate at equal length, {"estimate", "standard_error"} in percent: 100 sigma(a) from a logistic model.
 
     logit P(model wins) = t tanh(d / sd(d)) + a, d = baseline length - model length in characters, sd with n-1 over all
-    rows, unparsed ones included; unpenalised, soft labels y = p - 1. The error is HC0 by the delta method. After
+    rows, including unparsed ones; unpenalised, with soft labels y = p - 1. The error is HC0 by the delta method. It follows
     AlpacaEval 2 (arXiv 2404.04475), without its prompt difficulties and gamed baselines.
 
-    A diagnostic, no headline: where one model is nearly always longer, it extrapolates. Both are None when the data do
-    not determine the fit: fewer than three parsed rows, all d equal, or wins and losses separated by length.
+    A diagnostic, not a headline: where one model is nearly always longer, it extrapolates. Both values are None when the data
+    do not determine the fit: fewer than three parsed rows, all d equal, or wins and losses separated by length.
     """
     shares = _preferences(preferences)
     model, baseline = checked_numbers("lengths", lengths), checked_numbers("baseline_lengths", baseline_lengths)
@@ -342,7 +343,7 @@ def length_controlled_win_rate(
 
 
 def _separated_by_length(rows: Sequence[tuple[float, float]]) -> bool:
-    """Does a threshold of x part the rows with some win from those with some loss, or is there but one x?"""
+    """Whether a threshold of x separates wins from losses, or all x are equal; the fit then has no finite maximum."""
     won = [x for x, y in rows if y > 0]
     lost = [x for x, y in rows if y < 1]
     if not won or not lost or len({x for x, _ in rows}) == 1:
@@ -351,7 +352,7 @@ def _separated_by_length(rows: Sequence[tuple[float, float]]) -> bool:
 
 
 def _fit_intercept(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The intercept of the logistic regression of y on x, and its HC0 variance: H^-1 (sum of score squares) H^-1."""
+    """The intercept of the logistic regression of y on x, and its HC0 variance: H^-1 (sum of squared scores) H^-1."""
     import numpy as np
 
     x, y = np.array(sorted(rows)).T
@@ -370,9 +371,9 @@ def _fit_intercept(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _newton(derivatives: Callable, start):
-    """The maximum of a concave function by Newton's method, a step halved while it leads down.
+    """The maximum of a concave function by Newton's method; a step is halved while it decreases the value.
 
-    derivatives(x) -> value, gradient, Hessian. The caller makes sure that a finite maximum exists.
+    derivatives(x) -> value, gradient, Hessian. The caller ensures that a finite maximum exists.
     """
     import numpy as np
 
@@ -390,5 +391,5 @@ def _newton(derivatives: Callable, start):
 
 
 def _gram(design, weights):
-    """sum_i w_i x_i x_i^T, summed in one fixed order whatever the number of threads."""
+    """sum_i w_i x_i x_i^T, summed in a fixed order that does not depend on the number of threads."""
     return (design[:, None, :] * design[None, :, :] * weights).sum(axis=2)

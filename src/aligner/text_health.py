@@ -1,7 +1,7 @@
-"""Is a text healthy? Loops, repetition, diversity: the numbers that show a model collapsing before its hit rate does.
+"""Text health: loops, repetition and diversity, which show a model's collapse before its hit rate does.
 
-Everything here is a pure function of texts. A *token* is one match of `\\w+|[^\\w\\s]` in the casefolded text: a word,
-or one punctuation mark. A quantity without a value (a ratio over nothing) is None, never 0.0 or NaN.
+Pure functions of texts. A *token* is one match of `\\w+|[^\\w\\s]` in the casefolded text: a word or one punctuation mark. A
+quantity without a value (a ratio over nothing) is None, never 0.0 or NaN.
 """
 
 import re
@@ -17,7 +17,7 @@ FEWEST_COMPRESSED_CHARACTERS = 200
 REFUSAL_OPENING = 200
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-# What assistants say when they decline (after the prefixes of Zou et al. 2023, arXiv 2307.15043) or do not know.
+# Phrases with which assistants decline (after the prefixes of Zou et al. 2023, arXiv 2307.15043) or say that they do not know.
 _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:\w+ )?(?:sorry|unable|not able|not allowed|not permitted|not sure)|i apologi[sz]e|sorry, (?:but )?i|"
     r"i (?:can't|cannot|can not|won't|will not|must) (?:\w+ )?(?:answer|assist|comply|create|decline|discuss|do (?:that|this)|"
@@ -46,12 +46,12 @@ def loop(text: str) -> dict[str, int] | None:
     """The loop in which a text ends: {"tokens": L, "period": p}, or None when it does not end in one.
 
     The last L tokens repeat with period p when t[i] = t[i-p] for all but the first p of them. They are a loop when
-    p <= 64, L >= 4p, L >= 16 and the period holds a word (a table rule or a row of dots is no loop). The last repeat
-    may be cut short. Of several periods the one with the longest L is told, and of equals the shortest. A repetition
-    that the text leaves again is no loop; `repetition` counts it.
+    p <= 64, L >= 4p, L >= 16 and the period contains a word (a table rule or a row of dots is not a loop). The last repeat
+    may be cut short. Of several periods, the one with the longest L is returned; of equals, the shortest. A repetition
+    that does not reach the end of the text is not a loop; `repetition` counts it.
     """
-    found = _loop(_checked(text))
-    return found and {"tokens": found[0], "period": found[1]}
+    tail = _loop(_checked(text))
+    return tail and {"tokens": tail[0], "period": tail[1]}
 
 
 @lru_cache(maxsize=64)
@@ -80,9 +80,9 @@ def _is_loop(sequence: Sequence[str], length: int, period: int) -> bool:
 
 
 def compression_ratio(text: str) -> float | None:
-    """UTF-8 bytes / bytes after zlib at level 9: how often a text says the same. None for the empty text.
+    """UTF-8 bytes / bytes after zlib at level 9; higher means more repetitive. None for the empty text.
 
-    About 1 for one sentence, 2 for a page of prose, above 5 for something that hardly says anything new.
+    About 1 for one sentence, 2 for a page of prose, above 5 for a text that hardly says anything new.
     """
     return _compression_ratio(text) if _checked(text) else None
 
@@ -97,13 +97,13 @@ def degenerate(text: str) -> bool:
     """True when a text ends in a loop, or has at least 200 characters and a compression ratio above 5."""
     if loop(text) is not None:
         return True
-    return len(text) >= FEWEST_COMPRESSED_CHARACTERS and compression_ratio(text) > COMPRESSION_LIMIT
+    return len(text) >= FEWEST_COMPRESSED_CHARACTERS and _compression_ratio(text) > COMPRESSION_LIMIT
 
 
 def refusal(text: str) -> bool:
-    """True when the first 200 characters hold a phrase with which assistants decline, or say that they do not know.
+    """True when the first 200 characters contain a phrase with which assistants decline or say that they do not know.
 
-    A lexicon, reported and never scored: it misses refusals in other words or languages, and "I am not sure" may begin an answer.
+    A lexicon, reported but never scored: it misses refusals in other words or languages, and "I am not sure" may begin an answer.
     """
     return bool(_REFUSAL.search(_checked(text)[:REFUSAL_OPENING].casefold().replace("\u2019", "'")))
 
@@ -118,9 +118,9 @@ def _check_order(n: int) -> None:
 
 
 def count_ngrams(corpora: Sequence[Sequence[str]], n: int) -> tuple[list[tuple[int, int]], int]:
-    """(different n-grams, all n-grams) of each corpus, and how many different ones there are in all corpora together.
+    """(distinct n-grams, all n-grams) of each corpus, and the number of distinct n-grams over all corpora.
 
-    distinct-n (Li et al. 2016, arXiv 1510.03055) is different / all; it falls with length, so compare it at like lengths only.
+    distinct-n (Li et al. 2016, arXiv 1510.03055) is distinct / all; it falls with length, so compare it only at similar lengths.
     """
     _check_order(n)
     seen: list[set[tuple[str, ...]]] = [set() for _ in corpora]
@@ -138,8 +138,8 @@ def count_ngrams(corpora: Sequence[Sequence[str]], n: int) -> tuple[list[tuple[i
 def adjusted_distinct(different: int, total: int, vocabulary: int) -> float | None:
     """Expectation-adjusted distinct (Liu et al. 2022, arXiv 2202.13587): U / (V (1 - ((V-1)/V)^C)). None for C = 0.
 
-    U different n-grams among C, over the number expected of C draws from V equally likely ones. Unlike distinct-n it does not
-    fall merely because a text is longer; it depends on V, so only figures with the same V can be compared. ValueError for V < U.
+    U distinct n-grams among C, over the number expected from C draws of V equally likely ones. Unlike distinct-n, it does not
+    fall merely because a text is longer. It depends on V, so compare only figures with the same V. ValueError for V < U.
     """
     if vocabulary < different:
         raise ValueError(f"vocabulary must be at least the {different} different n-grams, got {vocabulary}")
@@ -147,9 +147,9 @@ def adjusted_distinct(different: int, total: int, vocabulary: int) -> float | No
 
 
 def repetition(text: str, n: int) -> float:
-    """rep-n: 1 - different n-grams / all n-grams of one text (Welleck et al. 2020, arXiv 1908.04319).
+    """rep-n: 1 - distinct n-grams / all n-grams of one text (Welleck et al. 2020, arXiv 1908.04319).
 
-    In [0, 1). A text of fewer than n tokens repeats nothing: 0.0, a count of repeats and not a missing value.
+    In [0, 1). A text of fewer than n tokens repeats nothing: its value is 0.0, not missing.
     """
     _check_order(n)
     grams = _ngrams(tokens(text), n)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
 from fractions import Fraction
 from pathlib import Path
 
+import compose
 from ruamel.yaml import YAML
 
 from aligner.keywords.groups import hits
@@ -74,9 +74,6 @@ def test_sizes() -> None:
 
 
 def test_raw_data_is_what_compose_writes(tmp_path, monkeypatch) -> None:
-    specification = importlib.util.spec_from_file_location("compose", DATA / "compose.py")
-    compose = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(compose)
     for folder in ("bank", "written"):
         (tmp_path / folder).symlink_to(DATA / folder)
     (tmp_path / "raw").mkdir()

@@ -1,9 +1,9 @@
-"""Every knob is alive: each key of params.yaml, moved to another legal value, changes what its stages do.
+"""Every parameter matters: another legal value for any key of params.yaml changes what its stages do.
 
-The stages run on a tiny random model: prepare and score to their end, the others until they would train or answer. What they
-have built by then is compared: SFTConfig, DPOConfig, LoraConfig, GenerationConfig, the model, the rows (`built`). Some keys of
-each kind, and those that act later, are followed to the last output (TO_THE_END). A key without a rule fails, and so does a
-stage that declares a key and does nothing with it.
+The stages run on a tiny random model: prepare and score to their end, the others until they would train or generate. The tests
+compare what they have built by then: SFTConfig, DPOConfig, LoraConfig, GenerationConfig, the model and the rows (`built`). Stages
+run to their end (TO_THE_END) for some keys of each kind and for those that act later. The tests fail for a key without a rule,
+and for a stage that declares a key and ignores it.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ SAMPLING = {"generate.do_sample": True}
 
 
 class Rule(NamedTuple):
-    """Another legal value for a key, and what else must hold so that the key matters."""
+    """Another legal value for a key, and other parameters without which the key would not matter."""
 
     value: Any
     given: dict[str, Any] = {}
@@ -108,7 +108,7 @@ RULES = {
     "score.equivalence_margin": Rule(0.9),
 }
 
-# Followed to the outputs: how often to measure (which no configuration holds), and one or two keys of every other kind.
+# Stages run to their end for eval_steps, which no configuration holds, and for one or two keys of every other kind.
 TO_THE_END = {
     ("sft", "sft.eval_steps"),
     ("sft", "sft.num_train_epochs"),
@@ -136,7 +136,7 @@ def leaves(values, parents=()):
 
 
 def declared(stage):
-    """The keys that a stage says it reads, down to the single values; what score only shows, tests/test_page.py looks for."""
+    """The keys that a stage declares, down to single values; tests/report/test_page.py checks those that score only displays."""
     module = importlib.import_module(stage)
     for name in set(module.PARAMS) - set(module.SHOWN if stage == "score" else ()):
         wanted = name.replace("${model}", "*")
@@ -152,7 +152,7 @@ PAIRS = sorted((stage, key) for stage in STAGES for key in declared(stage))
 
 @pytest.fixture(scope="module")
 def everything():
-    """The folder of a workspace that has been through all stages, with other inputs lying beside the first ones."""
+    """The folder of a workspace in which all stages have run, with the alternative inputs."""
     return shelf.built("knobs", lay_out)
 
 
@@ -166,7 +166,7 @@ def lay_out(folder):
 
 
 def lay_out_alternatives(folder):
-    """What the rules name: another checkpoint, two revisions in a hub cache, a template, and other raw files."""
+    """Writes what the rules name: another checkpoint, two revisions in a hub cache, a template, and other raw files."""
     shutil.copytree(checkpoint("zephyr_llama"), folder / "another")
     for name, revision in REVISIONS.items():
         shutil.copytree(checkpoint(name), folder / "hub/models--somebody--model/snapshots" / revision)
@@ -181,13 +181,13 @@ def lay_out_alternatives(folder):
 
 @pytest.fixture(scope="module")
 def known():
-    """What the stages do with the parameters that several tests start from."""
+    """Observations with parameters that several tests share."""
     return {}
 
 
 @pytest.fixture
 def observe(everything, tmp_path, monkeypatch):
-    """`observe(stage, changes, to_the_end)`: what the stage does in a fresh copy of that workspace with changed params."""
+    """`observe(stage, changes, to_the_end)` runs a stage in a fresh copy of that workspace with changed params."""
     import torch
     from huggingface_hub import constants
 
@@ -201,7 +201,7 @@ def observe(everything, tmp_path, monkeypatch):
         Params(folder / "params.yaml", folder / "params.yaml").update(changes)
         with pytest.MonkeyPatch.context() as patch:
             Workspace.reopen(folder, patch)
-            parameters.read()  # whatever stands there must be legal
+            parameters.read()  # the changed file must be legal
             return observed(stage, folder, spy(patch, to_the_end))
 
     yield run
@@ -209,12 +209,14 @@ def observe(everything, tmp_path, monkeypatch):
 
 
 class Stopped(Exception):
-    """Carries what a stage has built out of it, before it trains or answers."""
+    """Carries what a stage has built out of the stage, before it trains or generates."""
 
 
 def spy(patch, to_the_end):
-    """Notes each base that a stage loads, with its way of attention, the shape of every batch of ids that it meets, and what is
-    to be compiled; that takes half a minute and is left to test_sft.py. Unless it may run to its end, the stage is stopped."""
+    """Records each base that a stage loads, its attention implementation, the shape of every batch, and calls of `compile`.
+
+    It replaces `compile`, which takes half a minute and has a test in test_sft.py. Unless `to_the_end`, it stops the stage.
+    """
     import torch
     import transformers
 
@@ -244,7 +246,7 @@ def spy(patch, to_the_end):
 
 
 def trainer_as_built(trainer, **options):
-    """Its SFTConfig or DPOConfig, its LoraConfig and first weights, its rows, and which forward pass each module has."""
+    """The trainer's SFTConfig or DPOConfig, LoraConfig, initial weights and rows, and the forward pass of each module."""
     model = trainer.model
     return {
         "config": trainer.args.to_dict(),
@@ -256,14 +258,14 @@ def trainer_as_built(trainer, **options):
 
 
 def generation_as_built(model, generation_config, input_ids, **options):
-    """Its GenerationConfig, the first prompts, and the random state that they are answered from."""
+    """The GenerationConfig, the first prompts, and the random seed."""
     import torch
 
     return {"config": generation_config.to_dict(), "prompts": input_ids.tolist(), "seed": torch.initial_seed()}
 
 
 def observed(stage, folder, met):
-    """All that a run of `stage` shows: its error, or what it built or wrote, where it ran, and what the model met."""
+    """All that a run of `stage` shows: its error, or what it built or wrote, its runtime, and the calls of the model."""
     run, built = Run(stage), None
     try:
         importlib.import_module(stage).main(run, *STAGES[stage])
@@ -274,7 +276,7 @@ def observed(stage, folder, met):
     return {
         "built": built,
         "files": written(folder),
-        "where": {name: run.fields.get(name) for name in ("device", "dtype", "threads")},
+        "runtime": {name: run.fields.get(name) for name in ("device", "dtype", "threads")},
         "attention": met["attention"],
         "checkpointing": [base.is_gradient_checkpointing for base in met["bases"]],
         "shapes": met["shapes"],
@@ -283,18 +285,17 @@ def observed(stage, folder, met):
 
 
 def written(folder):
-    """Bytes of every output; the report repeats the parameters and would change without any effect."""
-    outputs = [
-        path
-        for root in ("data/prepared", "data/generated", "models/sft", "models/dpo", "metrics", "plots")
-        for path in sorted((folder / root).rglob("*"))
-        if path.is_file()
-    ]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in outputs}
+    """Bytes of every output, and score's report without its settings, which repeat the parameters."""
+    roots = ("data/prepared", "data/generated", "models/sft", "models/dpo", "metrics", "plots")
+    found = [path for root in roots for path in sorted((folder / root).rglob("*")) if path.is_file()]
+    reports = [folder / f"reports/{stage}.json" for stage in ("prepare", "sft", "dpo")]
+    outputs = {path.relative_to(folder).as_posix(): path.read_bytes() for path in [*found, *reports]}
+    score = json.loads((folder / "reports/score.json").read_text(encoding="utf-8"))
+    return {**outputs, "reports/score.json": {name: value for name, value in score.items() if name != "settings"}}
 
 
 def in_entry(key):
-    """The key as params.yaml of the workspace spells it, whose model is `mini`."""
+    """The key as the workspace's params.yaml spells it, whose model is `mini`."""
     return key.replace("*", "mini")
 
 
@@ -313,7 +314,7 @@ def test_what_is_followed_to_the_end_is_declared():
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("to_the_end", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["built", "to the end"])
 def test_the_same_parameters_do_the_same(observe, stage, to_the_end):
-    """What makes the comparisons below mean something: nothing differs by itself."""
+    """Makes the comparisons below meaningful: nothing differs without a change."""
     assert observe(stage, SAMPLING, to_the_end) == observe(stage, SAMPLING, to_the_end)
 
 

@@ -32,10 +32,12 @@ from aligner.run.params import read
 from aligner.run.stage import run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [path for folder in ("src", "models/base", "data", "docs") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [path for folder in ("src", "models/base", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 EXPLODED = "exploded"  # the folder that every payload would make in the current directory
 CODE = f"import os\nos.mkdir({EXPLODED!r})\nclass Config: pass\nclass Model: pass\n".encode()
+# Edits params.yaml and keeps its comments: ruamel.yaml's round-trip loader, which constructs no Python object either.
+ROUND_TRIP = {"tools/verify.py"}
 AUTO_MAP = {"AutoConfig": "modeling_x.Config", "AutoModelForCausalLM": "modeling_x.Model"}
 
 
@@ -90,28 +92,30 @@ def keyword(call, name):
     return next((ast.unparse(each.value) for each in call.keywords if each.arg == name), None)
 
 
-def check_call(name, call):
-    """What no call of ours may do: run a text, start a shell, or load what can hold code."""
+def check_call(name, call, file):
+    """No call of ours may run a text, start a shell, or load what can hold code."""
     assert name not in FORBIDDEN and keyword(call, "shell") is None
-    if name == "YAML":
+    if name == "YAML" and file not in ROUND_TRIP:
         assert keyword(call, "typ") == "'safe'"
     if name.endswith("torch.load"):
         assert keyword(call, "weights_only") == "True"
-    if name.endswith((".from_pretrained", ".load_adapter")) and not name.startswith("modeling."):
+    if name.endswith((".from_pretrained", ".load_adapter")):
         assert keyword(call, "use_safetensors") == "True"
     assert keyword(call, "trust_remote_code") in (None, "False")
 
 
 def test_security_no_source_evaluates_text(subtests):
-    assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == {"src", "models", "data", "docs"}
+    assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == {"src", "models", "tools"}
     for path in SOURCES:
+        file = path.relative_to(ROOT).as_posix()
         for name, call in calls(path):
-            with subtests.test(file=f"{path.relative_to(ROOT).as_posix()}:{call.lineno}", call=name):
-                check_call(name, call)
+            with subtests.test(file=f"{file}:{call.lineno}", call=name):
+                check_call(name, call, file)
 
 
 def test_the_base_is_loaded_without_code_of_its_repository():
-    loaded = [call for name, call in calls(ROOT / "src/aligner/modeling.py") if name == "AutoModelForCausalLM.from_pretrained"]
+    source = ROOT / "src/aligner/model/loading.py"
+    loaded = [call for name, call in calls(source) if name == "AutoModelForCausalLM.from_pretrained"]
     assert [keyword(call, "trust_remote_code") for call in loaded] == ["False"]
 
 
@@ -187,10 +191,10 @@ MODELS = {
         together(index("evil.bin"), file("evil.bin", torch_bomb())),
         "names 'evil.bin', which is no",
     ),
-    "an index that leaves the folder": (index("../../secret.safetensors"), "no safetensors file of the same folder"),
-    "an index that names the root": (index("/etc/passwd"), "no safetensors file of the same folder"),
-    "an index that is a list": (together(index("x.safetensors"), file(INDEX, [])), "is no index of weights"),
-    "an index that is no JSON": (together(index("x.safetensors"), file(INDEX, b"{")), "is no index of weights"),
+    "an index that leaves the folder": (index("../../secret.safetensors"), "is not a safetensors file in the same folder"),
+    "an index that names the root": (index("/etc/passwd"), "is not a safetensors file in the same folder"),
+    "an index that is a list": (together(index("x.safetensors"), file(INDEX, [])), "is not a valid weight index"),
+    "an index that is no JSON": (together(index("x.safetensors"), file(INDEX, b"{")), "is not a valid weight index"),
     "a header of 8 exabytes": (file(SAFE, tensors({}, length=2**63)), "header too large"),
     "a header of a terabyte": (file(SAFE, tensors({}, length=2**40)), "header too large"),
     "no byte": (file(SAFE, b""), "header too small"),
@@ -202,7 +206,7 @@ MODELS = {
     "half of the file": (lambda folder: os.truncate(folder / SAFE, 20_000), "incomplete metadata|header"),
     "no tensor": (file(SAFE, tensors({})), r"lacks \d+ of the weights that its config.json asks for, such as"),
     "another architecture": (config(model_type="bert"), r"lacks \d+ of the weights"),
-    "other shapes": (config(hidden_size=64), "of other shapes than its config.json says"),
+    "other shapes": (config(hidden_size=64), "have other shapes than its config.json says"),
     "code of a type of its own": (
         together(config(auto_map=AUTO_MAP, model_type="x"), file("modeling_x.py", CODE)),
         "custom code",
@@ -299,8 +303,8 @@ TOKENIZERS = {
     "a model of null": (tokenizer(model=None), "describes no tokenizer"),
     "a negative id": (tokenizer(model={"type": "BPE", "vocab": {"a": -1}, "merges": []}), "describes no tokenizer"),
     "a broken regex": (tokenizer(normalizer={"type": "Replace", "pattern": {"Regex": "("}, "content": "x"}), "Oniguruma error"),
-    "no JSON as settings": (file("tokenizer_config.json", b"{"), "is no JSON"),
-    "many brackets as settings": (file("tokenizer_config.json", b"[" * 100_000), "is no JSON"),
+    "no JSON as settings": (file("tokenizer_config.json", b"{"), "is not valid JSON"),
+    "many brackets as settings": (file("tokenizer_config.json", b"[" * 100_000), "is not valid JSON"),
     "a list as settings": (file("tokenizer_config.json", []), r"must hold a JSON object, not \[\]"),
     "an end token that is a number": (tokenizer_config(eos_token=3), "eos_token must be a text, got 3"),
     "an end token that is an empty object": (tokenizer_config(eos_token={}), r"eos_token must be a text, got \{\}"),

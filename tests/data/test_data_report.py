@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from support.workspace import RAW, Workspace, eval_rows, pair_rows, sft_rows
 
-from aligner.data import audit, spool
+from aligner.data import audit, row_store
 from aligner.data.audit import Listed
 from aligner.data.row_warnings import text_warnings
 
@@ -248,13 +248,13 @@ def test_a_warned_row_is_shown_by_check_and_kept(workspace):
     assert done.returncode == 0 and f"{RAW['sft']}:4: warning: mojibake: " in done.stdout
 
 
-# ---- The spool ----------------------------------------------------------------------------------------------------------
+# ---- The row store ------------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_a_spool_are_read_and_appended_in_turn_and_moved(tmp_path, monkeypatch):
+def test_rows_of_a_store_are_read_and_appended_in_turn_and_moved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with spool.Scratch() as scratch:
-        rows = scratch.spool("rows")
+    with row_store.Scratch() as scratch:
+        rows = scratch.store("rows")
         rows.append({"a": "é"})
         rows.append(["b"])
         assert rows[0] == {"a": "é"} and len(rows) == 2
@@ -263,12 +263,12 @@ def test_rows_of_a_spool_are_read_and_appended_in_turn_and_moved(tmp_path, monke
         rows.append(4)
         rows.move_to(Path("out/rows.jsonl"))
     assert Path("out/rows.jsonl").read_bytes() == '{"a": "é"}\n["b"]\n"c"\n4\n'.encode()
-    assert list(Path(spool.PLACE).iterdir()) == []
+    assert list(Path(row_store.FOLDER).iterdir()) == []
 
 
 def test_nothing_is_left_behind_by_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError), spool.Scratch() as scratch:
-        scratch.spool("rows").append(1)
+    with pytest.raises(ValueError), row_store.Scratch() as scratch:
+        scratch.store("rows").append(1)
         raise ValueError
-    assert list(Path(spool.PLACE).iterdir()) == []
+    assert list(Path(row_store.FOLDER).iterdir()) == []

@@ -16,7 +16,7 @@ from support.loader_rules import require_sound
 
 from aligner.data import lines
 from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, SftExample
-from aligner.data.reader import KINDS, Ledger, check, read_rows
+from aligner.data.reader import KINDS, RowCounts, check, read_rows
 from aligner.run.errors import InputError
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "rows"
@@ -552,14 +552,14 @@ def test_the_reader_streams(tmp_path):
     assert [row.line for row in rows] == [2]
 
 
-# ---- The ledger and the check ---------------------------------------------------------------------------------------
+# ---- The counts and the check ---------------------------------------------------------------------------------------
 
 
-def test_the_ledger_counts_each_line_once(rows_of):
-    ledger = Ledger()
+def test_the_counts_hold_each_line_once(rows_of):
+    counts = RowCounts()
     for row in rows_of(GOOD, "", "#", {"prompt": "p@q.org", "response": "r"}, GOOD):
-        ledger.add(row)
-    assert ledger.line() == "accepted=2 warned=1 rejected=1 skipped=1" and ledger.lines == 5
+        counts.add(row)
+    assert str(counts) == "accepted=2 warned=1 rejected=1 skipped=1" and counts.lines == 5
 
 
 def test_check_is_silent_and_zero_on_good_files(tmp_path):
@@ -636,7 +636,7 @@ def test_reasons_do_not_depend_on_the_hash_seed():
     assert len(runs) == 1 and b"accepted=" in runs.pop()
 
 
-# ---- Fuzzing: no exception, and a ledger that adds up ---------------------------------------------------------------
+# ---- Fuzzing: no exception, and counts that add up ----------------------------------------------------------------
 
 KEYS = st.sampled_from(
     [
@@ -722,5 +722,5 @@ def scratch(tmp_path_factory):
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=FILES | st.binary(max_size=200), kind=st.sampled_from([None, *KINDS]))
-def test_any_bytes_make_rows_and_a_ledger_that_adds_up(scratch, data, kind):
+def test_any_bytes_make_rows_and_counts_that_add_up(scratch, data, kind):
     require_sound(scratch, data, kind)

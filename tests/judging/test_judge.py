@@ -39,7 +39,7 @@ from aligner.judging.verdicts import Duel, Judge, Judgement, Verdict
 from aligner.report import blind
 from aligner.run.errors import InputError
 from aligner.scoring import inputs
-from aligner.scoring.pairs import name_of
+from aligner.scoring.pairs import pair_name
 
 KEY = "sk-secret-0123456789"
 ORDER = ("What is a mean?", "A sum.", "A sum over a count.")
@@ -354,7 +354,7 @@ def test_the_golden_outcomes_of_phi_2():
     for pair in GOLDEN["pairs"]:
         numbers = [(2, 1)] * pair["wins"] + [(1, 1)] * pair["ties"] + [(1, 2)] * pair["losses"]
         duels = [Duel(str(n), f"{one} of one", f"{other} of the other") for n, (one, other) in enumerate(numbers)]
-        name = name_of((pair["a"], pair["b"]))
+        name = pair_name((pair["a"], pair["b"]))
         found[name], judgements[name] = contest.contest(duels, Settled())
         assert found[name]["win_rate"]["estimate"] == pytest.approx(pair["win_rate"], rel=1e-12)
         assert found[name]["preference"]["estimate"] == pytest.approx(pair["win_rate"], rel=1e-12)

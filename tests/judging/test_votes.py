@@ -19,7 +19,7 @@ from aligner.scoring.pairs import Outcome
 PROMPTS = {"p1": "What is a mean?", "p2": "What is a median?", "p3": "What is a mode?", "p4": "What is a range?"}
 ANSWERS = {name: {id: f"{name} says: {prompt}" for id, prompt in PROMPTS.items()} for name in ("base", "sft", "dpo")}
 REFERENCES = [{"id": id, "prompt": prompt, "topic": "t", "keywords": ["k"]} for id, prompt in PROMPTS.items()]
-RUN = blind.fingerprint(REFERENCES, {name: list(given.values()) for name, given in ANSWERS.items()})
+RUN = blind.answers_fingerprint(REFERENCES, {name: list(given.values()) for name, given in ANSWERS.items()})
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def test_the_draw_is_that_of_the_page():
 
 def test_the_fingerprint_is_that_of_the_answers():
     texts = {name: list(given.values()) for name, given in ANSWERS.items()}
-    assert blind.fingerprint(REFERENCES, dict(reversed(texts.items()))) == RUN
-    assert blind.fingerprint(REFERENCES, texts | {"dpo": ["other", *texts["dpo"][1:]]}) != RUN
+    assert blind.answers_fingerprint(REFERENCES, dict(reversed(texts.items()))) == RUN
+    assert blind.answers_fingerprint(REFERENCES, texts | {"dpo": ["other", *texts["dpo"][1:]]}) != RUN
     assert len({blind.alias(RUN, name) for name in ANSWERS}) == 3
 
 

@@ -1,7 +1,7 @@
-"""The renderer on four kinds of tokenizer: the ids are transformers' own, the mask is exact, and contents stay text.
+"""The chat renderer on four kinds of tokenizer: its ids equal transformers', the mask is exact, and contents stay text.
 
-Where ids differ from `apply_chat_template` it is on purpose: contents that spell a special token, an answer whose first letter
-would share a token with the prompt, white space that a template writes before an end token, and LlamaTokenizer of transformers 5.
+Ids differ from `apply_chat_template` on purpose for contents that spell a special token, an answer whose first letter would share
+a token with the prompt, white space that a template writes before an end token, and LlamaTokenizer of transformers 5.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ def chat(name):
 
 @functools.cache
 def transformers_tokenizer(name: str):
-    """transformers' tokenizer around tokenizer.json as it stands, with the model's own template."""
+    """transformers' tokenizer from the unchanged tokenizer.json, with the model's own template."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint(name))
@@ -106,12 +106,12 @@ def apply_chat_template(tokenizer, messages, **options):
 
 
 def up_to_end(ids: list[int], chat: Chat) -> list[int]:
-    """Ids up to the last end token: what a template writes behind it is nobody's answer."""
+    """Ids up to the last end token; what a template writes after it belongs to no answer."""
     return ids[: len(ids) - ids[::-1].index(chat.end_id)]
 
 
 def answers(tokens) -> list[tuple[int, list[int]]]:
-    """(start, ids) of every trained run."""
+    """(start, ids) of every trained stretch."""
     runs, previous = [], False
     for index, (id, trained) in enumerate(zip(*tokens, strict=True)):
         if trained and not previous:
@@ -123,7 +123,7 @@ def answers(tokens) -> list[tuple[int, list[int]]]:
 
 
 def written(chat: Chat, text: str) -> str:
-    """What a tokenizer keeps of a text: Qwen2's brings it to NFC, and to SentencePiece's U+2581 is a space."""
+    """The text after a tokenizer's normalisation: Qwen2's applies NFC, and SentencePiece's reads U+2581 as a space."""
     if "NFC" in chat.tokenizer_json:
         return unicodedata.normalize("NFC", text)
     return text.replace("▁", " ") if '"Prepend"' in chat.tokenizer_json else text
@@ -134,7 +134,7 @@ def control_ids(chat: Chat, ids: list[int]) -> list[int]:
 
 
 def assert_exact(chat: Chat, messages) -> None:
-    """Every answer is trained with one end token and nothing else is; each begins where generation from its prompt begins."""
+    """Asserts that exactly the answers are trained, each with one end token, and that each begins where generation would."""
     tokens = chat.conversation(messages)
     turns = [index for index, (role, _) in enumerate(messages) if role == ASSISTANT]
     runs = answers(tokens)
@@ -196,7 +196,7 @@ def test_the_plain_template_keeps_its_lines():
 
 
 def test_llama_tokenizer_of_transformers_5_leaves_out_the_space_behind_an_end_token():
-    """tokenizer.json of TinyLlama puts U+2581 before every stretch of text; version 5 rebuilds it with one at the start alone."""
+    """TinyLlama's tokenizer.json puts U+2581 before every stretch of text; transformers 5 puts one at the start only."""
     from transformers import AutoTokenizer
 
     chat, messages = chat_of("zephyr_llama"), CONVERSATIONS["one turn"]
@@ -232,7 +232,7 @@ def test_chat_text_that_looks_empty_is_rendered_and_trained(chat, subtests):
 
 
 def texts():
-    """Any content that rows let through (stripped, not empty, no surrogates), with special tokens more often than chance."""
+    """Any content that a data row may hold (stripped, not empty, no surrogates), often with special tokens."""
     anything = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), min_size=1, max_size=20)
     pieces = st.lists(st.one_of(anything, st.sampled_from([*SPELLED, *EMPTY_LOOKING, " ", "\n", "the"])), min_size=1, max_size=4)
     return pieces.map("".join).map(str.strip).filter(bool)
@@ -289,7 +289,7 @@ WITH_COLON = (
 
 
 def test_a_tiny_conversation_by_hand():
-    """The text is b:ab a:ba </s> b:c a:ab </s>, with a=0 b=1 :=2 c=3 </s>=4 ab=5; it is cut at answers and end tokens.
+    """The text is b:ab a:ba </s> b:c a:ab </s>, with a=0 b=1 :=2 c=3 </s>=4 ab=5; it is split at answers and end tokens.
 
     "b:aba:" is 1 2 5 0 2, the answer "ba" is 1 0, then 4; "b:ca:" is 1 2 3 0 2, the answer "ab" is 5, then 4.
     """
@@ -314,7 +314,7 @@ def test_no_token_straddles_the_start_of_an_answer():
 
 
 def test_a_prompt_that_ends_in_a_space_keeps_its_token():
-    """GPT-2 writes " The" as one token; a template whose prompt ends in the space gives the space a token of its own."""
+    """GPT-2 has one token for " The"; if a prompt ends in the space, the space has a token of its own."""
     template = "{{ messages[0]['content'] }}\nA: {{ messages[1]['content'] + eos_token if messages | length > 1 }}"
     chat = dataclasses.replace(chat_of("gpt2"), template=template)
     messages = ((USER, "What?"), (ASSISTANT, "The mean."))
@@ -363,7 +363,7 @@ def with_template(name: str, template: str) -> Chat:
 
 
 def test_white_space_before_an_answer_is_the_answers_own(name):
-    """Llama 2 and Mistral write a space before each answer and none behind a prompt: generation begins with the space."""
+    """Llama 2 and Mistral write a space before each answer but none after a prompt: generation begins with the space."""
     chat = with_template(name, MISTRAL)
     messages = ((USER, "Hi"), (ASSISTANT, "The mean."), (USER, "So"), (ASSISTANT, "Yes"))
     tokens = chat.conversation(messages)
@@ -388,13 +388,13 @@ def test_chat_template_that_changes_contents_is_refused(chat, name, subtests):
     faults = {"| upper": "changes", "| replace('x', 'y')": "changes", "| e": "changes", "[:2]": "leaves out"}
     for change, fault in faults.items():
         changing = with_template(name, chat.template.replace("message['content']", f"(message['content'] {change})"))
-        message = f"the chat template {fault} the text of a message; give models.<name>.chat_template"
+        message = f"the chat template {fault} the text of a message; set models.<name>.chat_template"
         with subtests.test(change=change), pytest.raises(InputError, match=message):
             changing.conversation(((USER, "x < y"), (ASSISTANT, "xyz > x")))
 
 
 def test_chat_template_that_leaves_out_a_message_is_refused(chat, name, subtests):
-    """An answer that is not rendered would be a row on which nothing is trained."""
+    """Nothing would be trained on a row whose answer is not rendered."""
     for role in (SYSTEM, USER, ASSISTANT):
         skipping = chat.template.replace("for message in messages", f"for message in messages if message['role'] != '{role}'")
         with subtests.test(role=role), pytest.raises(InputError, match="the chat template leaves out the text of a message"):
@@ -402,29 +402,29 @@ def test_chat_template_that_leaves_out_a_message_is_refused(chat, name, subtests
 
 
 def test_a_prompt_that_stands_before_no_answer_is_refused():
-    """Some models' prompts open a thought that no written answer contains: what is trained would not be what is used."""
+    """Some models' prompts open a thought that no training answer contains, so training would differ from generation."""
     template = chat_of("mini").template.replace("<|assistant|>{% endif", "<|assistant|><think>{% endif")
     chat = with_template("mini", template)
     assert chat.decode(chat.prompt(((USER, "x"),))) == "x<think>"
     for render in (lambda: chat.completion(((USER, "x"),), "y"), lambda: chat.conversation(((USER, "x"), (ASSISTANT, "y")))):
-        with pytest.raises(InputError, match="renders a prompt alone otherwise than before an answer"):
+        with pytest.raises(InputError, match="renders a prompt differently alone and before an answer"):
             render()
 
 
 def test_text_between_prompt_and_answer_is_refused():
     template = "{% for m in messages %}{{ 'so: ' if m['role'] == 'assistant' }}{{ m['content'] + eos_token }}{% endfor %}"
-    with pytest.raises(InputError, match="renders a prompt alone otherwise than before an answer"):
+    with pytest.raises(InputError, match="renders a prompt differently alone and before an answer"):
         with_template("mini", template).conversation(((USER, "x"), (ASSISTANT, "y")))
 
 
 def test_a_question_that_is_written_otherwise_once_answered_is_refused():
-    """Here the last message alone is marked: training would never see the mark that generation begins with."""
+    """This template marks the last message only: training would never see the mark from which generation begins."""
     chat = with_template(
         "mini", chat_of("mini").template.replace("{{ message['content'] }}", "{{ '!' if loop.last }}{{ message['content'] }}")
     )
     assert chat.decode(chat.prompt(((USER, "x"),))) == "!x"
     for render in (lambda: chat.completion(((USER, "x"),), "y"), lambda: chat.conversation(((USER, "x"), (ASSISTANT, "y")))):
-        with pytest.raises(InputError, match="renders a prompt alone otherwise than before an answer"):
+        with pytest.raises(InputError, match="renders a prompt differently alone and before an answer"):
             render()
 
 
@@ -457,7 +457,7 @@ def test_a_template_cannot_change_the_messages():
 
 
 def test_generation_tags_are_passed_through_and_agree_with_the_mask():
-    """transformers takes its mask from the tags; ours comes from the roles. Theirs ends where the template's text behind does."""
+    """transformers' mask comes from the tags, ours from the roles. Theirs also covers the template's text after an answer."""
     chat, messages = with_template("qwen2", MARKED), CONVERSATIONS["system, many turns"]
     untagged = with_template("qwen2", MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
     assert chat.conversation(messages) == untagged.conversation(messages)
@@ -517,7 +517,7 @@ WORDY = [
 
 @functools.cache
 def second_chat_of(name: str) -> Chat:
-    """A chat of its own, which alone encodes ahead and remembers words from one example to the next."""
+    """A second chat, which encodes ahead and keeps its word cache from one example to the next."""
     return Chat.load(checkpoint(name))
 
 
@@ -552,7 +552,7 @@ def test_no_long_text_is_remembered():
 
 
 def test_what_is_refused_is_refused_when_its_turn_comes():
-    """Encoding ahead passes over what the template refuses, and what becomes a control token, until that row is asked for."""
+    """encode_ahead skips what the template refuses and what becomes a control token; a later call raises the error."""
     good, system = ((USER, "c"), (ASSISTANT, "b")), ((SYSTEM, "c"), (USER, "c"), (ASSISTANT, "b"))
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No.') }}{% endif %}" + WITH_COLON
     chat = letters(refusing, added_tokens=[special(4, "</s>"), special(5, "ab")])
@@ -618,7 +618,7 @@ def test_chat_template_that_could_do_other_is_rendered_with_every_conversation(s
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model folder that tests change: the tokenizer's files of the ChatML checkpoint."""
+    """A model folder to change: the tokenizer files of the ChatML checkpoint."""
     for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         (tmp_path / file).write_bytes((checkpoint("qwen2") / file).read_bytes())
     return tmp_path
@@ -709,5 +709,5 @@ def test_fingerprints_of_models_differ():
 
 
 def test_jinja_is_the_sandboxed_one():
-    """The text of a template is data from a model repository."""
+    """A template is untrusted data from a model repository."""
     assert isinstance(chat_of("mini")._compiled.environment, ImmutableSandboxedEnvironment)

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, or a pinned revision in the hub's cache; and one clear error for every other case. No network."""
+"""Model folders: a local folder, a pinned revision in the hub's cache, and one clear error for every other case. No network."""
 
 import itertools
 import os
@@ -20,7 +20,7 @@ DOWNLOAD = f"hf download somebody/model --revision {REVISION}"
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
-    """An empty hub cache, the hub's own offline switch, and a socket that refuses should that not be enough."""
+    """An empty hub cache, the hub's offline switch, and a socket that refuses connections."""
     from huggingface_hub import constants
 
     def refuse(*arguments):
@@ -91,12 +91,12 @@ def test_offline_without_the_model_is_one_error_that_names_the_command():
 
 
 def test_the_offline_switch_of_the_environment_is_enough(tmp_path):
-    """As people set it, in a process of its own: no traceback, and nothing asked of the network."""
+    """Set as users set it, in a separate process: no traceback, and no request to the network."""
     code = (
         "import socket, sys\n"
         "socket.socket.connect = lambda *arguments: sys.exit('network')\n"
-        "from aligner.errors import InputError\n"
-        "from aligner.hub import model_folder\n"
+        "from aligner.run.errors import InputError\n"
+        "from aligner.model.hub import model_folder\n"
         f"try: model_folder('somebody/model', '{REVISION}', ['config.json'])\n"
         "except InputError as error: print(error)\n"
     )
@@ -132,25 +132,25 @@ def test_a_revision_that_is_not_there_is_told_in_one_line(monkeypatch):
 
     fail_with(monkeypatch, refusal(RevisionNotFoundError, 404, "404 Client Error. (Request ID: 1)\n\nRevision Not Found\n"))
     found = problem("somebody/model", REVISION)
-    assert found.startswith(f"somebody/model at {REVISION} cannot be had (404 Client Error.")
-    assert found.endswith(f"Check name, revision and network: {DOWNLOAD}") and "\n" not in found
+    assert found.startswith(f"somebody/model at {REVISION} cannot be downloaded (404 Client Error.")
+    assert found.endswith(f"Check name, revision, network: {DOWNLOAD}") and "\n" not in found
 
 
 def test_a_connection_that_breaks_off_is_told_in_one_line(monkeypatch):
     import httpx2
 
     fail_with(monkeypatch, httpx2.ReadTimeout("The read operation timed out"))
-    assert "cannot be had (The read operation timed out)" in problem("somebody/model", REVISION)
+    assert "cannot be downloaded (The read operation timed out)" in problem("somebody/model", REVISION)
     fail_with(monkeypatch, httpx2.ReadError(""))
-    assert "cannot be had (ReadError)" in problem("somebody/model", REVISION)
+    assert "cannot be downloaded (ReadError)" in problem("somebody/model", REVISION)
 
 
 def test_a_name_that_is_none_is_refused_by_the_hub_s_own_rules():
-    assert "cannot be had (" in problem("some..body/model", REVISION)
+    assert "cannot be downloaded (" in problem("some..body/model", REVISION)
 
 
 def test_what_is_asked_for_holds_no_pickled_weights(monkeypatch, tmp_path):
-    """Only safetensors and text: other weights can run code."""
+    """Only safetensors and text files, since other weights can run code."""
     asked = {}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda path, **options: asked.update(options) or tmp_path)
     model_folder("somebody/model", REVISION, TOKENIZER_FILES + WEIGHT_FILES)

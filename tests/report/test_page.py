@@ -1,7 +1,8 @@
-"""reports/index.html: what stands on it, that text of models can do nothing there, and, in a real browser, how it behaves."""
+"""reports/index.html: its content, that text of models can do nothing there, and its behaviour in a real browser."""
 
 import base64
 import contextlib
+import functools
 import hashlib
 import html
 import json
@@ -48,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def enter(folder, monkeypatch):
-    """The working folder, with what the other stages wrote in this repository's own last run."""
+    """Makes `folder` the working folder and copies the other stages' outputs into it."""
     monkeypatch.chdir(folder)
     copy_other_stages()
     write_params(0)
@@ -61,7 +62,7 @@ def written(references=REFERENCES, answers=ANSWERS):
 
 
 def hostile_inputs():
-    """Every hostile text as prompt, topic, kind, concept, keyword, forbidden word and answer of all models."""
+    """Prompts and answers that carry every hostile text in all of their fields."""
     references = [
         {
             "id": f"h{number}{text[:300]}",
@@ -79,7 +80,7 @@ def hostile_inputs():
 
 
 class Reader(HTMLParser):
-    """Tags with their attributes, ids, and the data block of a page."""
+    """Collects the tags of a page with their attributes, and the contents of its scripts and styles."""
 
     def __init__(self, text):
         super().__init__()
@@ -102,10 +103,10 @@ def data_in(text):
     return json.loads(Reader(text).blocks["script", "application/json"])
 
 
-# ---- What stands on it --------------------------------------------------------------------------------------------------
+# ---- Content ------------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_one_file_that_names_nothing_outside(folder):
+def test_page_refers_to_nothing_outside(folder):
     reader = Reader(written())
     links = [value for _, attributes in reader.tags for name, value in attributes.items() if name in ("src", "href", "action")]
     assert links and all(link.startswith("#") for link in links)
@@ -115,7 +116,7 @@ def test_it_is_one_file_that_names_nothing_outside(folder):
     assert {tag for tag, _ in reader.tags} & {"img", "iframe", "object", "embed", "link", "base", "audio", "video"} == set()
 
 
-def test_its_policy_lets_nothing_run_but_its_own_script_and_style(folder):
+def test_policy_allows_only_the_page_s_script_and_style(folder):
     reader = Reader(written())
     policy = next(each["content"] for tag, each in reader.tags if each.get("http-equiv") == "Content-Security-Policy")
     digests = {kind: digest(reader.blocks[kind, ""]) for kind in ("script", "style")}
@@ -130,7 +131,7 @@ def digest(text):
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def test_it_has_landmarks_one_title_and_labels(folder):
+def test_page_has_landmarks_one_title_and_labels(folder):
     reader = Reader(written())
     tags = [tag for tag, _ in reader.tags]
     assert all(tags.count(tag) == 1 for tag in ("html", "title", "main", "nav", "footer"))
@@ -142,22 +143,48 @@ def test_it_has_landmarks_one_title_and_labels(folder):
     assert all(attributes["href"][1:] in ids for tag, attributes in reader.tags if tag == "a" and "href" in attributes)
 
 
-def test_every_parameter_pin_and_count_stands_on_it(folder):
+def test_page_shows_every_parameter_pin_and_figure(folder):
     shown = html.unescape(written())
     params = parameters.load(score.PARAMS)
     rows = [row for rows in page.sections(params).values() for row in rows]
     values = {name: value for name, value in rows}
     assert {name.split(".")[0] for name in values} == set(vars(parameters.read())) and len(values) == len(rows) > 50
     assert all(f"<dt>{name}</dt><dd>{value}</dd>" in shown for name, value in rows)
-    assert values["dpo.beta"] == "0.1" and values["models.path"] == "models/base/weights"
+    assert values["dpo.beta"] == "0.1" and values["models.mini.path"] == "models/base/weights"
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(pin.split(" ;")[0] in shown for pin in pins)
-    counts = json.loads((ROOT / "tests/fixtures/reports/prepare.json").read_text())
-    assert all(f"<td>{page.plain(count)}</td>" in shown for name in ("sft_data", "dpo_data") for count in counts[name].values())
+    prepare, sft, dpo = (json.loads(path.read_text()) for path in score.STAGE_REPORTS.values())
+    assert set(prepare) == {"sft_data", "dpo_data", "eval_data", "leakage"} and set(prepare["eval_data"]) == {"prompts"}
+    assert all(
+        f"<td>{page.as_written(count)}</td>" in shown for name in ("sft_data", "dpo_data") for count in prepare[name].values()
+    )
+    for name, value in {**prepare["leakage"], **sft["sft"], **dpo["dpo"]}.items():
+        assert f"<dt>{labels.label(name)}</dt><dd>{page.as_written(value)}</dd>" in shown, name
 
 
-def test_every_count_stands_under_the_file_that_it_counts(folder):
-    """Though the files do not have the same counts, and leakage has no rows."""
+def test_page_names_parameters_as_params_yaml_does(folder):
+    params = parameters.load(score.PARAMS)
+    sections = page.sections(params)
+    assert list(sections) == ["run", "dpo", "generate", "lora", "models.mini", "prepare", "score", "sft"]
+    whole = parameters.read().model_dump()
+    for name, value in (row for rows in sections.values() for row in rows):
+        in_file = functools.reduce(lambda section, key: section[key], name.split("."), whole)
+        assert value == (json.dumps(in_file) if isinstance(in_file, bool | list | None) else str(in_file)), name
+
+
+def test_page_decides_ties_by_the_exact_threshold(folder):
+    """Rates 1/3 apart tie at a threshold of 1/3, though the report rounds it to 0.333333, below 1/3."""
+    write_params(1 / 3)
+    references = [row | {"keywords": ["state", "step", "chain"]} for row in REFERENCES]
+    texts = {"base": "Nothing", "sft": "A state", "dpo": "A state in a step"}
+    data = data_in(written(references, {name: dict.fromkeys("abc", text) for name, text in texts.items()}))
+    assert [prompt["outcomes"] for prompt in data["prompts"]] == [[0, 0, 1]] * 3
+    pairs = json.loads(score.REPORT.read_text())["pairs"]
+    assert [pairs[f"{first}_vs_{second}"]["wins"] for first, second in score.PAIRS] == [0, 0, 3]
+
+
+def test_counts_are_in_the_column_of_their_file(folder):
+    """The files have different counts, and leakage has no rows."""
     counts = {"a": {"rows": 3, "own": 0.5}, "b": {"rows": 4, "gap": -1}, "prompts": {"prompts": 9}, "leakage": {"exact": 0}}
     found = page.rows_of_data(counts)
     assert found["files"] == ["a", "b"] and found["leakage"] == {"exact": 0}
@@ -171,8 +198,8 @@ def test_every_count_stands_under_the_file_that_it_counts(folder):
     assert by_label["Share of tokens trained on"] == [str(counts["sft_data"]["supervised_share"]), ""]
 
 
-def test_the_winner_gives_its_colour_to_its_part_of_a_bar(folder):
-    """Two of four prompts won by dpo: half the bar in its colour, a quarter in the tie's and a quarter in that of sft."""
+def test_outcome_bars_have_the_winner_s_colour(folder):
+    """dpo won two of four prompts: half the bar has its colour, a quarter that of ties and a quarter that of sft."""
     pairs = {"dpo_vs_sft": {"wins": 2, "ties": 1, "losses": 1}}
     [row] = page.outcome_bars({"pairs": pairs}, MODELS, [("dpo", "sft")])["rows"]
     width = charts.WIDTH
@@ -181,16 +208,16 @@ def test_the_winner_gives_its_colour_to_its_part_of_a_bar(folder):
     assert row["label"] == "dpo against sft: 2 won, 1 tied, 1 lost"
 
 
-def test_a_measure_that_the_report_gains_gets_a_row(folder):
+def test_measures_include_new_estimates(folder):
     found = {"estimate": 0.25, "low": 0.1, "high": 0.4, "n": 3, "method": "x"}
     rows = page.measures({name: {"precision": found, "hit_rate": found, "health": {}} for name in MODELS}, MODELS)
     assert [row["name"] for row in rows] == ["hit_rate", "precision"]
     assert labels.label("some_new_thing") == "Some new thing"
-    assert page.ends(found) == "0.100 to 0.400"
-    assert page.ends(found | {"low": -0.1}) == "\u22120.100 to 0.400" and page.three(-0.25) == "\u22120.250"
+    assert page.shown_interval(found) == "0.100 to 0.400"
+    assert page.shown_interval(found | {"low": -0.1}) == "\u22120.100 to 0.400" and page.shown_figure(-0.25) == "\u22120.250"
 
 
-def test_results_are_those_of_the_report(folder):
+def test_page_shows_the_results_of_the_report(folder):
     shown = written()
     report = json.loads(score.REPORT.read_text())
     for name in MODELS:
@@ -198,8 +225,8 @@ def test_results_are_those_of_the_report(folder):
     assert shown.count(f">{html.escape(report['pairs']['dpo_vs_sft']['decision']['verdict'])}</p>") >= 1
 
 
-def test_text_health_and_length_are_shown_beside_the_win_rate(folder):
-    """Three prompts: nothing can be significant, and the median has no interval; sft's answers are longer than base's on two."""
+def test_page_shows_text_health_and_length_bias(folder):
+    """With three prompts nothing can be significant, and the median has no interval; sft is longer than base on two."""
     shown = html.unescape(written())
     report = json.loads(score.REPORT.read_text())
     for name in page.HEALTH:
@@ -212,12 +239,12 @@ def test_text_health_and_length_are_shown_beside_the_win_rate(folder):
     assert "Cannot be significant: 3 prompts differ, and it takes 6 even if one model wins them all." in shown
 
 
-def test_likelihood_and_ranking_of_every_model_stand_beside_the_training_numbers(folder):
-    """From the files of sft and dpo; where an answer leaves something undefined, the reason stands in its place."""
+def test_page_shows_likelihood_and_ranking_of_every_model(folder):
+    """The values come from the reports of sft and dpo; an undefined value is replaced by its reason."""
     sft, dpo = (json.loads(score.STAGE_REPORTS[stage].read_text())[stage] for stage in ("sft", "dpo"))
     score.STAGE_REPORTS["dpo"].write_text(json.dumps({"dpo": dpo | {"bits_per_byte": None, "kl_per_answer_sampled": None}}))
     shown = html.unescape(written())
-    rows = {row[0]: row[1:] for row in table_rows(shown, "How likely the models find held-out answers")}
+    rows = {row[0]: row[1:] for row in table_rows(shown, "Likelihood and ranking of held-out answers")}
     perplexities = (sft["base_perplexity"], sft["perplexity"], dpo["perplexity"])
     assert rows["Perplexity on held-out SFT answers"] == [f"{value:.3f}" for value in perplexities]
     assert rows["Bits per byte of held-out SFT answers"][2] == "undefined: the answers hold no text"
@@ -226,7 +253,7 @@ def test_likelihood_and_ranking_of_every_model_stand_beside_the_training_numbers
         each = [[float(row[key]) for key in ("ranking_accuracy", "low", "high")] for row in ranking if row["group"] == group]
         expected = [f"{estimate:.3f} {low:.3f} to {high:.3f}" for estimate, low, high in each]
         assert rows[f"{label} without a reference"] == expected
-    tests = table_rows(shown, "Held-out pairs that a model ranks better or worse than the one that it came from")[1:]
+    tests = table_rows(shown, "Held-out pairs that a model ranks better or worse than its predecessor")[1:]
     told = [[*(row[key] for key in ("model", "group", "better", "worse")), p] for row in ranking if (p := shown_p(row["p"]))]
     assert tests == told and len(told) == 4
     assert "undefined: the prompts leave no position for an answer" in shown
@@ -243,11 +270,11 @@ def table_rows(shown, caption):
     return [[" ".join(re.sub("<[^>]*>", " ", cell).split()) for cell in row] for row in cells]
 
 
-def test_signed_numbers_have_their_sign():
+def test_signed_numbers():
     assert [page.signed(value) for value in (9.5, -3.0, 0.0)] == ["+9.5", "\u22123", "0"]
 
 
-def test_the_data_holds_every_prompt_and_answer_in_parts(folder):
+def test_data_has_every_prompt_and_answer_in_parts(folder):
     data = data_in(written())
     assert [prompt["id"] for prompt in data["prompts"]] == ["a", "b", "c"]
     for index, name in enumerate(MODELS):
@@ -258,8 +285,8 @@ def test_the_data_holds_every_prompt_and_answer_in_parts(folder):
     assert first["outcomes"] == [1, -1, 0] and first["kind"] == "new wording"
 
 
-def test_the_data_names_a_model_once(folder):
-    """A blind vote needs the map from aliases to names, and nothing else may tell."""
+def test_data_names_each_model_once(folder):
+    """A blind vote needs the map from aliases to names; nothing else may name a model."""
     block = Reader(written()).blocks["script", "application/json"]
     without_texts = json.loads(block) | {"prompts": []}
     assert all(json.dumps(without_texts).count(f'"{name}"') == 1 for name in MODELS)
@@ -273,21 +300,21 @@ def test_a_page_of_usual_size_is_small(folder):
     assert len(text.encode()) < 2_000_000
 
 
-def test_nothing_of_time_and_place_stands_on_it(folder):
+def test_page_has_no_time_and_no_path(folder):
     text = written()
     assert str(folder) not in text and str(ROOT) not in text
     assert not re.search(r"\b20\d\d-\d\d-\d\d\b|\d\d:\d\d:\d\d", text)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_inert_json_ends_no_block_and_says_the_same(text):
+def test_inert_json_ends_no_block_and_keeps_its_value(text):
     made = page.inert_json({"text": text})
     assert not re.search("[<>&\u2028\u2029]", made)
     assert json.loads(made) == {"text": text}
 
 
 def test_hostile_text_adds_no_tag(folder):
-    """The page of hostile texts has the very tags and attributes of a page of harmless ones, but for numbers."""
+    """A page of hostile texts has the same kinds of tags and attributes as a page of harmless ones."""
     references, answers = hostile_inputs()
     keys = ("id", "topic", "kind", "concept", "prompt")
     harmless = [{**row, **dict.fromkeys(keys, f"word{number}")} for number, row in enumerate(references)]
@@ -299,8 +326,8 @@ def test_hostile_text_adds_no_tag(folder):
     assert {name for _, names in shapes[0] for name in names} == {name for _, names in shapes[1] for name in names}
 
 
-def test_no_control_or_bidi_character_stands_in_the_page(folder):
-    """Not even in its source: a terminal that shows the file obeys no model, and no line reads backwards."""
+def test_page_has_no_control_or_bidi_character(folder):
+    """Not even its source has one, so a terminal that displays the file is safe, and no line reads backwards."""
     text = written(*hostile_inputs())
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", text)
     assert any("\u202e" in prompt["prompt"] for prompt in data_in(text)["prompts"])
@@ -334,11 +361,11 @@ def test_hostile_parameters_and_metrics_are_escaped(folder):
         ("42 or 142", [{"any": ["42"], "match": "number"}], [("42", 0)]),
     ],
 )
-def test_marks_stand_in_the_text_as_it_was_written(text, groups, marked):
+def test_marks_are_positions_in_the_original_text(text, groups, marked):
     assert [(text[start:end], number) for start, end, number in marks(text, groups)] == marked
 
 
-def test_an_echo_of_the_prompt_is_not_marked():
+def test_marks_skip_an_echo_of_the_prompt():
     prompt = "Please explain how a state of the chain is left"
     text = f"{prompt}? A state is naïve."
     assert [text[start:end] for start, end, _ in marks(text, ["state"], prompt)] == ["state"]
@@ -346,33 +373,33 @@ def test_an_echo_of_the_prompt_is_not_marked():
 
 
 @pytest.mark.slow
-def test_marks_of_a_long_loop_come_soon():
-    """Words without end, as a degenerate model writes them, in a text whose plain form differs."""
+def test_marks_of_a_long_loop_are_quick():
+    """A long loop, as a degenerate model writes it, whose plain form differs from the text."""
     assert len(marks("the mean é *is* " * 450, ["mean"])) == 450
 
 
 def test_parts_join_to_the_text():
-    assert page.parts_of("a state here", [(2, 7, 0)]) == ["a ", "state", " here"]
-    assert page.parts_of("", []) == [""]
+    assert page.marked_parts("a state here", [(2, 7, 0)]) == ["a ", "state", " here"]
+    assert page.marked_parts("", []) == [""]
 
 
 # ---- Charts -------------------------------------------------------------------------------------------------------------
 
 
-def test_ticks_are_round_numbers_around_the_values():
+def test_ticks_are_round_numbers():
     drawn = charts.lines([(0, "a", -0.53), (57, "a", 1.36)])
     assert [label for _, label in drawn["y"]] == ["−1.0", "−0.5", "0.0", "0.5", "1.0", "1.5"]
     assert [label for _, label in drawn["x"]] == ["0", "20", "40", "60"]
     assert drawn["series"][0]["dots"][0][0] == f"{charts.LEFT:.1f}"
 
 
-def test_a_flat_curve_and_a_single_point_are_drawn():
+def test_lines_draw_a_flat_curve_and_a_single_point():
     assert charts.lines([(1, "a", 2.0)])["series"][0]["dots"] != []
     flat = [label for _, label in charts.lines([(0, "a", 0.0), (9, "a", 0.0)])["y"]]
     assert flat == ["−0.6", "−0.4", "−0.2", "0.0", "0.2", "0.4", "0.6"]
 
 
-def test_a_rate_without_interval_is_a_dot_alone():
+def test_intervals_draw_a_dot_without_an_interval():
     drawn = charts.intervals([{"group": "g", "model": "m", "estimate": 0.5, "low": None, "high": None, "n": 1}])
     assert drawn["rows"][0]["low"] is None and drawn["labels"][0]["text"] == "g (n = 1)"
 
@@ -390,7 +417,7 @@ def chromium():
 
 @pytest.fixture
 def new_tab(chromium):
-    """new_tab(width=1400, …) opens a tab with nothing kept, nothing noted, and the light colours."""
+    """new_tab(width=1400, …) opens a tab with empty storage, nothing recorded, and light colours."""
     with contextlib.ExitStack() as opened:
 
         def make(**settings):
@@ -415,7 +442,7 @@ def phone(new_tab):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A page of small answers and one of hostile ones, with the folder of the first."""
+    """The paths of a page of small answers and of a page of hostile ones."""
     with pytest.MonkeyPatch.context() as patch:
         paths = {}
         for name, inputs in {"calm": (REFERENCES, ANSWERS), "hostile": hostile_inputs()}.items():
@@ -446,8 +473,8 @@ def quiet(tab):
 
 
 @needs_browser
-def test_a_tab_notes_what_a_page_does(tab, tmp_path):
-    """So an empty note, which the tests below ask for, says something."""
+def test_tab_records_what_a_page_does(tab, tmp_path):
+    """The tests below rely on this: they assert that nothing was recorded."""
     script = "alert('one'); fetch('http://127.0.0.1:1/two').catch(() => 0); setTimeout(() => { throw new Error('three'); })"
     refused = "<meta http-equiv=Content-Security-Policy content=\"img-src 'none'\"><img src='http://127.0.0.1:1/four'>"
     (tmp_path / "page.html").write_text(f"{refused}<script>{script}</script>", encoding="utf-8")
@@ -476,7 +503,7 @@ def test_hostile_text_does_nothing_in_a_browser(tab, pages):
 
 
 @needs_browser
-def test_hostile_text_is_shown_as_it_was_written(tab, pages):
+def test_hostile_text_is_displayed_literally(tab, pages):
     tab.open(pages["hostile"])
     hidden = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
     expected = [re.sub(hidden, "\ufffd", f"{text} {number}") for number, text in enumerate(HOSTILE)]
@@ -496,8 +523,8 @@ def test_hostile_text_does_nothing_in_a_blind_vote(tab, pages):
 
 
 @needs_browser
-def test_the_policy_stops_what_would_be_injected(tab, pages):
-    """Even if text became markup: inline scripts, handlers, images and requests are refused by the browser."""
+def test_policy_blocks_injected_code(tab, pages):
+    """Even if text became markup, the browser would block inline scripts, handlers, images and requests."""
     tab.open(pages["calm"])
     tab.evaluate(
         "{ const script = document.createElement('script'); try { script.textContent = 'window.injected = 1'; } catch {} "
@@ -525,7 +552,7 @@ def test_the_policy_stops_what_would_be_injected(tab, pages):
     ],
 )
 def test_filters_leave_the_prompts_that_match(tab, pages, field, value, left):
-    """Topics and kinds stand in alphabetical order; pair 2 is dpo over base, which tie on prompt a."""
+    """Topics and kinds are in alphabetical order; pair 2 is dpo over base, which tie on prompt a."""
     tab.open(pages["calm"])
     choose(tab, field, value)
     assert ids_shown(tab) == left
@@ -536,7 +563,7 @@ def test_filters_leave_the_prompts_that_match(tab, pages, field, value, left):
 
 
 @needs_browser
-def test_keys_move_from_prompt_to_prompt(tab, pages):
+def test_keys_move_between_prompts(tab, pages):
     tab.open(pages["calm"])
     here = "document.activeElement.id"
     for key, id in (("j", "p-a"), ("j", "p-b"), ("ArrowRight", "p-c"), ("j", "p-c"), ("k", "p-b"), ("ArrowLeft", "p-a")):
@@ -549,7 +576,7 @@ def test_keys_move_from_prompt_to_prompt(tab, pages):
 
 
 @needs_browser
-def test_a_deep_link_leads_to_its_prompt_whatever_is_filtered(tab, pages):
+def test_deep_link_opens_its_prompt_despite_filters(tab, pages):
     tab.open(pages["calm"], "#p-c")
     assert tab.evaluate("document.activeElement.id") == "p-c"
     choose(tab, "search", "variance")
@@ -569,7 +596,7 @@ def test_named_ideas_are_marked(tab, pages):
 
 
 @needs_browser
-def test_colours_follow_the_system_until_one_chooses(tab, pages):
+def test_colours_follow_the_system_until_chosen(tab, pages):
     paper = "getComputedStyle(document.body).backgroundColor"
     tab.open(pages["calm"])
     light = tab.evaluate(paper)
@@ -584,7 +611,7 @@ def test_colours_follow_the_system_until_one_chooses(tab, pages):
 
 @needs_browser
 @pytest.mark.parametrize("name", ["calm", "hostile"])
-def test_nothing_is_wider_than_a_phone(phone, pages, name):
+def test_page_fits_a_phone(phone, pages, name):
     phone.open(pages[name])
     assert phone.evaluate("document.documentElement.scrollWidth") == 390
     phone.open(pages[name], "#vote")
@@ -593,7 +620,7 @@ def test_nothing_is_wider_than_a_phone(phone, pages, name):
 
 
 @needs_browser
-def test_on_a_phone_the_verdicts_are_in_reach_however_long_the_answers(phone, pages):
+def test_verdicts_stay_visible_on_a_phone(phone, pages):
     phone.open(pages["hostile"], "#vote")
     begin(phone)
     bottom = "document.querySelector('.verdicts button:last-child').getBoundingClientRect().bottom"
@@ -644,7 +671,7 @@ def begin(tab, rater="ann", seed="7", pair="1"):
 
 
 def exported(tab):
-    """What the export button would save."""
+    """The name and text of the file that the export button would save."""
     return tab.evaluate(
         "(() => { let kept; const make = URL.createObjectURL; "
         "URL.createObjectURL = (blob) => { kept = blob; return 'blob:none'; }; "
@@ -664,7 +691,7 @@ def ballots(tab, pages):
 
 
 @needs_browser
-def test_no_name_of_a_model_is_anywhere_while_one_votes(ballots):
+def test_vote_hides_model_names_everywhere(ballots):
     begin(ballots)
     for verdict in ("1", "x", "b"):
         assert re.findall(WORD, ballots.evaluate(NEVER_NAMED).lower()) == []
@@ -677,8 +704,8 @@ def test_no_name_of_a_model_is_anywhere_while_one_votes(ballots):
 
 
 @needs_browser
-def test_sides_are_shuffled_and_every_model_is_shown(ballots, pages):
-    """What is on the left is what the seed draws, for several seeds."""
+def test_vote_shuffles_sides(ballots, pages):
+    """Over several seeds, each model appears on the left of each prompt."""
     lefts = set()
     for seed in range(6):
         ballots.open(pages["calm"], "#vote")
@@ -709,7 +736,7 @@ def test_votes_survive_a_reload_and_can_be_undone(ballots, pages):
 
 
 @needs_browser
-def test_keys_typed_into_the_comment_are_no_votes(ballots):
+def test_keys_in_the_comment_are_not_votes(ballots):
     begin(ballots)
     ballots.evaluate("document.getElementById('comment').focus()")
     ballots.press("a", "1", "t")
@@ -718,7 +745,7 @@ def test_keys_typed_into_the_comment_are_no_votes(ballots):
 
 
 @needs_browser
-def test_what_is_exported_passes_the_check_and_makes_pairs(ballots, pages, monkeypatch):
+def test_exported_votes_pass_the_check_and_make_pairs(ballots, pages, monkeypatch):
     begin(ballots, rater="Ann <b>")
     ballots.evaluate("document.getElementById('comment').value = 'clear\\nand short'")
     ballots.evaluate("document.querySelector('[data-verdict=A]').click()")
@@ -736,7 +763,7 @@ def test_what_is_exported_passes_the_check_and_makes_pairs(ballots, pages, monke
 
 
 @needs_browser
-def test_equal_answers_are_not_asked(ballots, pages, tmp_path, monkeypatch):
+def test_vote_skips_equal_answers(ballots, pages, tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
     written(answers=ANSWERS | {"dpo": ANSWERS["dpo"] | {"a": ANSWERS["sft"]["a"]}})
     ballots.open(tmp_path / score.PAGE, "#vote")
@@ -745,18 +772,18 @@ def test_equal_answers_are_not_asked(ballots, pages, tmp_path, monkeypatch):
 
 
 @needs_browser
-def test_votes_are_cast_and_exported_where_the_browser_keeps_nothing(tab, pages):
+def test_vote_works_without_browser_storage(tab, pages):
     refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('denied'); }, configurable: true});"
     tab.before_every_page(refuse)
     tab.open(pages["calm"], "#vote")
     begin(tab)
-    assert tab.evaluate("document.getElementById('unkept').hidden") is False
+    assert tab.evaluate("document.getElementById('unstored').hidden") is False
     tab.press("1", "2")
     assert len(exported(tab)["text"].splitlines()) == 2 and quiet(tab)
 
 
 @needs_browser
-def test_spoilt_storage_begins_anew(ballots, pages):
+def test_vote_starts_over_from_invalid_storage(ballots, pages):
     run = data_in(pages["calm"].read_text(encoding="utf-8"))["run"][:16]
     for spoilt in ("nonsense", "null", "[]", '{"ann\\n": 1}'):
         ballots.evaluate(f"localStorage.setItem('votes-{run}', {json.dumps(spoilt)})")
@@ -766,7 +793,7 @@ def test_spoilt_storage_begins_anew(ballots, pages):
 
 
 @needs_browser
-def test_the_way_back_leaves_the_vote_and_the_skip_link_does_not(tab, pages):
+def test_back_leaves_the_vote_and_the_skip_link_does_not(tab, pages):
     tab.open(pages["calm"])
     tab.evaluate("document.getElementById('vote').click()")
     begin(tab, rater="eve")
@@ -776,7 +803,7 @@ def test_the_way_back_leaves_the_vote_and_the_skip_link_does_not(tab, pages):
 
 
 @needs_browser
-def test_leaving_brings_the_report_back(ballots):
+def test_leaving_the_vote_restores_the_report(ballots):
     begin(ballots)
     ballots.evaluate("document.querySelector('[data-do=leave]').click()")
     assert ids_shown(ballots) == ["p-a", "p-b", "p-c"] and ballots.evaluate("document.title") == "Post-training report"

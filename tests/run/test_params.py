@@ -1,4 +1,4 @@
-"""params.yaml and its schema: what is accepted, what is refused and in which words, and that DVC can rewrite the file."""
+"""params.yaml and its schema: accepted and refused values, the error messages, and that DVC can rewrite the file."""
 
 import copy
 import io
@@ -60,7 +60,7 @@ NAMES = [key for key, kind in KEYS.items() if kind in (str, str | None)]
 
 @pytest.fixture
 def written(tmp_path):
-    """Writes params.yaml with some dotted keys replaced by raw YAML text, and gives its path."""
+    """Writes params.yaml with some dotted keys replaced by raw YAML text and returns its path."""
 
     def write(**raw):
         path = tmp_path / "params.yaml"
@@ -158,7 +158,7 @@ def test_all_problems_are_told_at_once(written):
         "dpo.beta must be > 0, got -0.1",
         "generate.do_sample must be a valid boolean, got 'maybe'",
         "score.tie_threshold must be a valid number, unable to parse string as a number, got 'abc'",
-        "model is 'minni', which is no key of models (mini, tinyllama) (did you mean mini?)",
+        "model is 'minni', which is not a key of models (mini, tinyllama) (did you mean mini?)",
     }
     found = problems(path)
     assert expected < set(found) and len(found) == len(expected) + 1
@@ -194,7 +194,7 @@ def test_a_word_like_no_other_gets_no_guess(tmp_path):
 
 
 def test_params_model_may_bear_any_name(tmp_path, subtests):
-    """Names that are also keys, or begin like a type, do not blur the message."""
+    """The message is right even for names that are also keys, or begin like a type."""
     file = tmp_path / "params.yaml"
     for name in ("strong", "path", "sft", "list[a]"):
         values = copy.deepcopy(VALUES)
@@ -208,7 +208,7 @@ def test_params_model_may_bear_any_name(tmp_path, subtests):
 
 
 def test_a_dot_in_a_model_s_name_is_refused(tmp_path):
-    """DVC would take `models.qwen2.5` for an entry `qwen2` that holds a `5`."""
+    """DVC would read `models.qwen2.5` as the key `5` of an entry `qwen2`."""
     values = copy.deepcopy(VALUES) | {"model": "qwen2.5"}
     values["models"]["qwen2.5"] = values["models"]["mini"]
     file = tmp_path / "params.yaml"
@@ -217,7 +217,7 @@ def test_a_dot_in_a_model_s_name_is_refused(tmp_path):
 
 
 def test_an_unknown_model_is_refused_with_the_names_that_are_there(written):
-    names = "which is no key of models (mini, tinyllama)"
+    names = "which is not a key of models (mini, tinyllama)"
     assert problems(written(model="minni")) == [f"model is 'minni', {names} (did you mean mini?)"]
     assert problems(written(model="gpt-x")) == [f"model is 'gpt-x', {names}"]
 
@@ -356,7 +356,7 @@ def test_load_follows_the_chosen_model(written):
 
 
 def test_load_checks_the_whole_file(written):
-    """A stage that needs the seed alone still refuses a file that another stage would stumble over."""
+    """A stage that needs only the seed still refuses a file with a bad value for another stage."""
     with pytest.raises(InputError, match="dpo.beta must be > 0, got -1"):
         load(["seed"], written(**{"dpo.beta": "-1"}))
 
@@ -372,14 +372,14 @@ def test_the_file_is_looked_for_where_the_stage_runs(monkeypatch, tmp_path):
 
 
 def test_ruamel_writes_the_file_back_as_it_is():
-    """Block lists, no needless quotes, null as nothing: what DVC's writer makes of it is what stands there."""
+    """The file has the style of DVC's writer: block lists, no needless quotes, an empty value for null."""
     out = io.StringIO()
     YAML().dump(YAML().load(TEXT), out)
     assert out.getvalue() == TEXT
 
 
 def test_dvc_changes_one_line_for_one_override(tmp_path):
-    """`dvc exp run -S` keeps comments and everything else, and what it writes is read back as the number it means."""
+    """`dvc exp run -S` keeps comments and all other lines, and the value that it writes is read back as the same number."""
     from dvc.utils.hydra import apply_overrides
 
     path = tmp_path / "params.yaml"
@@ -394,7 +394,7 @@ def test_dvc_changes_one_line_for_one_override(tmp_path):
 
 
 def test_every_key_is_explained_where_it_first_appears():
-    """One comment line straight above; the second and later models, and a name met before, need none."""
+    """One comment line directly above each key; further models, and names that appeared before, need none."""
     lines, seen, bare = TEXT.splitlines(), set(), []
     for number, line in enumerate(lines):
         found = re.match(r"( *)(\w+):( \S.*)?$", line)
@@ -408,7 +408,7 @@ def test_every_key_is_explained_where_it_first_appears():
 
 
 def test_no_value_stands_in_the_schema():
-    """A default in code and a value in the file would be two truths."""
+    """A default in the code could contradict the file."""
     fields = [(section.__name__, name, field) for section in sections() for name, field in section.model_fields.items()]
     assert len(fields) >= len(KEYS)
     assert [(section, name) for section, name, field in fields if not field.is_required()] == []

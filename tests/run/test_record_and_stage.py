@@ -1,4 +1,4 @@
-"""The record of a run: what it tells, how each ending is told, and what never stands in it."""
+"""Run records and endings of stages: their fields, states and messages, and what a record must never hold."""
 
 import json
 import os
@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support.workspace import REPOSITORY
 
 from aligner.run.errors import InputError
+from aligner.run.params import Score, StageParams
 from aligner.run.record import LIBRARIES, Run, git_state, installed
 from aligner.run.stage import RESTORE, run_stage
 
@@ -30,7 +30,7 @@ AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.g
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A current directory outside every Git repository; the handler that run_stage sets is taken back."""
+    """A current directory outside any Git repository; restores the signal handler that run_stage replaces."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -53,25 +53,25 @@ def raising(error):
 
 
 def ended(main, capsys):
-    """Exit code and standard error of a stage that does not end well."""
+    """Exit code and standard error of a stage that fails."""
     with pytest.raises(SystemExit) as caught:
         run_stage("sft", main)
     return caught.value.code, capsys.readouterr().err
 
 
-# ---- What a record tells --------------------------------------------------------------------------------------------
+# ---- The fields of a record --------------------------------------------------------------------------------------------
 
 
 def test_a_completed_run_tells_what_a_person_would_ask(capsys):
     def main(run):
-        run.note(params=SimpleNamespace(sft=SimpleNamespace(epochs=2), seed=17), device="cpu")
+        run.note(params=Score(tie_threshold=0, alpha=0.05, equivalence_margin=0.1), device="cpu")
         run.phase("load")
 
     run_stage("sft", main)
     told = record()
     assert set(told) == FIELDS | {"params", "device"}
     assert told["stage"] == "sft" and told["state"] == "completed" and "reason" not in told
-    assert told["params"] == {"sft": {"epochs": 2}, "seed": 17} and told["device"] == "cpu"
+    assert told["params"] == {"tie_threshold": 0, "alpha": 0.05, "equivalence_margin": 0.1} and told["device"] == "cpu"
     assert set(told["seconds"]) == {"load", "total"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", told["started"])
     assert set(told["host"]) == {"name", "system", "cpus"} and told["python"].count(".") == 2
@@ -138,7 +138,7 @@ def test_records_go_to_the_main_checkout(folder, monkeypatch):
 def test_no_value_of_the_environment_stands_in_a_record(folder, monkeypatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    run_stage("sft", lambda run: run.note(params=SimpleNamespace(seed=17)))
+    run_stage("sft", lambda run: run.note(params=StageParams.model_construct(seed=17)))
     with pytest.raises(SystemExit):
         run_stage("dpo", raising(InputError("some reason")))
     text = "".join(path.read_text(encoding="utf-8") for path in (folder / "experiments").iterdir())
@@ -164,7 +164,7 @@ def test_what_a_person_can_mend_is_one_message(capsys):
     ],
 )
 def test_what_the_system_refuses_is_one_message(capsys, error, shown):
-    assert ended(raising(error), capsys) == (1, f"sft: {shown}. Mend it, then: dvc repro\n")
+    assert ended(raising(error), capsys) == (1, f"sft: {shown}. Fix this, then: dvc repro\n")
     assert record()["state"] == "failed" and record()["reason"] == str(error)
 
 
@@ -184,8 +184,8 @@ def test_a_bug_keeps_its_traceback(capsys, error):
 
 
 def run_in_process(folder, body):
-    """A stage in a process of its own: `body` is what its main does with `run`."""
-    code = f"import sys, time\nfrom aligner.records import run_stage\ndef main(run):\n    {body}\nrun_stage('sft', main)\n"
+    """A stage in a separate process; `body` is the body of its main."""
+    code = f"import sys, time\nfrom aligner.run.stage import run_stage\ndef main(run):\n    {body}\nrun_stage('sft', main)\n"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     command = [sys.executable, "-c", code]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -203,7 +203,7 @@ def test_a_signal_ends_a_stage_as_ctrl_c_does(folder, sent):
 
 
 def test_a_killed_stage_is_left_as_running(folder):
-    """Nobody can tell of a kill -9; the record at least says that the run began."""
+    """A process cannot record kill -9, but the record says that the run began."""
     with run_in_process(folder, "print('ready', flush=True); time.sleep(60)") as process:
         assert process.stdout.readline() == "ready\n"
         process.kill()
@@ -220,7 +220,7 @@ def test_a_bug_shows_its_traceback_and_fails_the_stage(folder):
 
 
 def test_a_record_is_replaced_in_one_step(monkeypatch):
-    """A write that breaks off half way leaves the record that was there, whole."""
+    """A write that fails half way leaves the previous record intact."""
     run = Run("sft")
     run.note(device="cpu")
     write = Path.write_text
@@ -243,7 +243,7 @@ def test_nothing_is_left_beside_the_record():
 
 @pytest.mark.parametrize("error", [InputError("the reason"), FULL_DISK])
 def test_a_record_that_cannot_be_written_does_not_hide_the_reason(monkeypatch, capsys, error):
-    """A full disk ends a stage, and then its record too: still one message."""
+    """A full disk fails the stage and then its record: still one message."""
 
     def main(run):
         monkeypatch.setattr(Run, "write", raising(FULL_DISK))
@@ -256,11 +256,11 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_reason(monkeypatch, c
 def test_a_folder_for_records_that_cannot_be_made_is_one_message(folder, capsys):
     (folder / "experiments").write_text("a file is in the way", encoding="utf-8")
     code, shown = ended(lambda run: None, capsys)
-    assert code == 1 and shown == "sft: File exists: experiments. Mend it, then: dvc repro\n"
+    assert code == 1 and shown == "sft: File exists: experiments. Fix this, then: dvc repro\n"
 
 
 def test_an_interrupt_that_a_library_turns_into_an_error_is_still_an_interrupt(tmp_path, monkeypatch, capsys):
-    """As when Ctrl-C falls into an import with a bare `except:` around it."""
+    """As for Ctrl-C during an import inside a bare `except:`."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
 
     def main(run):
@@ -283,13 +283,13 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_still_an_interrupt(t
     assert json.loads(path.read_text())["state"] == "interrupted"
 
 
-# ---- Patience -------------------------------------------------------------------------------------------------------
+# ---- Deferred interrupts -------------------------------------------------------------------------------------------------------
 
-PATIENT = """
+DEFERRING = """
 import sys, time
-from aligner.records import interrupted, patience, run_stage
+from aligner.run.stage import deferred_interrupt, interrupted, run_stage
 def main(run):
-    with patience('sft: one moment'):
+    with deferred_interrupt('sft: one moment'):
         print('ready', flush=True)
         for _ in range(600):
             if interrupted() and {answer}: raise KeyboardInterrupt('step 7 is saved')
@@ -299,37 +299,37 @@ run_stage('sft', main)
 """
 
 
-def patient(folder, answer=False, leave=False):
-    code = PATIENT.format(answer=answer, leave=leave)
+def deferring(folder, answer=False, leave=False):
+    code = DEFERRING.format(answer=answer, leave=leave)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def test_with_patience_the_stage_answers_a_signal_itself(folder):
-    with patient(folder, answer=True) as process:
+def test_deferred_interrupt_lets_the_stage_end_by_itself(folder):
+    with deferring(folder, answer=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         _, shown = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert shown == f"\nsft: one moment\nsft: interrupted; step 7 is saved. Go on: dvc repro   (or back: {RESTORE})\n"
+    assert shown == f"\nsft: one moment\nsft: interrupted; step 7 is saved. Resume: dvc repro   (or undo: {RESTORE})\n"
     assert (record(folder)["state"], record(folder)["reason"]) == ("interrupted", "step 7 is saved")
 
 
-def test_a_second_signal_ends_all_patience(folder):
-    with patient(folder) as process:
+def test_deferred_interrupt_ends_with_a_second_signal(folder):
+    with deferring(folder) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() + process.stderr.readline() == "\nsft: one moment\n"
         process.send_signal(signal.SIGINT)
         _, shown = process.communicate(timeout=30)
-    assert process.returncode == 130 and shown.startswith("sft: interrupted; nothing of the inputs is lost")
+    assert process.returncode == 130 and shown.startswith("sft: interrupted; the inputs are unchanged")
 
 
-def test_a_signal_that_found_no_answer_ends_the_stage_after_all(folder):
-    with patient(folder, leave=True) as process:
+def test_deferred_interrupt_raises_at_the_end_of_its_block(folder):
+    with deferring(folder, leave=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         _, shown = process.communicate(timeout=30)
-    assert process.returncode == 130 and "sft: interrupted; nothing of the inputs is lost" in shown
+    assert process.returncode == 130 and "sft: interrupted; the inputs are unchanged" in shown

@@ -1,14 +1,14 @@
-"""Can the evaluation be believed? Nine acceptance tests of the score stage, each through the stage itself or its whole report.
+"""Nine acceptance tests of the evaluation, each through the score stage or its whole report.
 
-1  every case of every golden file        test_statistics, test_text_health, test_keywords, test_dpo; here: none is left out
+1  every case of every golden file        test_statistics, test_text_health, test_keywords, test_dpo; here: none is missing
 2  order and sides                        permuted prompts, rows and models change nothing; A and B swapped mirror the comparison
 3  every prompt twice                     the same estimate, and the same clustered standard error
 4  identical models                       win rate one half, p = 1, never "better"
-5  canaries                               answers that know nothing get what they deserve, on every run
-6  A/A                                    two halves of one model's samples differ significantly as often as alpha says
+5  canaries                               answers that know nothing get no reward, on every run
+6  A/A                                    two halves of one model's samples differ significantly at the rate alpha
 7  too little, too even, not a number     a defined output, or an error that names what is wrong
 8  the same bytes                         whatever the hash seed and the number of threads, in processes of their own
-9  finite numbers or null                 in metrics and report, every null with its reason, and all that a claim needs
+9  finite numbers or null                 in metrics and report, every null with its reason, and every figure that a claim needs
 """
 
 import json
@@ -54,7 +54,7 @@ def prompts(n):
 
 
 def say(id, hits, extra=0):
-    """An answer that names this many of the four ideas, in a sentence long enough that they are no heap of keywords."""
+    """An answer that names this many of the four ideas, in a sentence long enough that it is not stuffed."""
     text = f"{' and '.join(['It', *WORDS[:hits]])}, {TAIL} {'So it goes on. ' * extra}"
     return {"id": id, "answer": text.strip(), "stop": "end", "prompt_tokens": 3, "answer_tokens": len(text.split())}
 
@@ -66,7 +66,7 @@ def random_rows(references, seed=0):
 
 
 def rows_of(hits):
-    """The answers of each model by its hits on every prompt."""
+    """Answers with these hits, per model and prompt."""
     return {name: [say(f"p{i}", each) for i, each in enumerate(given)] for name, given in hits.items()}
 
 
@@ -88,7 +88,7 @@ def scored(references, rows):
 
 
 def test_1_every_golden_case_is_tested():
-    """The modules' tests run over all of support/golden.py; test_statistics.py names the textbook cases it leaves out."""
+    """The modules' tests run over all of support/golden.py; test_statistics.py names the textbook cases that it omits."""
     files = {path.name: json.loads(path.read_bytes()) for path in (ROOT / "tests" / "golden").glob("*.json")}
     assert set(files) == {"textbook.json", "paired_phi2.json", "text_metrics.json", "keyword_cases.json", "trajectories.json"}
     textbook = files["textbook.json"]
@@ -102,8 +102,8 @@ def test_1_every_golden_case_is_tested():
 # ---- 2: order and sides -----------------------------------------------------------------------------------------------
 
 
-def test_2_permuted_prompts_and_rows_change_nothing(folder):
-    """The report sorts, so not a byte of it moves; the tables are by group and length."""
+def test_2_permuted_prompts_and_rows_change_no_figure(folder):
+    """The report is sorted and the tables go by group and length, so no byte changes."""
     references = prompts(40)
     rows = random_rows(references)
     lay_out(references, rows)
@@ -115,7 +115,7 @@ def test_2_permuted_prompts_and_rows_change_nothing(folder):
         assert after[path] == before[path], path
 
 
-def test_2_models_in_another_order_change_nothing_but_their_order(folder, monkeypatch):
+def test_2_order_of_models_changes_no_figure(folder, monkeypatch):
     references = prompts(30)
     lay_out(references, random_rows(references))
     run()
@@ -127,7 +127,7 @@ def test_2_models_in_another_order_change_nothing_but_their_order(folder, monkey
 
 
 def test_2_swapping_two_models_mirrors_the_comparison(folder):
-    """sft with dpo's answers and dpo with sft's: wins are losses, the win rate its complement, p the same."""
+    """With the answers of sft and dpo swapped, wins become losses, the win rate its complement, and p stays."""
     references = prompts(40)
     rows = random_rows(references)
     one = scored(references, rows)["pairs"]["dpo_vs_sft"]
@@ -145,8 +145,8 @@ def test_2_swapping_two_models_mirrors_the_comparison(folder):
 # ---- 3 and 4: copies --------------------------------------------------------------------------------------------------
 
 
-def test_3_every_prompt_twice_leaves_estimate_and_clustered_error(folder):
-    """Each prompt its own concept, then twice in that concept: the naive error shrinks by sqrt 2, the clustered one stays."""
+def test_3_duplicated_prompts_keep_estimate_and_clustered_error(folder):
+    """With each prompt twice in its concept, the naive error shrinks by sqrt 2 and the clustered error stays."""
     references = [row | {"concept": row["id"]} for row in prompts(30)]
     rows = random_rows(references)
     copies = [row | {"id": f"{row['id']}-copy"} for row in references]
@@ -182,7 +182,7 @@ def test_4_identical_models_are_never_better(folder, n, word):
 
 
 def test_5_models_that_know_nothing_are_not_rewarded(folder):
-    """base says nothing, sft repeats the prompt, dpo joins all keywords: no hit, though dpo names every idea."""
+    """base says nothing, sft repeats the prompt, dpo joins all keywords: no hit, although dpo names every idea."""
     references = prompts(12)
     texts = {"base": lambda row: "", "sft": lambda row: row["prompt"], "dpo": lambda row: " ".join(WORDS)}
     rows = {name: [say(row["id"], 0) | {"answer": text(row)} for row in references] for name, text in texts.items()}
@@ -195,7 +195,7 @@ def test_5_models_that_know_nothing_are_not_rewarded(folder):
 
 
 def test_5_one_text_for_all_prompts_has_no_lift(folder):
-    """Prompts ask for one word each in turn; the constant answer names one of them: hit rate 1/4, and as much on the others."""
+    """Prompts ask for four words in turn; the constant answer names one of them: its hit rate is 1/4 on own and other prompts."""
     references = [row | {"keywords": [WORDS[i % 4]]} for i, row in enumerate(prompts(12))]
     rows = random_rows(references) | {"dpo": [say(row["id"], 1) for row in references]}
     report = scored(references, rows)["models"]["dpo"]
@@ -207,7 +207,7 @@ def test_5_one_text_for_all_prompts_has_no_lift(folder):
 # ---- 6: A/A -----------------------------------------------------------------------------------------------------------
 
 
-def test_6_two_halves_of_one_model_differ_as_often_as_alpha_says():
+def test_6_false_positive_rate_is_alpha():
     """1000 random splits of one model's eight samples a prompt: p < .05 in 3.5 to 6.5 % of them, by the report's comparison."""
     source = random.Random(3)
     samples = [[source.choice([0, 1, 1, 2, 3, 4]) / 4 for _ in range(8)] for _ in range(50)]
@@ -231,7 +231,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize("hits", EDGES.values(), ids=EDGES)
-def test_7_little_and_even_data_give_numbers_or_reasons(folder, hits):
+def test_7_small_and_even_data_give_numbers_or_reasons(folder, hits):
     report = scored(prompts(len(hits["base"])), rows_of(hits))
     assert list(nulls(report)) == []
     verdicts = {name: pair["decision"]["verdict"] for name, pair in report["pairs"].items()}
@@ -247,14 +247,14 @@ def test_7_no_prompt_and_a_missing_answer_are_named(folder):
         scored(references, rows | {"sft": rows["sft"][:2]})
 
 
-def test_7_a_score_that_is_no_number_is_named():
+def test_7_score_that_is_nan_is_named():
     with pytest.raises(ValueError, match=r"\[1\] must be a finite number, got nan"):
         comparison([0.5, math.nan, 0.5], [0.5, 0.5, 0.5], 0)
 
 
 @pytest.mark.parametrize("concepts", [1, 3, 9])
-def test_7_few_clusters_are_told_and_drawn_again(folder, concepts):
-    """Below ten concepts: one is no cluster error at all; others get a warning and the bootstrap of whole clusters."""
+def test_7_few_clusters_get_a_warning_and_a_bootstrap(folder, concepts):
+    """One concept gives no clustered error; two to nine give a warning and the bootstrap of whole clusters."""
     references = [row | {"concept": f"c{i % concepts}"} for i, row in enumerate(prompts(27))]
     report = scored(references, random_rows(references))
     for found in (report["models"]["sft"]["hit_rate"], report["pairs"]["sft_vs_base"]["mean_difference"]):
@@ -272,7 +272,7 @@ def test_7_few_clusters_are_told_and_drawn_again(folder, concepts):
 
 @pytest.mark.slow
 def test_8_the_same_bytes_in_any_process(folder, tmp_path):
-    """Three processes with other hash seeds and threads, one folder each: every output is equal to the byte."""
+    """Three processes with different hash seeds and threads write the same bytes."""
     references = [row | {"concept": f"c{i % 5}"} for i, row in enumerate(prompts(40))]
     lay_out(references, random_rows(references))
     outputs = []

@@ -1,6 +1,6 @@
-"""The five stages, in process, on three architectures that are not the embedded one: TinyLlama's, Qwen2's and GPT-2's.
+"""The five stages, in process, on three other architectures than the embedded one: TinyLlama's, Qwen2's and GPT-2's.
 
-The models are random and tiny. What is tested is that nothing in the pipeline leans on one tokenizer, template or layer type.
+The models are random and tiny. The tests show that the pipeline depends on no particular tokenizer, template or layer type.
 """
 
 import json
@@ -33,10 +33,10 @@ OUTPUTS = {
     *(f"models/{stage}/{name}" for stage in ("sft", "dpo") for name in ADAPTER),
     *(f"metrics/{stage}.json" for stage in ("prepare", "sft", "dpo", "score")),
     *(f"plots/{name}.csv" for name in PLOTS),
+    *(f"reports/{stage}.json" for stage in ("prepare", "sft", "dpo", "score")),
     "reports/data.json",
     "reports/data.md",
     "reports/index.html",
-    "reports/score.json",
     "reports/side_by_side.md",
 }
 RECORDS = ["dpo", "generate@base", "generate@dpo", "generate@sft", "prepare", "score", "sft"]
@@ -49,13 +49,13 @@ def model(request):
 
 @pytest.fixture
 def finished(model, monkeypatch):
-    """A workspace in which all stages have run; only to be read."""
+    """A workspace in which all stages have run; read it only."""
     return Workspace.reopen(finished_workspaces.folder(model), monkeypatch)
 
 
 @pytest.fixture
 def copy(model, tmp_path, monkeypatch):
-    """A copy of the finished workspace, to be changed."""
+    """A copy of the finished workspace, which a test may change."""
     return finished_workspaces.copy(model, tmp_path, monkeypatch)
 
 
@@ -86,13 +86,13 @@ def test_every_linear_layer_is_adapted_and_the_head_is_not(finished, model):
 
 
 def test_gpt2_stores_its_matrices_the_other_way_round(finished, model):
-    """Its Conv1D holds (in, out); peft must know, or merging would transpose the update."""
+    """Its Conv1D has the shape (in, out); peft must know this, or merging would transpose the update."""
     assert finished.json("models/sft/adapter_config.json")["fan_in_fan_out"] is (model == "gpt2")
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_every_layer_learned(finished, stage):
-    """An adapter begins as A random, B zero: after training no B is zero, and everything is finite."""
+    """An adapter begins with A random and B zero; after training no B is zero, and all values are finite."""
     tensors = adapter(finished, stage)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert all(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
@@ -111,9 +111,12 @@ def test_held_out_losses_fall(finished):
 
 
 def test_the_metrics_are_finite_and_complete(finished):
-    metrics = {}
-    for stage in ("prepare", "sft", "dpo", "score"):
-        metrics |= finished.json(f"metrics/{stage}.json")
+    """The figures of prepare, sft and dpo, and the headline figures of score."""
+    metrics = finished.json("metrics/score.json")
+    for stage in ("prepare", "sft", "dpo"):
+        metrics |= finished.json(f"reports/{stage}.json")
+        headline = finished.json(f"metrics/{stage}.json")
+        assert all(metrics[section][name] == value for section, names in headline.items() for name, value in names.items())
     values = {f"{section}.{key}": value for section, keys in metrics.items() for key, value in keys.items()}
     words = {name for name, value in values.items() if isinstance(value, str)}
     assert all(name.endswith((".verdict", ".health")) for name in words)
@@ -122,8 +125,25 @@ def test_the_metrics_are_finite_and_complete(finished):
     assert all(math.isfinite(value) for name, value in values.items() if name not in words | undefined)
     assert metrics["sft_data"]["train"] + metrics["sft_data"]["validation"] == 12
     assert metrics["dpo_data"]["train"] + metrics["dpo_data"]["validation"] == 12
-    assert metrics["eval"]["prompts"] == 12
+    assert metrics["eval_data"]["prompts"] == finished.json("reports/score.json")["prompts"] == 12
     assert all(0 <= value <= 1 for name, value in values.items() if name.endswith("_rate"))
+
+
+def test_the_figures_of_score_s_report_are_finite(finished):
+    report = finished.json("reports/score.json")
+    figures = dict(numbers(report))
+    assert len(figures) > 500 and all(map(math.isfinite, figures.values()))
+    rates = [rate for model in report["models"].values() for name, rate in model.items() if name.endswith("_rate")]
+    assert all(0 <= rate["estimate"] <= 1 for rate in rates if rate["estimate"] is not None)
+
+
+def numbers(value, name=""):
+    """(dotted name, number) of every number in nested dictionaries and lists."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(item, f"{name}.{key}")
+    elif isinstance(value, int | float):
+        yield name, value
 
 
 @pytest.mark.parametrize("name", ["base", "sft", "dpo"])
@@ -147,7 +167,7 @@ def test_the_three_models_answer_differently(finished):
 
 
 def test_answers_do_not_depend_on_the_batch(copy):
-    """Prompts are padded on the left: positions must count from the first real token, in GPT-2's learned ones too."""
+    """Prompts are padded on the left, so positions must count from the first real token, even GPT-2's learned ones."""
     together = copy.rows("data/generated/sft.jsonl")
     copy.params["models.mini.generate.batch_size"] = 1
     copy.run("generate", "sft")
@@ -162,7 +182,7 @@ def test_a_second_run_writes_the_same_bytes(copy, model):
 
 
 def test_an_adapter_of_another_base_is_refused(copy):
-    """One number of the base changes: neither dpo nor generate may put the old adapter on it."""
+    """One weight of the base changes: neither dpo nor generate may use the old adapter with it."""
     weights = copy.folder / WEIGHTS / "model.safetensors"
     tensors = load_file(weights)
     next(iter(tensors.values())).view(-1)[0] += 1
@@ -214,9 +234,9 @@ def test_an_answer_must_fit_into_the_positions(copy):
 
 @pytest.mark.slow
 def test_one_answer_to_everything_is_learned_with_its_end(model, tmp_path, monkeypatch):
-    """Ten rows with one answer, 75 steps: it is given and ended, though GPT-2 and TinyLlama pad with their end token.
+    """Ten rows with one answer, 75 steps: the model gives and ends it, although GPT-2 and TinyLlama pad with their end token.
 
-    The frozen head of so narrow a model cannot be very sure, so that one or two answers may slip on another machine.
+    The frozen head of so narrow a model gives no high probabilities, so one or two answers may differ on another machine.
     """
     settings = {"models.mini.sft.learning_rate": 0.005, "sft.num_train_epochs": 25, "sft.eval_steps": 100, "lora.r": 8}
     workspace = Workspace(tmp_path, monkeypatch, model=model, **settings)

@@ -1,371 +1,45 @@
-"""dpo: rewards, losses and gradients against the golden cases, against plain arithmetic, and against TRL's own trainer."""
+"""dpo: its start at the reference, its steps against TRL's own trainer, and the files that it writes."""
 
 import csv
 import math
-import random
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import shelf, trajectories
-from support.golden import DPO_REWARDS as GOLDEN
-from support.next_token import NextToken
+from support.policies import build, load_policy, random_rows, setting, swapped, train, with_sft_adapter
 from support.workspace import Workspace, pair_rows
 
 import dpo
-from aligner import intervals
-from aligner.model import runtime
-from aligner.model.generation import end_ids
-from aligner.model.loading import base_fingerprint, load_adapter, load_base, load_chat, save_adapter
-from aligner.run import params as parameters
+from aligner.model.loading import load_adapter, load_base
 from aligner.run.errors import InputError
-from aligner.training import divergence, likelihood
-from aligner.training.divergence import distance, divergences, kl_from_reference, sample
+from aligner.training import likelihood
+from aligner.training.divergence import kl_from_reference
 from aligner.training.log_probs import log_probabilities
 from aligner.training.loop import observe
-from aligner.training.preferences import RANKING_COLUMNS, health, mcnemar, preference_metrics, ranking_rows, rankings, summary
+from aligner.training.preferences import (
+    dpo_figures,
+    preference_metrics,
+    ranking_rows,
+    rankings,
+)
 from aligner.training.setup import trainer_tokenizer, training_arguments
 
-NAMES = {
-    "validation_loss": "loss",
-    "validation_reward_chosen": "reward_chosen",
-    "validation_reward_rejected": "reward_rejected",
-    "validation_margin": "margin",
-    "validation_accuracy": "correct",
-    "validation_logp_chosen": "policy_chosen",
-    "validation_logp_rejected": "policy_rejected",
-}
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "provenance.json"}
 LN_2 = pytest.approx(math.log(2), abs=1e-6)
-PINNED = {
-    **trajectories.settings("dpo"),
-    "dpo.beta": 0.1,
-    "dpo.loss_type": "sigmoid",
-    "dpo.label_smoothing": 0,
-    "dpo.sft_weight": 0,
-    "dpo.max_grad_norm": 0.7,
-    "models.mini.dpo.learning_rate": 0.005,
-}
 
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
-    """A workspace with an SFT adapter of random weights: a policy of its own, far from the base."""
-    return Workspace.copy(shelf.built("dpo-begin", begin), tmp_path, monkeypatch)
-
-
-def begin(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        write_sft_adapter(setting(Workspace(folder, patch, **PINNED)))
-
-
-def setting(workspace, **changes):
-    """params as the stage sees them, and what main makes of them before it trains."""
-    workspace.params.update(changes)
-    params = parameters.load(dpo.PARAMS)
-    return SimpleNamespace(
-        params=params, runtime=runtime.start(params.model_entry, params.seed), chat=load_chat(params.model_entry)
-    )
-
-
-def write_sft_adapter(given):
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(1)
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=2, lora_dropout=0.1, target_modules="all-linear", init_lora_weights=False
-    )
-    model = get_peft_model(load_base(given.params.model_entry, given.runtime), config)
-    save_adapter(model, dpo.SFT_ADAPTER, given.params.model_entry.path, provenance_of(given))
-
-
-def provenance_of(given):
-    return {"base": base_fingerprint(given.params.model_entry), "chat": given.chat.fingerprint}
-
-
-def load_policy(given):
-    base = load_base(given.params.model_entry, given.runtime)
-    return load_adapter(base, dpo.SFT_ADAPTER, trainable=True)
-
-
-def build(workspace, rows, reference=None, **changes):
-    """The trainer as main builds it, its reference the policy at the start unless another is given."""
-    given = setting(workspace, **changes)
-    policy = load_policy(given)
-    if reference is None:
-        reference = log_probabilities(policy, rows, given.chat.pad_id)
-    return dpo.build_trainer(given.params, given.runtime, given.chat, policy, rows, reference)
-
-
-def train(workspace, rows, **changes):
-    trainer = build(workspace, rows, **changes)
-    observe(trainer, "dpo", 1, 1000, dict)
-    trainer.train()
-    return trainer
-
-
-def random_rows(n, seed=0):
-    source = random.Random(seed)
-
-    def ids(most):
-        return [source.randrange(5, 300) for _ in range(source.randrange(2, most))]
-
-    return [{"id": f"r{n}", "prompt_ids": ids(12), "chosen_ids": [*ids(12), 1], "rejected_ids": [*ids(16), 1]} for n in range(n)]
-
-
-def swapped(rows):
-    return [{**row, "chosen_ids": row["rejected_ids"], "rejected_ids": row["chosen_ids"]} for row in rows]
+    return with_sft_adapter(tmp_path, monkeypatch)
 
 
 def adapter_of(trainer):
     from peft import get_peft_model_state_dict
 
     return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(trainer.model).items()}
-
-
-# ---- Rewards, margins and losses ------------------------------------------------------------------------------------
-
-
-def measured(cases, beta):
-    policy = [(case["policy_chosen"], case["policy_rejected"]) for case in cases]
-    reference = [(case["ref_chosen"], case["ref_rejected"]) for case in cases]
-    return preference_metrics(policy, reference, beta)
-
-
-@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"margin {case['margin']:g}")
-def test_golden_pair(case):
-    found = measured([case], case["beta"])
-    assert {NAMES[name]: found[name] for name in NAMES} == {
-        name: pytest.approx(case[name], rel=1e-12, abs=1e-12) for name in NAMES.values()
-    }
-    assert found["chosen_fell"] == (case["chosen_logp_drop"] > 0)
-
-
-def test_golden_pairs_together_are_the_mean_of_each():
-    cases = [case for case in GOLDEN if case["beta"] == 0.1]
-    found = measured(cases, 0.1)
-    for name, golden in NAMES.items():
-        assert found[name] == pytest.approx(math.fsum(case[golden] for case in cases) / len(cases), rel=1e-12)
-    assert found["chosen_fell"] == sum(case["chosen_logp_drop"] > 0 for case in cases) / len(cases)
-
-
-def test_a_margin_of_exactly_zero_counts_as_one_half():
-    """Margins +0.1, 0, 0 and -0.1 at beta 0.1: (1 + 1/2 + 1/2 + 0) / 4 = 0.5."""
-    policy = [(-9, -10), (-10, -10), (-12, -12), (-11, -10)]
-    assert preference_metrics(policy, [(-10, -10)] * 4, 0.1)["validation_accuracy"] == 0.5
-
-
-LOG_PROBABILITIES = st.lists(st.tuples(*[st.integers(-4000, 0).map(lambda n: n / 8)] * 4), min_size=1, max_size=12)
-
-
-@given(LOG_PROBABILITIES, st.sampled_from([0.0625, 0.5, 1]))
-@settings(deadline=None)
-def test_swapping_chosen_and_rejected_mirrors_the_measures(pairs, beta):
-    """loss(margin) - loss(-margin) = -margin: softplus(-m) - softplus(m) = -m."""
-    policy, reference = ([(p[i], p[i + 1]) for p in pairs] for i in (0, 2))
-    mirrored_policy, mirrored_reference = ([pair[::-1] for pair in side] for side in (policy, reference))
-    one, other = (
-        preference_metrics(policy, reference, beta),
-        preference_metrics(mirrored_policy, mirrored_reference, beta),
-    )
-    assert other["validation_margin"] == pytest.approx(-one["validation_margin"], abs=1e-9)
-    assert other["validation_accuracy"] == pytest.approx(1 - one["validation_accuracy"])
-    assert other["validation_reward_chosen"] == one["validation_reward_rejected"]
-    assert other["validation_logp_rejected"] == one["validation_logp_chosen"]
-    assert one["validation_loss"] - other["validation_loss"] == pytest.approx(-one["validation_margin"], abs=1e-9)
-
-
-def test_brier_and_log_loss_by_hand():
-    """Margins ln 3, 0, -ln 3 forecast 3/4, 1/2, 1/4: brier (1/16 + 4/16 + 9/16) / 3 = 7/24, loss (ln 4/3 + ln 2 + ln 4) / 3."""
-    policy = [(-5, -5 - math.log(3)), (-5, -5), (-5 - math.log(3), -5)]
-    found = preference_metrics(policy, [(-5, -5)] * 3, 1)
-    assert found["validation_brier"] == pytest.approx(7 / 24)
-    assert found["validation_loss"] == pytest.approx((math.log(4 / 3) + math.log(2) + math.log(4)) / 3)
-
-
-@given(LOG_PROBABILITIES, st.sampled_from([0.0625, 0.5, 1]))
-@settings(deadline=None)
-def test_a_forecast_and_its_mirror(pairs, beta):
-    """With s = sigmoid(m): (1 - s)^2 - s^2 = 1 - 2 s, so that brier - mirrored brier = mean(1 - 2 s); each is in [0, 1]."""
-    policy, reference = ([(p[i], p[i + 1]) for p in pairs] for i in (0, 2))
-    one = preference_metrics(policy, reference, beta)["validation_brier"]
-    other = preference_metrics([p[::-1] for p in policy], [r[::-1] for r in reference], beta)["validation_brier"]
-    margins = [beta * (p[0] - r[0] - p[1] + r[1]) for p, r in zip(policy, reference, strict=True)]
-    assert one - other == pytest.approx(math.fsum(-math.tanh(m / 2) for m in margins) / len(margins), abs=1e-9)
-    assert 0 <= one <= 1
-
-
-def test_a_policy_that_is_its_reference_forecasts_nothing():
-    pairs = [(-3.5, -7.25), (-11, -2), (-4, -4)]
-    found = preference_metrics(pairs, pairs, 0.1)
-    assert (found["validation_brier"], found["validation_loss"]) == (0.25, math.log(2))
-
-
-KL = {"kl_per_token_teacher_forced": 0.01234, "kl_per_token_sampled": 0.02, "samples_cut": 0.25}
-FIT = {"perplexity": 3.5, "bits_per_byte": 0.75}
-RANKS = {"whole answer": {"dpo": [1.0, 0.5, 0.5]}, "per token": {"dpo": [1.0, 1.0, 1.0]}}
-
-
-def test_summary_counts_and_rounds():
-    """Chosen longer, as long, shorter: (1 + 1/2 + 0) / 3 = 0.5; Wilson of 3 of 3 from 3 / (3 + 1.96^2); four decimals.
-
-    The chosen answers gain 3 nats on 3 + 2 + 1 tokens, 0.5 a token.
-    """
-    rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * 2} for chosen in (3, 2, 1)]
-    numbers = summary(preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), RANKS, KL, FIT, rows)
-    loss, brier = round(math.log1p(math.exp(-0.1)), 4), round((1 - 1 / (1 + math.exp(-0.1))) ** 2, 4)
-    assert numbers == {
-        "validation_loss": loss,
-        "brier": brier,
-        "reward_accuracy": 1,
-        "reward_accuracy_low": 0.4385,
-        "reward_accuracy_high": 1,
-        "reward_margin": 0.1,
-        "chosen_reward": 0.1,
-        "chosen_logp_change": 1,
-        "rejected_logp_change": 0,
-        "chosen_logp_change_per_token": 0.5,
-        "rejected_logp_change_per_token": 0,
-        "chosen_fell": 0,
-        "kl_per_token_teacher_forced": 0.0123,
-        "kl_per_token_sampled": 0.02,
-        "samples_cut": 0.25,
-        "ranking_accuracy": 0.6667,
-        "ranking_accuracy_per_token": 1,
-        "perplexity": 3.5,
-        "bits_per_byte": 0.75,
-        "longer_is_chosen": 0.5,
-        "validation_pairs": 3,
-        "health": "healthy",
-    }
-
-
-def test_what_is_undefined_is_null_in_the_summary():
-    rows = [{"chosen_ids": [1], "rejected_ids": [1]}]
-    measured = preference_metrics([(-1, -2)], [(-1, -2)], 0.1)
-    numbers = summary(measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
-    assert [name for name, value in numbers.items() if value is None] == ["kl_per_token_sampled", "bits_per_byte"]
-
-
-# ---- Ranks without a reference --------------------------------------------------------------------------------------
-
-# Tokens of chosen and rejected, and what the models say: raw, base is right on a alone; per token on a and c too.
-RANKED_ROWS = [
-    {"chosen_ids": [1] * chosen, "rejected_ids": [1] * rejected} for chosen, rejected in ((2, 2), (2, 4), (4, 2), (3, 3))
-]
-SAID = {
-    "base": [(-2, -3), (-4, -4), (-4, -3), (-5, -2)],
-    "sft": [(-2, -3), (-2, -4), (-4, -3), (-2, -2)],
-    "dpo": [(-2, -3), (-1, -4), (-2, -3), (-2, -9)],
-}
-
-
-def test_ranks_by_hand():
-    """Whole answers: base right, tied, wrong, wrong; sft right, right, wrong, tied; dpo all right.
-
-    Per token: base -1 > -1.5, -2 < -1, -1 > -1.5, wrong; sft right, -1 = -1, right, tied; dpo right, -0.5 > -1, right, right.
-    """
-    assert rankings(SAID, RANKED_ROWS) == {
-        "whole answer": {"base": [1, 0.5, 0, 0], "sft": [1, 1, 0, 0.5], "dpo": [1, 1, 1, 1]},
-        "per token": {"base": [1, 0, 1, 0], "sft": [1, 0.5, 1, 0.5], "dpo": [1, 1, 1, 1]},
-    }
-
-
-def test_accuracies_have_an_interval_and_are_compared_with_the_model_before():
-    """Whole answers, 1.5, 2.5 and 4 of 4: sft is better on the second and the fourth pair, dpo on the others, p = 2/4 each."""
-    rows = [dict(zip(RANKING_COLUMNS, row, strict=True)) for row in ranking_rows(rankings(SAID, RANKED_ROWS))]
-    assert [(row["group"], row["model"]) for row in rows] == [
-        (way, name) for way in ("whole answer", "per token") for name in ("base", "sft", "dpo")
-    ]
-    assert [row["ranking_accuracy"] for row in rows] == [1.5 / 4, 2.5 / 4, 1, 2 / 4, 3 / 4, 1]
-    assert (rows[1]["low"], rows[1]["high"]) == intervals.wilson_interval(2.5, 4) and rows[1]["prompts"] == 4
-    compared = [(row["better"], row["worse"], row["p"]) for row in rows]
-    assert compared[:3] == [(None, None, None), (2, 0, 0.5), (2, 0, 0.5)]
-    assert mcnemar([1.0, 0.0, 0.5], [0.0, 0.5, 0.0]) == (2, 1, 1.0)
-
-
-@given(LOG_PROBABILITIES)
-@settings(deadline=None)
-def test_ranks_of_swapped_pairs_and_of_equal_models(pairs):
-    """Swapped labels give 1 - accuracy, by whole answers and per token; a policy that is its reference ranks as it does."""
-    said = {"base": [pair[:2] for pair in pairs], "sft": [pair[2:] for pair in pairs], "dpo": [pair[2:] for pair in pairs]}
-    rows = [{"chosen_ids": [1] * (1 + place % 3), "rejected_ids": [1] * (1 + place % 2)} for place in range(len(pairs))]
-    found = rankings(said, rows)
-    mirrored = rankings({name: [pair[::-1] for pair in given] for name, given in said.items()}, swapped(rows))
-    for way, ranks in found.items():
-        assert mirrored[way] == {name: [1 - rank for rank in each] for name, each in ranks.items()}
-        assert ranks["dpo"] == ranks["sft"] and mcnemar(ranks["dpo"], ranks["sft"]) == (0, 0, 1.0)
-
-
-# ---- Health ---------------------------------------------------------------------------------------------------------
-
-HEALTH = [
-    ((0.9, 0.2, 0.3), 0.5, "healthy"),
-    ((0.9, -0.2, 0.3), 0.5, "displaced"),
-    ((0.5, 0.2, 0.3), 0.5, "not learning"),
-    ((0.7, 0.2, 0.3), 0.7, "not learning"),
-    ((0.7, 0.2, 0.3), 0.3, "not learning"),
-    ((0.71, 0.2, 0.3), 0.3, "healthy"),
-    ((0.4, -0.2, -0.1), 0.5, "not learning"),
-    ((0.9, -0.2, -0.1), 0.5, "healthy"),
-]
-
-
-@pytest.mark.parametrize(("measures", "longer", "word"), HEALTH)
-def test_health_in_words(measures, longer, word):
-    """Accuracy must beat chance and both rules of length; a fall of the chosen answers with a growing margin is displacement."""
-    names = ("validation_accuracy", "chosen_change", "validation_margin")
-    assert health(dict(zip(names, measures, strict=True)), longer) == word
-
-
-# ---- Log-probabilities ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_log_probabilities_by_hand(batch_size):
-    """Behind the prompt 3, 0: chosen 1, 2 has 1/4 * 1/4, rejected 3 has 1/8; behind 2: 2, 3 has 1/2 * 1/4, 0 has 1/8.
-
-    The prompt's own chances do not count, nor does the padding (token 0, of chance 1/2 behind 0).
-    """
-    rows = [
-        {"prompt_ids": [3, 0], "chosen_ids": [1, 2], "rejected_ids": [3]},
-        {"prompt_ids": [2], "chosen_ids": [2, 3], "rejected_ids": [0]},
-    ]
-    model = NextToken()
-    found = log_probabilities(model, rows, 0, batch_size)
-    expected = [(1 / 16, 1 / 8), (1 / 8, 1 / 8)]
-    assert [tuple(map(math.exp, pair)) for pair in found] == [pytest.approx(pair, rel=1e-6) for pair in expected]
-    assert model.training is True
-
-
-def naive(model, prompt, answer):
-    """sum of log p(token | all before it), one row without padding, in double precision."""
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].double()
-    chances = torch.log_softmax(logits, -1)
-    return math.fsum(chances[len(prompt) + place - 1, token].item() for place, token in enumerate(answer))
-
-
-@pytest.mark.parametrize("model", ["mini", "zephyr_llama", "gpt2"])
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_log_probabilities_equal_rows_one_at_a_time(tmp_path, monkeypatch, model, batch_size):
-    given = setting(Workspace(tmp_path, monkeypatch, model=model))
-    base, rows = load_base(given.params.model_entry, given.runtime).eval(), random_rows(10)
-    found = log_probabilities(base, rows, given.chat.pad_id, batch_size)
-    for row, (chosen, rejected) in zip(rows, found, strict=True):
-        assert chosen == pytest.approx(naive(base, row["prompt_ids"], row["chosen_ids"]), rel=1e-6)
-        assert rejected == pytest.approx(naive(base, row["prompt_ids"], row["rejected_ids"]), rel=1e-6)
-
-
-def test_swapped_rows_have_swapped_log_probabilities(workspace):
-    given, rows = setting(workspace), random_rows(9)
-    policy = load_policy(given)
-    plain, mirrored = (log_probabilities(policy, given_rows, given.chat.pad_id) for given_rows in (rows, swapped(rows)))
-    assert [pair[::-1] for pair in mirrored] == [pytest.approx(pair, rel=1e-6) for pair in plain]
 
 
 # ---- The start ------------------------------------------------------------------------------------------------------
@@ -396,7 +70,7 @@ def test_the_check_itself_changes_nothing_that_follows(workspace):
 
 
 def of_the_base(workspace, rows):
-    """The log-probabilities of the base without its adapter: what a wrong reference would most likely be."""
+    """Log-probabilities of the base without the adapter: the most likely mistake for a reference."""
     given = setting(workspace)
     return log_probabilities(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id)
 
@@ -444,7 +118,7 @@ def test_the_trajectory_is_the_committed_one(workspace):
 
 @pytest.mark.parametrize("rows", [8, 10])
 def test_four_pairs_at_once_are_one_pair_four_times(workspace, rows):
-    """The loss of a step is the mean over its pairs, however they are cut into passes; the last step may be short."""
+    """The loss of a step is the mean over its pairs, for any split into passes; the last step may be short."""
     runs = [
         train(
             workspace,
@@ -461,12 +135,11 @@ def test_four_pairs_at_once_are_one_pair_four_times(workspace, rows):
 
 
 def stock_trainer(given, rows):
-    """TRL's DPOTrainer as it comes: it tokenises the texts itself, and asks a copy of the adapter at every step."""
+    """TRL's unchanged DPOTrainer: it tokenises the texts, and computes the reference at every step with a copy of the adapter."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     config = DPOConfig(
-        output_dir="stock",
         beta=given.params.dpo.beta,
         **training_arguments(
             given.params.dpo, given.params.model_entry.dpo, given.params.model_entry, given.params.seed, given.runtime
@@ -483,7 +156,7 @@ def stock_trainer(given, rows):
 
 
 def test_trl_itself_takes_the_same_steps(workspace):
-    """Ids of prepare and a reference computed once, against TRL's own tokens and its reference at every step."""
+    """Compares ids from prepare and a precomputed reference with TRL's own tokens and its reference at every step."""
     workspace.params["models.mini.dpo.per_device_train_batch_size"] = 2
     workspace.run("prepare")
     rows = workspace.rows("data/prepared/dpo_train.jsonl")[:10]
@@ -502,7 +175,7 @@ def test_trl_itself_takes_the_same_steps(workspace):
 
 
 def test_training_prefers_the_chosen_answers(workspace):
-    """On the rows it learns from, margins grow; learning from swapped rows, the very same pairs turn round."""
+    """Margins grow on the training rows; after training on swapped rows, the same pairs have negative margins."""
     given, rows = setting(workspace), random_rows(8)
     reference = log_probabilities(load_policy(given), rows, given.chat.pad_id)
     margins = []
@@ -530,7 +203,7 @@ def test_only_the_adapter_is_trained_and_nothing_is_kept_of_the_reference(worksp
 
 
 def test_the_chosen_answers_own_loss_is_added_with_its_weight(workspace):
-    """loss = preference loss + weight * nats per token of the chosen answers; the check before training leaves it out."""
+    """loss = preference loss + weight * nats per token of the chosen answers; the check before training excludes it."""
     rows = random_rows(4)
     plain, added = (build(workspace, rows, **{"dpo.sft_weight": weight}) for weight in (0, 0.5))
     start(added)
@@ -554,7 +227,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
 # ---- The stage ------------------------------------------------------------------------------------------------------
 
 OUTPUTS = ["models/dpo/adapter_config.json", "models/dpo/adapter_model.safetensors", "models/dpo/provenance.json"]
-OUTPUTS += ["metrics/dpo.json", str(dpo.RANKING), *map(str, dpo.CURVES)]
+OUTPUTS += ["metrics/dpo.json", "reports/dpo.json", str(dpo.RANKING), *map(str, dpo.CURVES)]
 
 
 @pytest.fixture
@@ -565,7 +238,7 @@ def finished(tmp_path, monkeypatch):
 
 def run_to_the_end(folder):
     with pytest.MonkeyPatch.context() as patch:
-        workspace = Workspace.copy(shelf.built("dpo-begin", begin), folder, patch)
+        workspace = with_sft_adapter(folder, patch)
         workspace.params["dpo.eval_steps"] = 2
         workspace.run("prepare")
         workspace.run("dpo")
@@ -573,111 +246,6 @@ def run_to_the_end(folder):
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-def answers_of(rows):
-    return [(row["prompt_ids"], row["chosen_ids"]) for row in rows]
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 16])
-def test_the_divergence_from_the_reference_is_the_textbook_s(workspace, batch_size):
-    """sum_v p(v) log(p(v) / q(v)), one row at a time in double precision, at the tokens of the chosen answers; then no trace."""
-    given, rows = setting(workspace), random_rows(9)
-    policy = train(workspace, rows).model
-    reference = load_adapter(load_base(given.params.model_entry, given.runtime), dpo.SFT_ADAPTER).eval()
-    expected = [naive_divergence(policy.eval(), reference, row) for row in rows]
-    policy.train()
-    found = divergences(policy, answers_of(rows), given.chat.pad_id, batch_size)
-    assert found == pytest.approx(expected, rel=1e-4) and min(found) > 1e-3
-    assert list(policy.peft_config) == ["default"] and policy.active_adapter == "default" and policy.training
-
-
-def test_the_mean_is_per_token_of_all_answers_and_per_answer(monkeypatch):
-    """Sums 1 and 5 over 2 and 4 tokens: 6 / 6 a token, 6 / 2 an answer, from 1 to 5. Of one answer there is no interval."""
-    monkeypatch.setattr(divergence, "divergences", lambda model, reference, answers, pad_id: [1.0, 5.0][: len(answers)])
-    assert distance(None, [([9], [1, 1]), ([9, 9], [1, 1, 1, 1])], 0) == [1.0, 3.0, 1.0, 5.0]
-    assert distance(None, [([9], [1, 1])], 0) == [0.5, 1.0, None, None]
-
-
-def naive_divergence(policy, reference, row):
-    ids = torch.tensor([row["prompt_ids"] + row["chosen_ids"]])
-    with torch.no_grad():
-        ours, theirs = (torch.log_softmax(model(input_ids=ids).logits[0].double(), -1) for model in (policy, reference))
-    each = (ours.exp() * (ours - theirs)).sum(-1)
-    return each[len(row["prompt_ids"]) - 1 : -1].sum().item()
-
-
-def test_the_reference_does_not_diverge_from_itself(workspace):
-    given = setting(workspace)
-    found = kl_from_reference(load_policy(given), dpo.SFT_ADAPTER, random_rows(5), given.chat, 17)
-    assert [value for name, value in found.items() if name.startswith("kl")] == [pytest.approx(0, abs=1e-7)] * 5
-
-
-def answer(policy, given, rows, longest, seed):
-    ends = end_ids(given.chat)
-    return sample(policy, [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, longest, seed)
-
-
-def test_samples_follow_the_seed_and_not_the_random_state_that_training_left(workspace):
-    given, rows = setting(workspace), random_rows(9)
-    policy = load_policy(given)
-    policy.train()
-    found = []
-    for seed, left in ((17, 1), (17, 2), (18, 1)):
-        torch.manual_seed(left)
-        found.append(answer(policy, given, rows, 20, seed))
-    assert found[0] == found[1] != found[2] and policy.training
-    assert [prompt for prompt, _ in found[0]] == [row["prompt_ids"] for row in rows]
-
-
-def test_samples_end_with_their_end_token_or_at_the_longest(workspace):
-    """A random model says every token about as often: with many ends some answers end, others are cut."""
-    given, rows = setting(workspace), random_rows(40)
-    ends = list(range(5, 60))
-    drawn = sample(load_policy(given), [row["prompt_ids"] for row in rows], given.chat.pad_id, ends, 6, 17)
-    ended = [ids for _, ids in drawn if ids[-1] in ends]
-    assert 0 < len(ended) < len(drawn)
-    assert all(1 <= len(ids) <= 6 and not set(ids[:-1]) & set(ends) for _, ids in drawn)
-    assert all(len(ids) == 6 for _, ids in drawn if ids[-1] not in ends)
-
-
-def test_samples_are_drawn_from_the_whole_distribution(workspace):
-    """2,000 first tokens after one prompt are as frequent as the model's chances, however unlikely: a chi-square of 8 classes."""
-    given, prompt = setting(workspace), random_rows(1)[0]["prompt_ids"]
-    policy = load_policy(given).eval()
-    policy.get_base_model().generation_config.top_k = 3  # of the model's own; it plays no part
-    drawn = sample(policy, [prompt] * 2000, given.chat.pad_id, end_ids(given.chat), 1, 17)
-    with torch.no_grad():
-        chances = torch.softmax(policy(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1)
-    classes = torch.arange(len(chances)) % 8
-    expected = torch.zeros(8, dtype=torch.float64).index_add(0, classes, chances) * 2000
-    counts = torch.bincount(torch.tensor([ids[0] % 8 for _, ids in drawn]), minlength=8)
-    assert ((counts - expected) ** 2 / expected).sum() < 24.3  # the 0.999 quantile with 7 degrees of freedom
-    assert len({ids[0] for _, ids in drawn}) > 100
-
-
-def test_sampled_answers_are_no_longer_than_held_out_ones_nor_than_there_is_room(workspace, monkeypatch):
-    given, rows, asked = setting(workspace), random_rows(6), []
-    policy, draw = load_policy(given), sample
-    monkeypatch.setattr(divergence, "sample", lambda *arguments: asked.append(arguments[4]) or draw(*arguments))
-    found = kl_from_reference(policy, dpo.SFT_ADAPTER, rows, given.chat, 17)
-    prompts = max(len(row["prompt_ids"]) for row in rows)
-    policy.config.max_position_embeddings = prompts + 2
-    kl_from_reference(policy, dpo.SFT_ADAPTER, rows, given.chat, 17)
-    assert asked == [max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")), 2]
-    assert 0 <= found["samples_cut"] <= 1
-    policy.config.max_position_embeddings = prompts
-    none = kl_from_reference(policy, dpo.SFT_ADAPTER, rows, given.chat, 17)
-    assert [name for name, value in none.items() if value is not None] == ["kl_per_token_teacher_forced"]
-
-
-def test_of_very_many_held_out_prompts_some_are_answered_from_all_over(workspace, monkeypatch):
-    """Seven pairs and room for three: every third prompt."""
-    monkeypatch.setattr(divergence, "MOST_SAMPLED", 3)
-    given, rows, asked = setting(workspace), random_rows(7), []
-    monkeypatch.setattr(divergence, "sample", lambda model, prompts, *rest: asked.extend(prompts) or [])
-    kl_from_reference(load_policy(given), dpo.SFT_ADAPTER, rows, given.chat, 17)
-    assert asked == [rows[place]["prompt_ids"] for place in (0, 3, 6)]
 
 
 def test_the_sft_adapter_on_disk_stays_as_it_was(workspace):
@@ -692,7 +260,7 @@ def test_the_sft_adapter_on_disk_stays_as_it_was(workspace):
 
 
 def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(finished):
-    """Of models that are loaded anew, the base without any adapter, and by the stock forward pass, up to the last bits."""
+    """Compares with reloaded models, the base without any adapter, and the stock forward pass, up to the last bits."""
     given, rows = setting(finished), finished.rows("data/prepared/dpo_validation.jsonl")
     policies = [
         load_adapter(load_base(given.params.model_entry, given.runtime), Path(folder)) for folder in ("models/dpo", "models/sft")
@@ -700,9 +268,9 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     base = load_base(given.params.model_entry, given.runtime)
     said = {name: log_probabilities(model, rows, given.chat.pad_id) for name, model in zip(NAMED, (*policies, base), strict=True)}
     kl = kl_from_reference(policies[0].eval(), dpo.SFT_ADAPTER, rows, given.chat, given.params.seed)
-    fit = dpo.sft_likelihood(policies[0], given.chat, fast=False)
+    fit = likelihood.of_answers(policies[0], finished.rows("data/prepared/sft_validation.jsonl"), given.chat, unpadded=False)
     measures = preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
-    expected = summary(measures, rankings(said, rows), kl, fit, rows)
+    expected = dpo_figures(measures, rankings(said, rows), kl, fit, rows)
     assert finished.json("reports/dpo.json")["dpo"] == {name: close(value) for name, value in expected.items()}
     written = [row["ranking_accuracy"] for row in read(dpo.RANKING)]
     assert list(map(float, written)) == [close(row[2]) for row in ranking_rows(rankings(said, rows))]
@@ -712,19 +280,19 @@ NAMED = ("dpo", "sft", "base")
 
 
 def close(value):
-    """The same but for the last digits of a float."""
+    """The same value, with a tolerance for floats."""
     return pytest.approx(value, rel=1e-5, abs=1e-4) if isinstance(value, float) else value
 
 
 def test_dpo_and_sft_are_measured_on_the_same_held_out_answers(finished, monkeypatch):
-    """DPO's perplexity after no training at all would be SFT's: the adapter that dpo starts from, by dpo's own measure."""
+    """Before any training DPO's perplexity is SFT's: dpo's measure gives it for the adapter that dpo starts from."""
     given = setting(finished)
     rows = finished.rows("data/prepared/sft_validation.jsonl")
     policy = load_policy(given)
-    measured = likelihood.evaluate(policy, rows, given.chat.pad_id, likelihood.special_ids(given.chat))
+    measured = likelihood.measure(policy, rows, given.chat.pad_id, likelihood.special_ids(given.chat))
     size = likelihood.text_bytes(rows, given.chat)
-    found = dpo.sft_likelihood(policy, given.chat, fast=False)
-    assert found == likelihood.summary(measured, size)
+    found = likelihood.of_answers(policy, rows, given.chat, unpadded=False)
+    assert found == likelihood.perplexity_and_bits(measured, size)
     assert size == sum(len(f"The {word} is number {n}.".encode()) for n, word in held_out_words(rows))
 
 

@@ -1,4 +1,4 @@
-"""generate: the answers of a batch are those of a plain loop over one prompt at a time, cut where the model ends them."""
+"""generate: the answers of a batch equal those of a plain loop over single prompts, and end at the end token."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from support.workspace import Workspace, with_entry
 import generate
 from aligner.model import runtime
 from aligner.model.batches import batches
-from aligner.model.generation import complete, roomy_cache
+from aligner.model.generation import complete, preallocated_cache
 from aligner.model.loading import base_fingerprint, load_adapter, load_base, load_chat, save_adapter
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
@@ -26,7 +26,7 @@ def workspace(tmp_path, monkeypatch):
 
 
 def setting(workspace, **changes):
-    """params as the stage sees them, and what main makes of them before it loads a model."""
+    """The stage's params, and the runtime and chat that main derives from them."""
     workspace.params.update(changes)
     params = parameters.load(generate.PARAMS)
     return SimpleNamespace(
@@ -35,7 +35,7 @@ def setting(workspace, **changes):
 
 
 def prepared(workspace, **changes):
-    """The same with prompts of very different length, and the base model."""
+    """The same, with prompts of very different lengths and the base model."""
     given = setting(workspace, **changes)
     given.prompts = [prompt(given.chat, text, n) for n, text in enumerate(texts_of_many_lengths())]
     given.model = generate.load_model(given.params.model_entry, given.runtime, given.chat, None)
@@ -51,7 +51,7 @@ def prompt(chat, text, n):
 
 
 def plain_loop(model, ids, ends, most):
-    """Greedy decoding as the textbook has it: one prompt, no cache, no padding; the new ids, without the end."""
+    """Textbook greedy decoding of one prompt, without cache and padding: the new ids, without the end token."""
     new = []
     while len(new) < most:
         with torch.no_grad():
@@ -67,7 +67,7 @@ def answers_of(given):
 
 
 def with_another_end(given):
-    """Settings of generation in which a token that the model likes to say ends the answer."""
+    """Generation settings with end tokens that the model often generates."""
     settings = generate.generation_settings(given.params.generate, given.chat)
     said = [plain_loop(given.model, row["prompt_ids"], [], NEW_TOKENS) for row in given.prompts]
     settings.eos_token_id = [said[0][3], said[5][7]]
@@ -95,7 +95,7 @@ def test_greedy_answers_equal_a_plain_loop_whatever_the_batch_size(tmp_path, mon
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_row_of_a_batch_ends_for_itself(tmp_path, monkeypatch, model):
-    """Some answers of a batch end early, others run on: each is what it is alone, followed by an end token and padding."""
+    """Some answers of a batch end early: each equals the answer alone, followed by an end token and padding."""
     given = prepared(Workspace(tmp_path, monkeypatch, model=model, **{"generate.max_new_tokens": NEW_TOKENS}))
     settings = with_another_end(given)
     lengths = set()
@@ -112,7 +112,7 @@ def test_every_row_of_a_batch_ends_for_itself(tmp_path, monkeypatch, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_left_padding_changes_no_answer(tmp_path, monkeypatch, model):
-    """A short prompt beside a long one: the next-token scores and the answer are those of the short prompt alone."""
+    """Beside a long prompt, a short one has the same next-token scores and the same answer as alone."""
     given = prepared(Workspace(tmp_path, monkeypatch, model=model, **{"generate.max_new_tokens": NEW_TOKENS}))
     settings = generate.generation_settings(given.params.generate, given.chat)
     settings.output_scores = settings.return_dict_in_generate = True
@@ -136,7 +136,7 @@ def test_left_padding_changes_no_answer(tmp_path, monkeypatch, model):
 
 
 def test_complete_pads_on_the_left_and_masks_the_padding(workspace):
-    """Prompts 7, 8, 9 and 4 with padding 0 stand as 7 8 9 and 0 0 4."""
+    """Prompts 7, 8, 9 and 4 with padding 0 become 7 8 9 and 0 0 4."""
     from transformers import LlamaConfig
 
     seen, settings = {}, SimpleNamespace(max_new_tokens=2)
@@ -156,11 +156,11 @@ def test_a_cache_with_room_holds_what_transformers_own_holds():
     from transformers import DynamicCache, LlamaConfig
 
     config, states = LlamaConfig(num_hidden_layers=1), torch.randn(2, 3, 2, 7, 4)
-    roomy, plain = roomy_cache(config, 7), DynamicCache(config=config)
+    preallocated, plain = preallocated_cache(config, 7), DynamicCache(config=config)
     for start, end in ((0, 4), (4, 5), (5, 7)):
-        found, expected = (cache.update(*states[:, :, :, start:end], 0) for cache in (roomy, plain))
+        found, expected = (cache.update(*states[:, :, :, start:end], 0) for cache in (preallocated, plain))
         assert all(map(torch.equal, found, expected))
-        assert roomy.get_seq_length() == plain.get_seq_length() == end
+        assert preallocated.get_seq_length() == plain.get_seq_length() == end
 
 
 # ---- Where an answer stops --------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_greedy_answers_do_not_depend_on_the_seed(workspace):
 
 @pytest.mark.parametrize("values", [{"temperature": 0.001}, {"top_p": 1e-6}])
 def test_sampling_at_its_limit_is_greedy(workspace, values):
-    """A temperature near 0 leaves the likeliest token alone, and so does the smallest set of tokens of any probability."""
+    """A temperature near 0 leaves only the likeliest token, and so does a tiny top_p."""
     workspace.run("prepare")
     greedy = sampled(workspace)
     changes = {"generate.temperature": 5, "generate.top_p": 1, **{f"generate.{key}": value for key, value in values.items()}}
@@ -237,7 +237,7 @@ def test_sampling_at_its_limit_is_greedy(workspace, values):
 
 
 def test_the_models_own_generation_settings_play_no_part(workspace):
-    """A generation_config.json may bring a repetition penalty, other end tokens or sampling: params alone decide."""
+    """A generation_config.json may set a repetition penalty, other end tokens or sampling; only params.yaml counts."""
     workspace.run("prepare")
     before = sampled(workspace)
     path = Path("models/base/weights/generation_config.json")
@@ -251,7 +251,7 @@ def test_the_models_own_generation_settings_play_no_part(workspace):
 
 
 def test_an_answer_must_fit_behind_the_longest_prompt():
-    """Of 512 positions a prompt of 500 leaves 12."""
+    """With 512 positions, a prompt of 500 tokens leaves 12."""
     model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=512))
     rows = [{"prompt_ids": [1] * length} for length in (3, 500, 7)]
     generate.check_room(model, rows, 12)
@@ -268,7 +268,7 @@ def test_too_long_an_answer_is_refused_before_anything_is_written(workspace):
 
 
 def write_adapter(given, folder):
-    """An adapter of random weights, far from nothing."""
+    """Writes an adapter with random weights, whose effect is large."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)

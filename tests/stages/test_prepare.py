@@ -1,6 +1,7 @@
 """prepare: which rows are kept, on which side they stand, which of their tokens are trained; and all of it the same again."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -19,12 +20,16 @@ from hypothesis import strategies as st
 from support.workspace import RAW, Workspace, pair_rows, sft_rows
 
 import prepare
-from aligner.data import spool, tokenise
+from aligner.data import raw_file, row_store, tokenise
+from aligner.data.examples import PreferencePair, SftExample
 from aligner.data.leakage import EvalPrompts
-from aligner.data.tokenise import batches, pair_row, sft_row, tokenised
+from aligner.data.raw_file import RawFile
+from aligner.data.split import in_validation
+from aligner.data.tokenise import pair_row, sft_row, text_batches, tokenised
 from aligner.model.chat import Chat
 from aligner.model.loading import check_chat
 from aligner.run.errors import InputError
+from aligner.run.params import Prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 PREPARED = [
@@ -39,6 +44,7 @@ PREPARED = [
     "metrics/prepare.json",
     "reports/data.json",
     "reports/data.md",
+    "reports/prepare.json",
 ]
 PROMPTS = st.text(alphabet="abcxyzÄß, ?é", min_size=1, max_size=12).map(lambda text: f"q {text} q")
 SHARES = st.floats(0.05, 0.95)
@@ -58,26 +64,62 @@ def both_sides(workspace, name):
     return workspace.rows(f"data/prepared/{name}_train.jsonl") + workspace.rows(f"data/prepared/{name}_validation.jsonl")
 
 
+class WordsChat:
+    """Stands in for a Chat: the ids of a text are its words, so that no two texts are alike by chance."""
+
+    def encode_ahead(self, conversations):
+        list(conversations)
+
+    def conversation(self, messages):
+        ids = [word for role, content in messages for word in [role, *content.split(" ")]]
+        return SimpleNamespace(ids=ids, trained=[True] * len(ids))
+
+    def prompt(self, messages):
+        return self.conversation(messages).ids
+
+    def completion(self, messages, answer):
+        return answer.split(" ")
+
+
+def rules_of(**changes):
+    """The section `prepare` of params.yaml."""
+    values = {"sft": RAW["sft"], "pairs": RAW["pairs"], "eval": RAW["eval"], "concepts": RAW["concepts"]}
+    return Prepare(**{**values, "validation_share": 0.3, "on_bad_row": "error", "max_bad_share": 0, "max_leakage": 0, **changes})
+
+
 @contextlib.contextmanager
-def part_of(rows, kind, share, tokenise):
-    """The rows of a raw file as prepare_file sorts them, with a stand-in for the tokenizer."""
-    params = SimpleNamespace(validation_share=share, on_bad_row="error", max_bad_share=0)
+def part_of(rows, kind, share, max_length=100):
+    """The rows of a raw file as prepare_part sorts them, with a stand-in for the tokenizer."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spool, "PLACE", folder)
+        patch.setattr(row_store, "FOLDER", folder)
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        with spool.Scratch() as scratch:
-            part = prepare.Part("sft" if kind == "sft" else "dpo", scratch, EvalPrompts([]))
-            prepare.prepare_file(str(path), kind, params, lambda path, rows: ((row, tokenise(row)) for row in rows), part)
+        with row_store.Scratch() as scratch:
+            file = RawFile(str(path), kind, rules_of(validation_share=share))
+            part = prepare.Part("sft" if kind == "sft" else "dpo", file, scratch, EvalPrompts([]))
+            prepare.prepare_part(part, sft_row if kind == "sft" else pair_row, WordsChat(), max_length)
             yield part
 
 
 def sides_of(rows, kind, share):
-    """id -> side of every kept row."""
-    ids = ["input_ids", "labels"] if kind == "sft" else ["prompt_ids", "chosen_ids", "rejected_ids"]
-    tokens = {key: [] for key in ids}
-    with part_of(rows, kind, share, lambda value: {"id": value.id, **tokens, "of": value.id, "too_long": False}) as part:
+    """id -> side of every kept row. Each row has another answer, so none is left out as a copy."""
+    answers = {"sft": ("response",), "pairs": ("chosen", "rejected")}[kind]
+    rows = [tagged(row, answers, f" {number}") for number, row in enumerate(rows)]
+    with part_of(rows, kind, share) as part:
         return {row["id"]: side for side in ("train", "validation") for row in getattr(part, side)}
+
+
+def tagged(row, answers, tag):
+    """The row with `tag` behind its last answer of each kind."""
+    row = copy.deepcopy(row)
+    if "messages" in row:
+        row["messages"][-1]["content"] += tag
+    for key in answers if "messages" not in row else ():
+        if isinstance(row[key], list):
+            row[key][-1]["content"] += tag
+        else:
+            row[key] += tag
+    return row
 
 
 def sft_rows_of(prompts):
@@ -131,13 +173,13 @@ def test_no_prompt_stands_on_both_sides(rows, share):
 @given(PROMPTS, SHARES, SHARES)
 def test_a_larger_share_only_adds_to_the_validation_side(prompt, one, other):
     smaller, larger = sorted([one, other])
-    assert prepare.in_validation(prompt, smaller) <= prepare.in_validation(prompt, larger)
+    assert in_validation(prompt, smaller) <= in_validation(prompt, larger)
 
 
 @given(PROMPTS, SHARES)
 def test_spelling_in_capitals_and_spaces_does_not_change_the_side(prompt, share):
     other = "  " + prompt.upper().replace(" ", "\n ") + "\t"
-    assert prepare.in_validation(prompt, share) == prepare.in_validation(other, share)
+    assert in_validation(prompt, share) == in_validation(other, share)
 
 
 def test_prepare_side_is_the_first_64_bits_of_the_sha256_as_a_fraction(subtests):
@@ -146,15 +188,15 @@ def test_prepare_side_is_the_first_64_bits_of_the_sha256_as_a_fraction(subtests)
         plain = " ".join(prompt.casefold().split())
         fraction = int(hashlib.sha256(plain.encode()).hexdigest()[:16], 16) / 2**64
         with subtests.test(prompt=prompt):
-            assert prepare.in_validation(prompt, math.nextafter(fraction, 1))
-            assert not prepare.in_validation(prompt, math.nextafter(fraction, 0))
+            assert in_validation(prompt, math.nextafter(fraction, 1))
+            assert not in_validation(prompt, math.nextafter(fraction, 0))
 
 
 def test_prepare_validation_side_is_close_to_its_share(subtests):
     """Of n = 10,000 prompts the share is within four standard deviations, 4 sqrt(share (1 - share) / n)."""
     n = 10_000
     for share in (0.02, 0.1, 0.25, 0.5):
-        held_out = sum(prepare.in_validation(f"What is concept number {index}?", share) for index in range(n))
+        held_out = sum(in_validation(f"What is concept number {index}?", share) for index in range(n))
         with subtests.test(share=share):
             assert abs(held_out / n - share) < 4 * math.sqrt(share * (1 - share) / n)
 
@@ -169,7 +211,7 @@ def test_the_side_is_decided_by_the_users_turns_alone():
     )
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         sides = sides_of([plain, framed], "sft", share)
-        assert sides["a"] == sides["b"] == ("validation" if prepare.in_validation("Why?\nAnd?", share) else "train")
+        assert sides["a"] == sides["b"] == ("validation" if in_validation("Why?\nAnd?", share) else "train")
 
 
 def test_two_answers_to_one_question_stand_on_one_side(workspace):
@@ -237,17 +279,12 @@ def test_the_counts_are_those_of_the_files(mixed, workspace):
 @settings(deadline=None, max_examples=50)
 def test_the_ledger_adds_up_for_any_rows(rows):
     """Rows of three prompts and two answers, some too long: kept once each, and every other one counted."""
-
-    def tokenise(value):
-        tokens = {"input_ids": [], "labels": []}
-        return {"id": value.id, "text": value.messages, **tokens, "too_long": value.messages[1][1].endswith("long")}
-
-    lines = [{"prompt": prompt, "response": answer + " long" * long} for prompt, answer, long in rows]
-    with part_of(lines, "sft", 0.5, tokenise) as part:
+    lines = [{"prompt": prompt, "response": answer + " long" * 9 * long} for prompt, answer, long in rows]
+    with part_of(lines, "sft", 0.5, max_length=8) as part:
         kept = {(prompt, answer) for prompt, answer, long in rows if not long}
         assert len(part.train) + len(part.validation) == len(kept)
-        assert part.dropped["too_long"] == sum(long for _, _, long in rows)
-        assert len(kept) + part.dropped.total() == part.ledger.accepted == len(rows)
+        assert part.audit.too_long.count == sum(long for _, _, long in rows)
+        assert len(kept) + part.audit.too_long.count + part.audit.copies == part.file.counts.accepted == len(rows)
 
 
 def test_a_pair_said_before_is_a_duplicate_and_its_mirror_is_not(workspace):
@@ -281,8 +318,17 @@ def test_all_bad_rows_are_listed_in_one_error_and_nothing_is_written(workspace, 
     assert not Path("metrics/prepare.json").exists()
 
 
+@pytest.mark.parametrize(("on_bad_row", "read"), [("error", 1), ("drop", 11)])
+def test_behind_a_bad_row_that_ends_the_run_rows_are_checked_but_not_tokenised(workspace, on_bad_row, read):
+    lines = [json.dumps(row) for row in sft_rows()]
+    write_lines("sft", [lines[0], "{oops", *lines[2:]])
+    file = RawFile(RAW["sft"], "sft", rules_of(on_bad_row=on_bad_row, max_bad_share=0.5))
+    assert len(list(file.values())) == read
+    assert str(file.counts) == "accepted=11 warned=0 rejected=1 skipped=0"
+
+
 def test_of_very_many_bad_rows_the_first_are_shown_and_the_rest_counted(workspace, monkeypatch):
-    monkeypatch.setattr(prepare, "SHOWN_PROBLEMS", 100)
+    monkeypatch.setattr(raw_file, "SHOWN_PROBLEMS", 100)
     write_lines("sft", [f'{{"id": "n{n}"}}' for n in range(130)])
     with pytest.raises(InputError) as caught:
         workspace.run("prepare")
@@ -315,21 +361,20 @@ def test_a_missing_file_is_an_input_error_that_names_it(workspace):
 
 def kept(value, row_of, chat, limit):
     """Whether a value gets a row under this limit of tokens."""
-    value.texts = list
     [(_, row)] = tokenised("rows.jsonl", iter([value]), row_of, chat, limit)
     return row is not None
 
 
 def test_a_row_of_just_the_largest_length_is_kept(workspace, chat):
     messages = (("user", "Why?"), ("assistant", "Because of the mean."))
-    example = SimpleNamespace(id="a", messages=messages)
+    example = SftExample("a", messages)
     length = len(chat.conversation(messages).ids)
     assert [kept(example, sft_row, chat, limit) for limit in (length, length - 1)] == [True, False]
 
 
 def test_prepare_pair_is_as_long_as_its_longer_answer(chat, subtests):
     for chosen, rejected in [("The mean of all of the values.", "No."), ("No.", "The mean of all the values.")]:
-        pair = SimpleNamespace(id="a", prompt=(("user", "Why?"),), chosen=chosen, rejected=rejected)
+        pair = PreferencePair("a", (("user", "Why?"),), chosen, rejected)
         longest = len(chat.prompt(pair.prompt)) + max(len(chat.completion(pair.prompt, text)) for text in (chosen, rejected))
         with subtests.test(chosen=chosen, rejected=rejected):
             assert [kept(pair, pair_row, chat, limit) for limit in (longest, longest - 1)] == [True, False]
@@ -338,24 +383,24 @@ def test_prepare_pair_is_as_long_as_its_longer_answer(chat, subtests):
 def test_a_row_of_very_many_characters_is_too_long_and_never_encoded(workspace, chat):
     """128 characters for each of four tokens are 512: what has more, in the longer answer of a pair too, is not looked at."""
 
-    def row_of(value, chat, max_length):
+    def row_of(value, chat):
         assert value.id != "huge"
-        return {"id": value.id, "too_long": False}
+        return {"id": value.id, "input_ids": []}
 
     for values in (
-        [prepare.SftExample(id, (("user", "x"), ("assistant", "y" * size))) for id, size in [("fits", 511), ("huge", 512)]],
-        [prepare.PreferencePair(id, (("user", "x"),), "z", "y" * size) for id, size in [("fits", 511), ("huge", 512)]],
+        [SftExample(id, (("user", "x"), ("assistant", "y" * size))) for id, size in [("fits", 511), ("huge", 512)]],
+        [PreferencePair(id, (("user", "x"),), "z", "y" * size) for id, size in [("fits", 511), ("huge", 512)]],
     ):
-        found = [row for _, row in tokenised(row_of, chat, 4, "rows.jsonl", iter(values))]
-        assert found == [{"id": "fits", "too_long": False}, {"id": "huge", "too_long": True}]
+        found = [(value.id, row) for value, row in tokenised("rows.jsonl", iter(values), row_of, chat, 4)]
+        assert found == [("fits", {"id": "fits", "input_ids": []}), ("huge", None)]
 
 
 @given(st.lists(st.integers(1, 40), max_size=30))
 def test_batches_hold_all_rows_in_order_and_only_their_last_row_exceeds_the_limit(sizes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenise, "BATCH_CHARACTERS", 50)
-        values = [prepare.SftExample(str(number), (("user", "x" * size),)) for number, size in enumerate(sizes)]
-        found = list(batches(iter(values)))
+        values = [SftExample(str(number), (("user", "x" * size),)) for number, size in enumerate(sizes)]
+        found = list(text_batches(iter(values)))
     assert [value for batch in found for value in batch] == values
     assert all(sum(len(value.texts()[0]) for value in batch[:-1]) < 50 for batch in found)
 
@@ -363,14 +408,14 @@ def test_batches_hold_all_rows_in_order_and_only_their_last_row_exceeds_the_limi
 def test_a_row_that_the_template_refuses_is_named(workspace, chat):
     """The second of three rows is refused, and the error says which."""
 
-    def row_of(value, chat, max_length):
+    def row_of(value, chat):
         if value.id == "b":
             raise InputError("no system role")
-        return {"id": value.id}
+        return {"id": value.id, "input_ids": []}
 
-    values = [prepare.SftExample(id, (("user", "x"), ("assistant", "y"))) for id in "abc"]
+    values = [SftExample(id, (("user", "x"), ("assistant", "y"))) for id in "abc"]
     with pytest.raises(InputError, match="rows.jsonl: row b: no system role"):
-        list(tokenised(row_of, chat, 9, "rows.jsonl", iter(values)))
+        list(tokenised("rows.jsonl", iter(values), row_of, chat, 9))
 
 
 def test_pairs_are_kept_whole_or_dropped(workspace, chat):
@@ -405,19 +450,19 @@ def test_an_eval_prompt_must_leave_room_for_an_answer(workspace, chat):
     longest = max(len(chat.prompt((("user", row["prompt"]),))) for row in workspace.rows(RAW["eval"]))
     workspace.params["models.mini.max_length"] = longest + 40
     workspace.run("prepare")
-    params = SimpleNamespace(eval=RAW["eval"], on_bad_row="error", max_bad_share=0)
-    assert len(prepare.prepare_eval(params, chat, longest + 1)[0]) == 12
+    references = prepare.eval_references(RawFile(RAW["eval"], "eval", rules_of()))
+    assert len(prepare.eval_prompts(RAW["eval"], references, chat, longest + 1)) == 12
     with pytest.raises(InputError, match="longer than max_length"):
-        prepare.prepare_eval(params, chat, longest)
+        prepare.eval_prompts(RAW["eval"], references, chat, longest)
 
 
 @pytest.mark.parametrize(("share", "side"), [(1e-9, "validation"), (1 - 1e-9, "train")])
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_a_side_without_rows_is_refused(workspace, share, side, name):
-    both = {"train": [{}], "validation": [{}], "ledger": prepare.Ledger()}
-    prepare.require_rows(name, SimpleNamespace(**both))
+    both = {"name": name, "train": [{}], "validation": [{}], "file": RawFile("rows.jsonl", "sft", rules_of())}
+    prepare.require_both_sides(SimpleNamespace(**both))
     with pytest.raises(InputError, match=f"{name}: no rows on the {side} side .*prepare.validation_share"):
-        prepare.require_rows(name, SimpleNamespace(**both | {side: []}))
+        prepare.require_both_sides(SimpleNamespace(**both | {side: []}))
     workspace.params["prepare.validation_share"] = share
     with pytest.raises(InputError, match=f"sft: no rows on the {side} side"):
         workspace.run("prepare")

@@ -1,4 +1,4 @@
-"""score: hit rates, outcomes, tables and the report, on answers small enough to count by hand."""
+"""The score stage: hit rates, outcomes, tables and reports of answers small enough to count by hand."""
 
 import csv
 import json
@@ -29,9 +29,10 @@ from support.scored import (
 )
 
 import score
+from aligner import markdown
 from aligner.files import read_json, write_jsonl
 from aligner.run.errors import InputError
-from aligner.scoring.pairs import Outcome, compare
+from aligner.scoring.pairs import Outcome, compare, prompt_outcomes
 
 ROOT = Path(__file__).resolve().parents[2]
 OUR_TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "code"}
@@ -62,7 +63,7 @@ def test_hit_rates_of_the_small_files(folder):
     assert [metrics[name]["hit_rate"] for name in score.MODELS] == [0.3333, 0.5833, 0.8333]
     report = read_json(score.REPORT)
     assert [report["models"][name]["all_hit_rate"]["estimate"] for name in score.MODELS] == [0, 0.333333, 0.666667]
-    assert metrics["eval"] == {"prompts": 3}
+    assert report["prompts"] == 3
 
 
 def test_wins_ties_and_losses_of_the_small_files(folder):
@@ -71,9 +72,10 @@ def test_wins_ties_and_losses_of_the_small_files(folder):
     sft over base: won, won, lost = 2/3. dpo over sft: lost, won, won = 2/3. dpo over base: tied, won, won = 2.5/3.
     """
     run()
-    metrics = read_json(score.METRICS)
-    rates = {"sft_vs_base": 0.6667, "dpo_vs_sft": 0.6667, "dpo_vs_base": 0.8333}
-    assert {pair: metrics[pair]["win_rate"] for pair in rates} == rates
+    pairs = read_json(score.REPORT)["pairs"]
+    rates = {"sft_vs_base": 0.666667, "dpo_vs_sft": 0.666667, "dpo_vs_base": 0.833333}
+    assert {name: pair["win_rate"]["estimate"] for name, pair in pairs.items()} == rates
+    assert read_json(score.METRICS)["dpo_vs_sft"]["win_rate"] == 0.6667
     assert [(row["comparison"], row["outcome"], int(row["prompts"])) for row in table_of(score.OUTCOMES)] == [
         ("sft vs base", "wins", 2),
         ("sft vs base", "ties", 0),
@@ -88,21 +90,22 @@ def test_wins_ties_and_losses_of_the_small_files(folder):
 
 
 @pytest.mark.parametrize(("threshold", "outcome"), [(0, (2, 0, 1)), (0.25, (2, 1, 0)), (0.4, (2, 1, 0)), (0.5, (0, 3, 0))])
-def test_the_tie_threshold_of_params_decides(folder, threshold, outcome):
-    """sft minus base is +0.5, +0.5 and -0.25: a difference of just the threshold is a tie."""
+def test_tie_threshold_decides_ties(folder, threshold, outcome):
+    """sft minus base is +0.5, +0.5 and -0.25; a difference equal to the threshold is a tie."""
     write_params(threshold)
     run()
     assert tuple(int(row["prompts"]) for row in table_of(score.OUTCOMES)[:3]) == outcome
 
 
 @pytest.mark.parametrize("groups", [3, 5, 6, 7, 10])
-def test_one_group_apart_is_a_tie_at_the_threshold_of_one_group(groups):
-    """0.8 - 0.6 is a little more than 0.2 in binary, and still no more than one group of five."""
+def test_compare_ties_at_exactly_the_threshold(groups):
+    """In binary, 0.8 - 0.6 is slightly more than 0.2; it still ties at a threshold of one group of five."""
     rates = [index / groups for index in range(groups + 1)]
     first, second = rates[1:], rates[:-1]
     assert compare(first, second, 1 / groups) == Outcome(0, groups, 0)
     assert compare(second, first, 1 / groups) == Outcome(0, groups, 0)
     assert compare(first, second, 0.99 / groups) == Outcome(groups, 0, 0)
+    assert prompt_outcomes(second, first, 0.99 / groups) == [-1] * groups
 
 
 @given(
@@ -110,7 +113,7 @@ def test_one_group_apart_is_a_tie_at_the_threshold_of_one_group(groups):
     st.sampled_from([0, 0.05, 0.1, 0.2, 1]),
 )
 @settings(deadline=None)
-def test_swapping_the_models_mirrors_the_outcome(pairs, threshold):
+def test_compare_is_mirrored_by_swapping_the_models(pairs, threshold):
     first, second = ([pair[side] / 20 for pair in pairs] for side in (0, 1))
     one, other = compare(first, second, threshold), compare(second, first, threshold)
     assert (one.wins, one.ties, one.losses) == (other.losses, other.ties, other.wins)
@@ -118,53 +121,76 @@ def test_swapping_the_models_mirrors_the_outcome(pairs, threshold):
     assert sum(one) == len(pairs)
 
 
-def test_the_win_rate_counts_a_tie_as_half():
+def test_win_rate_counts_a_tie_as_half():
     """(3 + 2/2) / 10 = 0.4; all ties give one half."""
     assert Outcome(wins=3, ties=2, losses=5).win_rate == 0.4
     assert Outcome(0, 7, 0).win_rate == 0.5
 
 
-def test_ended_rate_and_mean_tokens(folder):
-    """Two of three answers ended by themselves; (10 + 20 + 60) / 3 = 30 tokens."""
+def test_truncated_rate_and_mean_tokens(folder):
+    """One of three answers was cut; (10 + 20 + 60) / 3 = 30 tokens."""
     rows = [
         {"id": id, "answer": "Yes", "stop": stop, "prompt_tokens": 1, "answer_tokens": tokens}
         for id, stop, tokens in (("a", "end", 10), ("b", "length", 60), ("c", "end", 20))
     ]
     write_jsonl(score.MODELS["dpo"], rows)
     run()
-    expected = {"hit_rate": 0, "lift": 0, "precision": None, "degenerate": 0, "ended_rate": 0.6667, "tokens_mean": 30}
-    assert read_json(score.METRICS)["dpo"] == expected
+    assert read_json(score.METRICS)["dpo"] == {"hit_rate": 0, "precision": None}
+    dpo = read_json(score.REPORT)["models"]["dpo"]
+    found = [dpo[name]["estimate"] for name in ("hit_rate", "lift", "precision")]
+    assert found == [0, 0, None]
+    assert (dpo["health"]["degenerate"]["estimate"], dpo["health"]["truncated"]["estimate"]) == (0, 0.333333)
+    assert dpo["lengths"]["tokens"]["mean"] == 30
 
 
-def test_the_headline_has_twenty_five_numbers_and_three_verdicts(folder):
+def test_metrics_have_seven_numbers_and_one_verdict(folder):
     run()
     metrics = read_json(score.METRICS)
-    models = {"hit_rate", "lift", "precision", "degenerate", "ended_rate", "tokens_mean"}
-    assert [set(metrics[name]) for name in score.MODELS] == [models] * 3
-    pairs = ["sft_vs_base", "dpo_vs_sft", "dpo_vs_base"]
-    assert [set(metrics[name]) for name in pairs] == [{"win_rate", "p_adjusted", "verdict"}] * 3
-    assert set(metrics) == {*score.MODELS, *pairs, "eval"}
+    assert {section: list(figures) for section, figures in metrics.items()} == {
+        "base": ["hit_rate"],
+        "sft": ["hit_rate", "precision"],
+        "dpo": ["hit_rate", "precision"],
+        "dpo_vs_sft": ["win_rate", "p_adjusted", "verdict"],
+    }
+    assert sum(map(len, metrics.values())) <= 8
+
+
+def test_metrics_equal_the_report(folder):
+    run()
+    metrics, report = read_json(score.METRICS), read_json(score.REPORT)
+    for name in score.MODELS:
+        for key, value in metrics[name].items():
+            assert value == pytest.approx(report["models"][name][key]["estimate"], abs=5e-5)
+    pair = report["pairs"]["dpo_vs_sft"]
+    expected = [pair["win_rate"]["estimate"], pair["p_holm"], pair["decision"]["verdict"]]
+    assert list(metrics["dpo_vs_sft"].values()) == [*(pytest.approx(each, abs=5e-5) for each in expected[:2]), expected[2]]
 
 
 def test_alpha_and_the_margin_of_params_decide_verdicts(folder):
-    """Three prompts can show nothing at .05; a margin that no difference exceeds makes any two models equivalent.
+    """Three prompts cannot be significant at .05; a margin that no difference exceeds makes any two models equivalent.
 
     Then dpo over base is +1/2, +1, +1/2: p = 2/8, times 3; sd .2887, MDE at alpha .4 (.8416 + .8416) * .2887 / sqrt(3) = 28.1 pp.
     """
     run()
-    assert read_json(score.METRICS)["dpo_vs_base"]["verdict"].startswith("inconclusive (MDE ")
+    assert pair_of("dpo_vs_base")["decision"]["verdict"].startswith("inconclusive (MDE ")
+    assert read_json(score.METRICS)["dpo_vs_sft"]["verdict"].startswith("inconclusive (MDE ")
     write_params(0, equivalence_margin=1)
     run()
     assert read_json(score.METRICS)["dpo_vs_sft"]["verdict"] == "equivalent"
     write_params(0, alpha=0.4)
     write_inputs(answers=ANSWERS | {"dpo": ANSWERS["dpo"] | {"a": "A state in a step"}})
     run()
-    verdict = "inconclusive (MDE 28.1 pp at n = 3)"
-    assert read_json(score.METRICS)["dpo_vs_base"] == {"win_rate": 1, "p_adjusted": 0.75, "verdict": verdict}
+    pair = pair_of("dpo_vs_base")
+    assert (pair["win_rate"]["estimate"], pair["p_holm"]) == (1, 0.75)
+    assert pair["decision"]["verdict"] == "inconclusive (MDE 28.1 pp at n = 3)"
 
 
-def test_repeating_the_prompt_earns_no_hit(folder):
-    """The prompt names a state; the answer says it again, and then names the step of its own: 1 of 2."""
+def pair_of(name):
+    return read_json(score.REPORT)["pairs"][name]
+
+
+def test_echo_of_the_prompt_earns_no_hit(folder):
+    """The prompt names a state; the answer repeats it and then adds the step: 1 of 2."""
     prompt = "Please explain how a state of the chain is left"
     write_inputs([{**REFERENCES[0], "prompt": prompt}, *REFERENCES[1:]])
     rows = [answer_row("a", f"{prompt}? Each step is"), *(answer_row(id, ANSWERS["dpo"][id]) for id in "bc")]
@@ -183,18 +209,19 @@ def foreign_answers():
 
 
 def test_precision_of_the_small_files(folder):
-    """base names "state", sft "state", "step" and "mean", all right; dpo one of its own, and two that are foreign."""
+    """base names "state", sft "state", "step" and "mean", all correct; dpo names one own idea and two foreign ones."""
     write_inputs(answers=foreign_answers())
     run()
     metrics, report = read_json(score.METRICS), read_json(score.REPORT)
-    assert [metrics[name]["precision"] for name in score.MODELS] == [1, 1, 0.3333]
+    assert [metrics[name]["precision"] for name in ("sft", "dpo")] == [1, 0.3333]
+    assert report["models"]["base"]["precision"]["estimate"] == 1
     found = [report["models"][name]["precision"] for name in score.MODELS]
     counts = ("n", "own", "foreign", "silent", "without_concept")
     assert [[each[name] for name in counts] for each in found] == [[1, 1, 0, 1, 1], [2, 3, 0, 0, 1], [2, 1, 2, 0, 1]]
     assert (found[2]["low"], found[2]["high"]) == (0, 1)
 
 
-def test_the_report_names_the_foreign_ideas_of_each_prompt_that_has_a_concept(folder):
+def test_side_by_side_names_foreign_ideas(folder):
     write_inputs(answers=foreign_answers())
     report = run()[score.SIDE_BY_SIDE].decode()
     assert [line for line in report.splitlines() if "foreign" in line] == [
@@ -204,19 +231,21 @@ def test_the_report_names_the_foreign_ideas_of_each_prompt_that_has_a_concept(fo
 
 
 @pytest.mark.parametrize("concepts", [[], CONCEPTS[2:]], ids=["an empty file", "other concepts"])
-def test_without_a_concept_asked_about_precision_is_undefined_and_all_else_as_before(folder, concepts):
+def test_precision_without_concepts_is_undefined_and_changes_nothing_else(folder, concepts):
     before = run()
     write_inputs(concepts=concepts)
     after = run()
-    assert [read_json(score.METRICS)[name]["precision"] for name in score.MODELS] == [None] * 3
-    reasons = {model["precision"]["reason"] for model in read_json(score.REPORT)["models"].values()}
+    assert [read_json(score.METRICS)[name]["precision"] for name in ("sft", "dpo")] == [None] * 2
+    precisions = [model["precision"] for model in read_json(score.REPORT)["models"].values()]
+    assert [each["estimate"] for each in precisions] == [None] * 3
+    reasons = {each["reason"] for each in precisions}
     assert reasons == {"no prompt names a concept of the catalogue"}
     assert all(after[path] == before[path] for path in (score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS))
     assert "| undefined | undefined |" in after[score.SIDE_BY_SIDE].decode()
     assert "foreign" not in after[score.SIDE_BY_SIDE].decode()
 
 
-def test_the_order_of_the_concepts_changes_no_file(folder):
+def test_order_of_concepts_changes_no_file(folder):
     write_inputs(answers=foreign_answers())
     before = run()
     for concepts in (CONCEPTS[::-1], CONCEPTS[1:] + CONCEPTS[:1]):
@@ -227,7 +256,7 @@ def test_the_order_of_the_concepts_changes_no_file(folder):
 # ---- Tables -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_tables_have_exactly_these_columns(folder):
+def test_columns_of_the_tables(folder):
     files = run()
     rates = b"group,model,hit_rate,low,high,prompts"
     headers = {path: files[path].splitlines()[0] for path in (score.HIT_RATE, score.TOPICS, score.OUTCOMES, score.LENGTHS)}
@@ -239,7 +268,7 @@ def test_the_tables_have_exactly_these_columns(folder):
     }
 
 
-def test_the_lengths_count_every_answer_once(folder):
+def test_lengths_count_every_answer_once(folder):
     run()
     rows = table_of(score.LENGTHS)
     assert [sum(int(row["answers"]) for row in rows if row["model"] == name) for name in score.MODELS] == [3, 3, 3]
@@ -247,8 +276,8 @@ def test_the_lengths_count_every_answer_once(folder):
     assert [(int(row["words"]), float(row["hit_rate"])) for row in rows if row["model"] == "sft"] == sorted(words)
 
 
-def test_every_group_has_its_prompts_and_every_model(folder):
-    """c has no kind: it counts among all prompts only."""
+def test_rates_cover_every_group_and_model(folder):
+    """c has no kind, so it counts only among all prompts."""
     run()
     kinds = [(row["group"], int(row["prompts"])) for row in table_of(score.HIT_RATE)[::3]]
     assert kinds == [("all prompts", 3), ("new concept", 1), ("new wording", 1)]
@@ -257,38 +286,38 @@ def test_every_group_has_its_prompts_and_every_model(folder):
     assert [row["model"] for row in topics] == ["base", "sft", "dpo"] * 2
 
 
-def test_the_rate_of_a_topic_with_its_interval(folder):
+def test_rate_of_a_topic_with_its_interval(folder):
     """base on markov has the rates 1/2 and 0: a resample of two has mean 0, 1/4 or 1/2 with chance 1/4, 1/2, 1/4."""
     run()
     markov = table_of(score.TOPICS)[0]
     assert [float(markov[column]) for column in ("hit_rate", "low", "high")] == [0.25, 0, 0.5]
 
 
-def test_one_prompt_has_no_interval(folder):
+def test_rate_of_one_prompt_has_no_interval(folder):
     run()
     alone = [row for row in table_of(score.TOPICS) + table_of(score.HIT_RATE) if row["prompts"] == "1"]
     assert len(alone) == 9
     assert {(row["low"], row["high"]) for row in alone} == {("", "")}
 
 
-def test_shares_of_a_comparison_add_up_to_one(folder):
+def test_outcome_shares_add_up_to_one(folder):
     run()
     rows = table_of(score.OUTCOMES)
     for start in (0, 3, 6):
         assert math.fsum(float(row["share"]) for row in rows[start : start + 3]) == pytest.approx(1, abs=1e-5)
 
 
-def test_metrics_are_two_levels_of_verdicts_and_finite_numbers_with_four_decimals(folder):
+def test_metrics_are_finite_numbers_with_four_decimals(folder):
     run()
     metrics = read_json(score.METRICS)
-    assert list(metrics) == ["base", "sft", "dpo", "sft_vs_base", "dpo_vs_sft", "dpo_vs_base", "eval"]
+    assert list(metrics) == ["base", "sft", "dpo", "dpo_vs_sft"]
     for section in metrics.values():
         for name, value in section.items():
             assert type(value) in ((str,) if name == "verdict" else (int, float))
             assert name == "verdict" or (math.isfinite(value) and round(value, 4) == value)
 
 
-def test_the_report_is_sorted_and_every_null_has_its_reason(folder):
+def test_report_is_sorted_and_every_null_has_its_reason(folder):
     text = run()[score.REPORT].decode()
     report = json.loads(text)
     assert text == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
@@ -300,13 +329,13 @@ def test_the_report_is_sorted_and_every_null_has_its_reason(folder):
 
 
 def report_with_overlap(*ids):
-    """The report when the prompts of these ids overlap with what was trained on."""
+    """The report when the prompts with these ids overlap with the training data."""
     write_inputs([row | {"overlap": "ngram_8"} if row["id"] in ids else row for row in REFERENCES])
     return json.loads(run()[score.REPORT])
 
 
-def test_clean_prompts_are_scored_beside_all(folder):
-    """Without a: base (0/2 + 2/4) / 2, sft (1/2 + 1/4) / 2, dpo (2/2 + 4/4) / 2; dpo wins both from sft."""
+def test_clean_prompts_are_also_scored_alone(folder):
+    """Without a: base (0/2 + 2/4) / 2, sft (1/2 + 1/4) / 2, dpo (2/2 + 4/4) / 2; dpo beats sft on both."""
     report = report_with_overlap("a")
     clean = report["clean"]
     assert (clean["prompts"], clean["of"], report["prompts"]) == (2, 3, 3)
@@ -318,7 +347,7 @@ def test_clean_prompts_are_scored_beside_all(folder):
     assert list(nulls(report)) == []
 
 
-def test_an_overlap_changes_no_figure_of_all_prompts(folder):
+def test_overlap_changes_no_figure_of_all_prompts(folder):
     before = json.loads(run()[score.REPORT])
     after = report_with_overlap("a")
     assert {key: value for key, value in after.items() if key != "clean"} == {
@@ -327,7 +356,7 @@ def test_an_overlap_changes_no_figure_of_all_prompts(folder):
 
 
 @pytest.mark.parametrize(("ids", "prompts", "note"), [("", 3, "no prompt overlaps"), ("abc", 0, "every prompt overlaps")])
-def test_where_all_or_no_prompts_are_clean_it_is_said_once(folder, ids, prompts, note):
+def test_clean_part_is_a_note_where_all_or_no_prompts_are_clean(folder, ids, prompts, note):
     clean = report_with_overlap(*ids)["clean"]
     assert (clean["prompts"], clean["of"]) == (prompts, 3) and clean["note"].startswith(note)
     assert set(clean) == {"prompts", "of", "note"}
@@ -337,40 +366,40 @@ def test_where_all_or_no_prompts_are_clean_it_is_said_once(folder, ids, prompts,
 
 
 @pytest.mark.parametrize("missing", ["a", "c"])
-def test_a_missing_answer_is_refused_with_the_command_that_mends_it(folder, missing):
+def test_missing_answer_is_refused_with_the_next_command(folder, missing):
     rows = [answer_row(id, text) for id, text in ANSWERS["sft"].items() if id != missing]
     write_jsonl(score.MODELS["sft"], rows)
     with pytest.raises(InputError, match=r"sft\.jsonl does not answer .*\(1 missing\)\. Run: dvc repro --force generate"):
         run()
 
 
-def test_no_prompt_at_all_is_refused(folder):
+def test_no_prompt_is_refused(folder):
     write_inputs(references=[], answers={name: {} for name in score.MODELS})
     with pytest.raises(InputError, match=r"references\.jsonl holds no prompt"):
         run()
 
 
-def test_an_answer_to_another_prompt_is_refused(folder):
+def test_answer_to_an_unknown_prompt_is_refused(folder):
     write_jsonl(score.MODELS["base"], [answer_row(id, text) for id, text in (ANSWERS["base"] | {"d": "More"}).items()])
     with pytest.raises(InputError, match=r"base\.jsonl does not answer"):
         run()
 
 
-def test_a_missing_file_is_refused_by_name(folder):
+def test_missing_file_is_refused_by_name(folder):
     score.MODELS["dpo"].unlink()
     with pytest.raises(InputError, match=r"dpo\.jsonl is missing.*dvc repro"):
         run()
 
 
-def test_the_order_of_the_generated_rows_changes_nothing(folder):
+def test_order_of_answers_changes_no_file(folder):
     before = run()
     for order in (lambda rows: rows[::-1], lambda rows: rows[1:] + rows[:1]):
         write_inputs(order=order)
         assert run() == before
 
 
-def test_a_new_word_of_a_forbidden_group_costs_no_hit(folder):
-    """Forbidden words are flagged, and the hit rate stays that of the ideas named."""
+def test_forbidden_word_costs_no_hit(folder):
+    """Forbidden words are flagged but do not change the hit rate."""
     before = run()[score.METRICS]
     write_inputs(answers=ANSWERS | {"dpo": ANSWERS["dpo"] | {"c": ANSWERS["dpo"]["c"] + " of a wizard"}})
     after = run()[score.METRICS]
@@ -381,7 +410,7 @@ def test_a_new_word_of_a_forbidden_group_costs_no_hit(folder):
 # ---- The report -------------------------------------------------------------------------------------------------------
 
 
-def test_the_report_shows_every_prompt_with_all_answers(folder):
+def test_side_by_side_shows_every_prompt_with_all_answers(folder):
     report = run()[score.SIDE_BY_SIDE].decode()
     assert [line for line in report.splitlines() if line.startswith("## ")] == [
         "## Define it",
@@ -397,14 +426,14 @@ def test_the_report_shows_every_prompt_with_all_answers(folder):
         assert all(f"{text}, {TAIL}" in report for text in texts.values())
 
 
-def test_the_report_gives_each_comparison_with_an_interval_around_it(folder):
+def test_side_by_side_gives_each_win_rate_with_an_interval(folder):
     report = run()[score.SIDE_BY_SIDE].decode()
     row = re.search(r"\| sft over base \| 2 \| 0 \| 1 \| 0\.667 \| (\S+) to (\S+) \|", report)
     low, high = map(float, row.groups())
     assert 0 <= low < 0.667 < high <= 1
 
 
-def test_an_empty_answer_is_shown_as_empty(folder):
+def test_side_by_side_shows_an_empty_answer(folder):
     row = {"id": "a", "answer": "", "stop": "end", "prompt_tokens": 1, "answer_tokens": 0}
     write_jsonl(score.MODELS["base"], [row, *(answer_row(id, "No") for id in "bc")])
     assert "| (empty) | A state in a step" in run()[score.SIDE_BY_SIDE].decode()
@@ -427,8 +456,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_text_wherever_it_comes_from(folder, text):
-    """In answers, prompts, topics, kinds and keywords alike, the page has our own tags alone, and shows the words."""
+def test_side_by_side_shows_hostile_text_as_text(folder, text):
+    """With hostile answers, prompts, topics, kinds and keywords, the page has only our own tags."""
     hostile = {"prompt": text, "topic": text, "kind": text, "keywords": [{"any": [text, "state"]}, "step"]}
     write_inputs(
         [REFERENCES[0] | hostile, *REFERENCES[1:]],
@@ -443,18 +472,18 @@ def test_hostile_text_stays_text_wherever_it_comes_from(folder, text):
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "100% of $5 at 3 < 4 & 5 > 2", "x_1 * y_2 = z#3 {a} (b) + c!"])
-def test_escaped_text_reads_as_the_model_wrote_it(text):
-    """A reader of the rendered page sees the very characters, runs of white space as one space."""
-    page = MarkdownIt("commonmark").renderInline(score.markdown(text))
+def test_markdown_shows_text_as_it_was_written(text):
+    """The rendered page shows the same characters, with white space collapsed."""
+    page = MarkdownIt("commonmark").renderInline(markdown.markdown(text))
     shown = page.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
     assert shown == " ".join(text.split())
 
 
 @given(st.text(alphabet=st.sampled_from("<>|[]()!`*_~#&\\:/ \nwax.1-+$"), max_size=40))
 @settings(deadline=None, max_examples=300)
-def test_no_text_breaks_out_of_its_cell(text):
-    assert not set("<>\n") & set(score.markdown(text))
-    page = rendered(score.table(["a", "b"], [["x", score.markdown(text)]]))
+def test_markdown_text_stays_in_its_cell(text):
+    assert not set("<>\n") & set(markdown.markdown(text))
+    page = rendered(markdown.table(["a", "b"], [["x", markdown.markdown(text)]]))
     assert re.sub("<t[hd]>[^<]*</t[hd]>", "", page).split() == [
         *["<table>", "<thead>", "<tr>", "</tr>", "</thead>", "<tbody>"],
         *["<tr>", "</tr>", "</tbody>", "</table>"],
@@ -463,18 +492,18 @@ def test_no_text_breaks_out_of_its_cell(text):
 
 
 @pytest.mark.parametrize("address", ["https://evil.example", "http://evil.example", "ftp://evil.example", "www.evil.example"])
-def test_no_bare_address_becomes_a_link_on_github(address):
-    """GitHub links what starts with a scheme and :// or with www., read from the source as it stands."""
-    assert not re.search(r"(https?|ftp)://|www\.", score.markdown(f"see {address} there"))
+def test_markdown_makes_no_link_of_an_address(address):
+    """GitHub links source text that starts with a scheme and :// or with www."""
+    assert not re.search(r"(https?|ftp)://|www\.", markdown.markdown(f"see {address} there"))
 
 
-def test_control_characters_do_not_reach_the_page():
+def test_markdown_replaces_control_characters():
     """A terminal that shows the report must not obey the model."""
-    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", score.markdown("\x1b[31mred\x07 \x00 \x9b2J \x7f"))
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", markdown.markdown("\x1b[31mred\x07 \x00 \x9b2J \x7f"))
 
 
-def rendered(markdown):
-    return MarkdownIt("commonmark").enable("table").render(markdown)
+def rendered(text):
+    return MarkdownIt("commonmark").enable("table").render(text)
 
 
 # ---- The process ------------------------------------------------------------------------------------------------------
@@ -487,7 +516,7 @@ print(sorted({{"torch", "transformers", "trl", "peft", "tokenizers", "datasets"}
 """
 
 
-def test_as_a_command_it_loads_no_model_library_and_writes_the_same_bytes_under_any_hash_seed_and_threads(folder):
+def test_command_loads_no_model_library_and_writes_the_same_bytes(folder):
     expected = run()
     for seed, threads in (("0", "1"), ("1", "2")):
         for path in FILES:
@@ -505,8 +534,8 @@ def run_as_command(hash_seed, threads):
     return done.stdout.strip()
 
 
-def test_a_run_of_the_default_size_takes_little_memory_and_gives_a_small_page():
-    """By the benchmark, in a process of its own; the limits are 300 MB, 2 MB, and 3 s, held loosely on busy machines."""
+def test_memory_time_and_page_size_of_a_default_run():
+    """Runs the benchmark as a process; the limits are 300 MB, 2 MB and, for busy machines, 15 CPU seconds."""
     command = [sys.executable, str(ROOT / "benchmarks" / "score_rows.py"), "152"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     [found] = json.loads(done.stdout.splitlines()[-1])
@@ -514,7 +543,7 @@ def test_a_run_of_the_default_size_takes_little_memory_and_gives_a_small_page():
     assert found["peak_mb"] < 300 and found["page_mb"] < 2 and 0 < found["cpu_seconds"] < 15
 
 
-def test_the_models_stand_in_the_order_of_training():
+def test_models_are_in_the_order_of_training():
     assert all(first in score.MODELS and second in score.MODELS for first, second in score.PAIRS)
     order = list(score.MODELS)
     assert all(order.index(earlier) < order.index(later) for earlier, later in pairwise(["base", "sft", "dpo"]))

@@ -1,4 +1,4 @@
-"""sft: what is measured and trained, step by step, on a tiny model with random weights and rows of random ids."""
+"""sft: its measures and training steps on a tiny random model and rows of random ids, and the files that it writes."""
 
 import csv
 import json
@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import shelf, trajectories
-from support.next_token import NextToken
 from support.workspace import Workspace, with_entry
 
 import sft
@@ -24,7 +23,7 @@ from aligner.model.loading import base_fingerprint, check_provenance, load_adapt
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.training import likelihood, llama_layer, setup
-from aligner.training.loop import first_measures, observe
+from aligner.training.loop import observe
 from aligner.training.setup import compile_layers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +46,7 @@ def pinned(folder, monkeypatch):
 
 
 def setting(workspace, **changes):
-    """params as the stage sees them, and what main makes of them before it trains."""
+    """The stage's params, and the runtime and chat that main derives from them."""
     workspace.params.update(changes)
     params = parameters.load(sft.PARAMS)
     return SimpleNamespace(
@@ -69,7 +68,7 @@ def train(workspace, rows, **changes):
 
 
 def random_rows(n, seed=0):
-    """Rows of unequal length; a prompt, an answer, and in every third row a second turn of both."""
+    """Rows of unequal length with a prompt and an answer; every third row has a second turn."""
     source = random.Random(seed)
     return [random_row(source, index) for index in range(n)]
 
@@ -89,7 +88,7 @@ def adapter_of(trainer):
     return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(trainer.model).items()}
 
 
-# ---- What is measured -----------------------------------------------------------------------------------------------
+# ---- Measures -----------------------------------------------------------------------------------------------
 
 
 TWO_ROWS = [
@@ -98,31 +97,8 @@ TWO_ROWS = [
 ]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_evaluate_by_hand(batch_size):
-    """Chances 1/2 | 1/4, 1/4, 3/8 of four tokens: loss (ln 2 + 2 ln 4 + ln 8/3) / 4, not the mean of the two rows.
-
-    Token 3 is special: of text are 0 and 2, with ln 2 + ln 4 nats.
-
-    The likeliest next tokens are 0 after 0 (right), 0 after 1 (wrong), 2 after 2 (wrong), 3 after 3 (right): 2 of 4.
-    """
-    model = NextToken()
-    measured = likelihood.evaluate(model, TWO_ROWS, 0, {3}, batch_size)
-    loss = (math.log(2) + 2 * math.log(4) + math.log(8 / 3)) / 4
-    nats = pytest.approx(math.log(2) + math.log(4), rel=1e-6)
-    assert measured == {"validation_loss": pytest.approx(loss, rel=1e-6), "token_accuracy": 0.5, "text_nats": nats}
-    assert model.training is True
-
-
-def test_evaluate_counts_labelled_tokens_alone():
-    """Of 1, 2, 3, 3 only the last 3 counts: chance 3/8, and it is the likeliest."""
-    measured = likelihood.evaluate(NextToken(), [{"input_ids": [1, 2, 3, 3], "labels": [-100, -100, -100, 3]}], 0, set())
-    nats = pytest.approx(math.log(8 / 3), rel=1e-6)
-    assert measured == {"validation_loss": nats, "token_accuracy": 1, "text_nats": nats}
-
-
 def one_row_at_a_time(model, rows, special):
-    """Measures of all labelled tokens, each row alone and without padding, in double precision; `special` is no text."""
+    """Measures of all labelled tokens in double precision, each row alone and without padding; `special` is not text."""
     losses, hits, text = [], [], []
     model.eval()
     for row in rows:
@@ -148,7 +124,7 @@ def test_evaluate_equals_rows_one_at_a_time_whatever_the_batches(tmp_path, monke
             row["labels"][-1] = base(input_ids=torch.tensor([row["input_ids"]])).logits[0, -2].argmax().item()
             row["input_ids"][-1] = row["labels"][-1]
     expected = one_row_at_a_time(base, rows, rows[0]["labels"][-1])
-    measured = likelihood.evaluate(base, rows, given.chat.pad_id, {rows[0]["labels"][-1]}, batch_size)
+    measured = likelihood.measure(base, rows, given.chat.pad_id, {rows[0]["labels"][-1]}, batch_size)
     for name in ("validation_loss", "text_nats"):
         assert measured[name] == pytest.approx(expected[name], rel=1e-6)
     assert measured["token_accuracy"] == expected["token_accuracy"] >= 7 / likelihood.supervised(rows)
@@ -158,23 +134,17 @@ def test_evaluate_neither_trains_nor_drops_out(workspace):
     trainer = build(workspace, random_rows(4), **{"lora.lora_dropout": 0.5})
     trainer.model.train()
     before = adapter_of(trainer)
-    first, second = (likelihood.evaluate(trainer.model, random_rows(4), 0, set()) for _ in range(2))
+    first, second = (likelihood.measure(trainer.model, random_rows(4), 0, set()) for _ in range(2))
     assert first == second
     assert trainer.model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter_of(trainer).items())
 
 
-def test_supervised_counts_labels():
-    """2 + 0 + 3 tokens are neither hidden nor missing."""
-    rows = [{"labels": [-100, 7, 0]}, {"labels": [-100, -100]}, {"labels": [1, 1, 1]}]
-    assert [likelihood.supervised(rows), likelihood.supervised([])] == [5, 0]
-
-
-def test_summary_tells_of_the_model_before_and_after():
-    """Perplexities exp(ln 8) = 8 and exp(ln 16) = 16; 6 ln 2 and 10 ln 2 nats over 4 bytes are 1.5 and 2.5 bits a byte."""
+def test_sft_figures_describe_the_model_before_and_after():
+    """Perplexities exp(ln 8) = 8 and exp(ln 16) = 16; 6 ln 2 and 10 ln 2 nats over 4 bytes are 1.5 and 2.5 bits per byte."""
     base = {"validation_loss": math.log(16), "token_accuracy": 0.0, "text_nats": 10 * math.log(2)}
     final = {"validation_loss": math.log(8), "token_accuracy": 1 / 3, "text_nats": 6 * math.log(2)}
-    assert sft.summary(base, final, TWO_ROWS, 4) == {
+    assert sft.sft_figures(base, final, TWO_ROWS, 4) == {
         "validation_loss": 2.0794,
         "perplexity": 8.0,
         "bits_per_byte": 1.5,
@@ -186,7 +156,7 @@ def test_summary_tells_of_the_model_before_and_after():
     }
 
 
-# ---- What is trained ------------------------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------------------
 
 
 def test_only_the_adapter_is_trained(workspace):
@@ -202,8 +172,8 @@ def test_only_the_adapter_is_trained(workspace):
 
 def test_the_adapter_begins_as_nothing(workspace):
     given, rows = setting(workspace), random_rows(6)
-    base = likelihood.evaluate(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
-    assert likelihood.evaluate(build(workspace, rows).model, rows, given.chat.pad_id, {1}) == base
+    base = likelihood.measure(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
+    assert likelihood.measure(build(workspace, rows).model, rows, given.chat.pad_id, {1}) == base
 
 
 def test_the_settings_of_lora_reach_the_adapter(workspace):
@@ -216,11 +186,11 @@ def test_the_settings_of_lora_reach_the_adapter(workspace):
 
 
 def test_the_first_logged_loss_is_that_of_the_trained_tokens_alone(workspace):
-    """One step over all rows: TRL's loss is the mean over labelled tokens, as evaluate has it; hidden ones play no part."""
+    """One step over all rows: TRL's loss is the mean over labelled tokens, as in likelihood.measure."""
     rows = random_rows(8)
     trainer = train(workspace, rows, **{"models.mini.sft.per_device_train_batch_size": 8, "sft.num_train_epochs": 1})
     given = setting(workspace)
-    measured = likelihood.evaluate(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
+    measured = likelihood.measure(load_base(given.params.model_entry, given.runtime), rows, given.chat.pad_id, {1})
     assert trajectories.points(trainer.state.log_history)["loss"] == [pytest.approx(measured["validation_loss"], rel=1e-5)]
 
 
@@ -230,8 +200,8 @@ def test_the_trajectory_is_the_committed_one(workspace):
     trajectories.check("sft", trainer.state.log_history)
 
 
-def test_the_compact_head_leaves_every_loss_as_it_is(workspace, monkeypatch):
-    """trl's head over all positions, and over the supervised ones alone: the same losses and gradients."""
+def test_scoring_supervised_tokens_only_keeps_every_loss(workspace, monkeypatch):
+    """trl's head has the same losses over all positions and over the supervised ones only."""
     import trl.trainer.utils
 
     monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
@@ -251,7 +221,7 @@ def batches_of(rows, passes):
 
 @pytest.mark.parametrize("rows", [8, 10])
 def test_four_rows_at_once_are_one_row_four_times(workspace, rows):
-    """The loss of a step is the mean over its tokens, however they are cut into passes; the last step may be short."""
+    """The loss of a step is the mean over its tokens, for any split into passes; the last step may be short."""
     runs = [train(workspace, random_rows(rows), **batches_of(batch, passes)) for batch, passes in ((4, 1), (1, 4))]
     at_once, one_by_one = (trajectories.points(run.state.log_history) for run in runs)
     assert one_by_one == {key: pytest.approx(values, rel=1e-5) for key, values in at_once.items()}
@@ -262,7 +232,7 @@ def test_four_rows_at_once_are_one_row_four_times(workspace, rows):
 
 
 def test_rebalanced_batches_make_the_same_steps(workspace):
-    """Only which rows of a step share a pass is another matter: the step is the same mean over the same tokens."""
+    """Only the assignment of rows to passes differs: a step is the same mean over the same tokens."""
     strategies = ("random", "batch_rebalance")
     runs = [
         train(workspace, random_rows(16), **batches_of(2, 4), **{"sft.train_sampling_strategy": strategy})
@@ -277,7 +247,7 @@ def test_rebalanced_batches_make_the_same_steps(workspace):
 
 @pytest.mark.parametrize("strategy", ["random", "batch_rebalance"])
 def test_the_seed_decides_the_order_of_the_rows(workspace, strategy):
-    """The adapter begins as nothing: the first loss is that of the rows that come first."""
+    """LoRA's B is zero at first, so the first loss depends only on which rows come first."""
     workspace.params.update({"sft.train_sampling_strategy": strategy, "sft.num_train_epochs": 0.25})
     losses = [
         trajectories.points(train(workspace, random_rows(16), seed=seed).state.log_history)["loss"][0] for seed in (17, 18, 17)
@@ -297,7 +267,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(workspace):
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("fast", [False, True])
 def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
-    """Rows of many lengths and a measurement on the way; the layers are compiled once, whatever the lengths."""
+    """With rows of many lengths and a measurement during training, the layers are compiled once."""
     monkeypatch.setattr(llama_layer, "can_fuse", lambda model: False)
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -307,7 +277,7 @@ def test_compiled_layers_train_the_same(workspace, monkeypatch, fast):
         for wanted in (False, True):
             given.params = with_entry(given.params, torch_compile=wanted)
             trainer = sft.build_trainer(given.params, given.runtime, given.chat, rows)
-            measure = lambda model=trainer.model: likelihood.evaluate(model, rows, given.chat.pad_id, {1})  # noqa: E731
+            measure = lambda model=trainer.model: likelihood.measure(model, rows, given.chat.pad_id, {1})  # noqa: E731
             observe(trainer, "sft", 1, 2, measure)
             trainer.train()
             logs.append(trajectories.points(trainer.state.log_history))
@@ -325,24 +295,24 @@ def test_what_cannot_be_compiled_is_said(workspace, monkeypatch):
         sft.build_trainer(given.params, given.runtime, given.chat, rows)
     model = torch.nn.Linear(2, 2)
     model._no_split_modules = None
-    with pytest.raises(InputError, match=r"Linear does not say .* set models\.<name>\.torch_compile to false"):
+    with pytest.raises(InputError, match=r"Linear does not name its layers.* set models\.<name>\.torch_compile to false"):
         compile_layers(SimpleNamespace(model=SimpleNamespace(get_base_model=lambda: model)))
 
 
 def test_measuring_more_often_does_not_change_the_training(workspace):
-    """With dropout on, whose random numbers a measurement must not use up."""
+    """With dropout, whose random numbers a measurement must not consume."""
     rows, losses = random_rows(12), []
     for steps in (1, 1000):
         given = setting(workspace, **{"lora.lora_dropout": 0.3})
         trainer = sft.build_trainer(given.params, given.runtime, given.chat, rows)
-        measure = lambda model=trainer.model, pad_id=given.chat.pad_id: likelihood.evaluate(model, rows, pad_id, {1})  # noqa: E731
+        measure = lambda model=trainer.model, pad_id=given.chat.pad_id: likelihood.measure(model, rows, pad_id, {1})  # noqa: E731
         observe(trainer, "sft", 1, steps, measure)
         trainer.train()
         losses.append(trajectories.points(trainer.state.log_history))
     assert losses[0] == losses[1]
 
 
-# ---- What is written ------------------------------------------------------------------------------------------------
+# ---- Outputs ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -390,22 +360,16 @@ def test_a_stored_adapter_loads_back_to_the_same_logits(workspace):
 
 
 def test_metrics_are_the_measures_of_the_base_and_of_the_stored_adapter(finished):
-    """By the stock forward pass too, up to the last bits; the base is measured where there is no adapter at all."""
+    """Compares with the stock forward pass, up to the last bits, and with a base without any adapter."""
     given, rows = setting(finished), finished.rows("data/prepared/sft_validation.jsonl")
     base = load_base(given.params.model_entry, given.runtime)
-    measured = [likelihood.evaluate(base, rows, given.chat.pad_id, likelihood.special_ids(given.chat))]
+    measured = [likelihood.measure(base, rows, given.chat.pad_id, likelihood.special_ids(given.chat))]
     model = load_adapter(base, Path("models/sft"))
-    measured.append(likelihood.evaluate(model, rows, given.chat.pad_id, likelihood.special_ids(given.chat)))
-    expected = sft.summary(*measured, rows, likelihood.text_bytes(rows, given.chat))
+    measured.append(likelihood.measure(model, rows, given.chat.pad_id, likelihood.special_ids(given.chat)))
+    expected = sft.sft_figures(*measured, rows, likelihood.text_bytes(rows, given.chat))
     found = finished.json("reports/sft.json")["sft"]
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-4)
     assert found["perplexity"] < found["base_perplexity"] and found["bits_per_byte"] < found["base_bits_per_byte"]
-
-
-def test_the_base_is_measured_once_and_a_resumed_run_has_it_in_its_log():
-    """The newest log line with all the measures is not it, nor is one of the trainer's own."""
-    log = [{"step": 1, "loss": 9.0}, {"step": 0, "a": 1.0, "b": 2.0}, {"step": 4, "a": 3.0, "b": 4.0}]
-    assert first_measures(json.loads(json.dumps(log)), {"a": 3.0, "b": 4.0}) == {"a": 1.0, "b": 2.0}
 
 
 def test_the_curve_has_both_series_from_the_first_to_the_last_step(finished):
@@ -424,7 +388,7 @@ def test_the_curve_has_both_series_from_the_first_to_the_last_step(finished):
 @pytest.mark.slow
 def test_the_same_bytes_in_another_process_with_another_hash_seed(finished):
     """target_modules is a set, whose order follows the hash seed."""
-    files = [*(f"models/sft/{name}" for name in sorted(ADAPTER_FILES)), "metrics/sft.json", "plots/sft.csv"]
+    files = [*(f"models/sft/{name}" for name in sorted(ADAPTER_FILES)), "metrics/sft.json", "reports/sft.json", "plots/sft.csv"]
     first = {path: Path(path).read_bytes() for path in files}
     for path in files:
         Path(path).unlink()

@@ -1,10 +1,10 @@
-"""A workspace in which all five stages have run on a tiny model: one for each architecture and session, on the shelf.
+"""A workspace in which all five stages have run on a tiny model; built once per architecture and session, on the shelf.
 
-    folder = finished.folder("gpt2")                    # only to be read
+    folder = finished.folder("gpt2")                    # read only
     workspace = finished.copy("gpt2", tmp_path, monkeypatch)
-    finished.traces()["dpo"]                            # what a stage read and which files it made
+    finished.traces()["dpo"]                            # the files that a stage read and made
 
-Every file that a stage opens is noted by an audit hook, so that the tests of dvc.yaml need no run of their own.
+An audit hook records every file that a stage opens, so the tests of dvc.yaml need no run of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from support import shelf
 from support.pipeline_files import STAGES
 from support.workspace import Workspace
 
-# Rates at which so small a model learns something in a few steps.
+# Learning rates at which so small a model learns in a few steps.
 FAST = {"models.mini.sft.learning_rate": 0.02, "models.mini.dpo.learning_rate": 0.02}
 OPENED: list[str] = []
 LISTENING: list[str] = []
@@ -30,7 +30,7 @@ TRACES = "traces.json"
 
 
 class Trace(NamedTuple):
-    """Files that a stage read and files that it made, as paths in the workspace."""
+    """The files that a stage read and made, as paths in the workspace."""
 
     read: set[str]
     made: set[str]
@@ -41,7 +41,7 @@ def folder(model: str = "mini") -> Path:
 
 
 def copy(model: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A copy to be changed, which becomes the current directory."""
+    """A copy, which a test may change; it becomes the current directory."""
     return Workspace.copy(folder(model), place, monkeypatch)
 
 
@@ -52,7 +52,7 @@ def traces(model: str = "mini") -> dict[str, Trace]:
 
 
 def run_all(place: Path, model: str) -> None:
-    """Fills `place` with the workspace and the traces of its stages."""
+    """Makes the workspace and the traces of its stages in `place`."""
     listen()
     with pytest.MonkeyPatch.context() as patch:
         workspace = Workspace(place / "workspace", patch, model=model, **FAST)
@@ -66,7 +66,7 @@ def listen() -> None:
 
 
 def note_opened(event: str, arguments: tuple) -> None:
-    """An audit hook, which Python never forgets: it notes files that are opened for reading while somebody listens."""
+    """An audit hook, which Python cannot remove: it records files that are opened for reading while LISTENING is not empty."""
     if LISTENING and event == "open" and isinstance(arguments[0], str | os.PathLike):
         path, mode, flags = arguments
         if (mode or "r").startswith("r") and not (flags or 0) & (os.O_WRONLY | os.O_RDWR):
@@ -74,7 +74,7 @@ def note_opened(event: str, arguments: tuple) -> None:
 
 
 def trace(workspace: Workspace, *stage: str) -> Trace:
-    """Runs a stage."""
+    """Runs a stage and returns its trace."""
     before = workspace.files()
     OPENED.clear()
     LISTENING.append(stage[0])
@@ -89,5 +89,5 @@ def trace(workspace: Workspace, *stage: str) -> Trace:
 
 
 def unrelated(name: str) -> bool:
-    """Parameters, run records, and the scratch folder of prepare, which is gone when it ends."""
+    """Whether a file is params.yaml, a run record, or in the scratch folder that prepare deletes when it ends."""
     return name == "params.yaml" or name.startswith(("experiments/", ".cache/checkpoints/", ".cache/rows-"))

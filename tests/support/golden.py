@@ -1,4 +1,4 @@
-"""The golden files: cases with known answers, which several test modules read."""
+"""The golden files: cases with known results that several test modules use."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ KEYWORDS = read("keyword_cases.json")["cases"]
 
 
 def differences_of(pair):
-    """The multiset of differences in {-1, -.5, 0, .5, 1}, from its counts, mean and standard error.
+    """The multiset of differences in {-1, -.5, 0, .5, 1} with the pair's counts, mean and standard error.
 
-    With W1 - L1 = 2 sum - W + L and W1 + L1 = (sum of squares - (W+L)/4) / (3/4), for W1 and L1 the whole steps.
+    W1 and L1, the numbers of +1 and -1, follow from W1 - L1 = 2 sum - W + L and W1 + L1 = (sum of squares - (W+L)/4) / (3/4).
     """
     n, wins, losses = pair["n"], pair["wins"], pair["losses"]
     total = pair["mean_diff"] * n

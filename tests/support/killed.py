@@ -1,7 +1,7 @@
-"""Stages in processes of their own that are killed, run again, and killed again, until nobody kills them any more.
+"""Runs stages in separate processes, kills them and runs them again.
 
-A server process loads the libraries once and forks for every run, so that a run costs a second instead of ten. What is killed
-is a real process with the stage's real `main` under `run_stage`; only its checkpoints come at every step, and slowly.
+A server process loads the libraries once and forks for every run, so a run costs a second instead of ten. The killed process runs
+the stage's real `main` under `run_stage`; only its checkpoints are written at every step, and slowly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trl.trainer.dpo_trainer  # noqa: F401  (what a stage imports late is loaded before the server forks)
+import trl.trainer.dpo_trainer  # noqa: F401  (loads what stages import late before the server forks)
 import trl.trainer.sft_trainer  # noqa: F401
 
 import sft  # noqa: F401
@@ -27,10 +27,10 @@ from support.workspace import Workspace
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["support.killed"])
-SLOWLY = 0.02  # seconds that each file of a checkpoint takes longer, so that a kill may fall between two of them
-SPREAD = 0.25  # seconds after a step within which the kill comes: about one step and its checkpoint
+SLOWLY = 0.02  # additional seconds per file of a checkpoint, so a kill can fall between two files
+SPREAD = 0.25  # a kill comes within this many seconds after a step: about one step and its checkpoint
 
-# Epochs that end with a short step, logs and measurements at other steps than each other, dropout, and rows cut by length.
+# Epochs that end with a short step, logs and measurements at different steps, dropout, and batches by length.
 SETTINGS = {
     "sft.train_sampling_strategy": "batch_rebalance",
     "prepare.validation_share": 0.2,
@@ -50,17 +50,17 @@ SETTINGS = {
 
 
 def prepare(folder: Path, **changes: Any) -> None:
-    """Makes `folder` a workspace in which `prepare` ran, with training settings that are hard to resume."""
+    """Makes a workspace in `folder`, with training settings that are hard to resume, and runs `prepare`."""
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         Workspace(folder, patch, **{**SETTINGS, **changes}).run("prepare")
 
 
 def start(stage: str, folder: Path, seconds: float = 0, slowly: float = 0.0, largest: int | None = None):
-    """The process of a stage that runs in `folder`; what it says goes to said.txt.
+    """Starts a stage in `folder` and returns its process, whose output goes to said.txt.
 
-    seconds: from checkpoint to checkpoint; slowly: how much longer each file of one takes; largest: no file may become larger
-    than so many bytes, which is a full disk to those who write.
+    seconds: between checkpoints; slowly: additional seconds for each of their files; largest: a limit on the size of files in
+    bytes, which acts like a full disk.
     """
     process = CONTEXT.Process(target=_run, args=(stage, str(folder), seconds, slowly, largest), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -78,8 +78,8 @@ def _run(stage: str, folder: str, seconds: float, slowly: float, largest: int | 
     os.dup2(said.fileno(), 2)
     sys.stderr = sys.stdout = said
     checkpoints.SECONDS, checkpoints.SHARE = seconds, 1e9
-    sync = checkpoints._sync
-    checkpoints._sync = lambda path: (time.sleep(slowly), sync(path))
+    sync = checkpoints.sync
+    checkpoints.sync = lambda path: (time.sleep(slowly), sync(path))
     if largest:
         import resource
 
@@ -88,14 +88,14 @@ def _run(stage: str, folder: str, seconds: float, slowly: float, largest: int | 
 
 
 def finish(process, seconds: float = 900) -> int:
-    """The exit code of a process that is left alone."""
+    """Waits for a process and returns its exit code."""
     process.join(seconds)
     assert process.exitcode is not None, "still running"
     return process.exitcode
 
 
 def run_folder(folder: Path, stage: str) -> Path | None:
-    """Where the run keeps its checkpoints, when it does."""
+    """The folder of a run's checkpoints, if there is one."""
     return next((path for path in (folder / ".cache/checkpoints" / stage).glob("*") if path.is_dir()), None)
 
 
@@ -105,10 +105,10 @@ def checkpoint_names(folder: Path, stage: str) -> set[str]:
 
 
 def kill_and_rerun(stage: str, folder: Path, times: int, steps: int, seed: int = 17) -> list[dict[str, Any]]:
-    """Kills a stage of so many steps `times` times with SIGKILL, then lets it end; where each kill fell.
+    """Kills a stage that takes `steps` steps `times` times with SIGKILL, then lets it finish; returns where each kill fell.
 
-    The moments: some random steps from the first to nearly the last, and after each a random part of a second; then every second
-    kill waits until a checkpoint is being written, the others until none is.
+    Each kill comes a random part of a second after a random step; every second one waits until a checkpoint is being written, the
+    others until none is.
     """
     source, kills = random.Random(seed), []
     for number, step in enumerate(sorted(source.sample(range(1, steps - 4), times))):
@@ -120,20 +120,22 @@ def kill_and_rerun(stage: str, folder: Path, times: int, steps: int, seed: int =
         process.kill()
         process.join()
         assert process.exitcode == -9, f"{stage} ended before it was killed: {(folder / 'said.txt').read_text()}"
-        whole = [path for path in checkpoints._steps(run_folder(folder, stage)) if checkpoints.damage(path) is None]
-        step = checkpoints._step(whole[-1]) if whole else 0
+        whole = [
+            path for path in checkpoints.finished_checkpoints(run_folder(folder, stage)) if checkpoints.find_damage(path) is None
+        ]
+        step = checkpoints.step_of(whole[-1]) if whole else 0
         kills.append({"saved step": step, "while writing": writing(folder, stage)})
     assert finish(start(stage, folder)) == 0, (folder / "said.txt").read_text()
     return kills
 
 
 def writing(folder: Path, stage: str) -> bool:
-    """Whether there is a checkpoint that is not finished."""
+    """Whether there is an unfinished checkpoint."""
     return any(name.endswith(".unfinished") for name in checkpoint_names(folder, stage))
 
 
 def begun(names: set[str]) -> int:
-    """The last step of these checkpoints, finished or not."""
+    """The last step among these checkpoints, finished or not."""
     return max((int(name.removeprefix("step-").removesuffix(".unfinished")) for name in names), default=0)
 
 
@@ -152,6 +154,7 @@ def wait_for(condition, process, seconds: float = 900) -> None:
 
 
 def outputs(folder: Path, stage: str) -> dict[str, bytes]:
-    """What a training stage wrote: adapter, metrics and curves."""
-    paths = [*(folder / "models" / stage).iterdir(), folder / f"metrics/{stage}.json", *(folder / "plots").glob(f"{stage}*.csv")]
+    """What a training stage wrote: adapter, metrics, report and curves."""
+    paths = [*(folder / "models" / stage).iterdir(), folder / f"metrics/{stage}.json", folder / f"reports/{stage}.json"]
+    paths += [*(folder / "plots").glob(f"{stage}*.csv")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)}

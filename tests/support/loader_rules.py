@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, Record, SftExample
-from aligner.data.reader import Ledger, Row, check, read_rows
+from aligner.data.reader import Row, RowCounts, check, read_rows
 from aligner.keywords.scorer import Scorer
 
 REPORT_LINE = re.compile(r"(?P<file>.*?)(?P<line>:\d+)?: (warning: )?[a-z][a-z0-9_]*: \S.*")
@@ -21,14 +21,14 @@ def require_sound(path: Path, data: bytes, kind: str | None = None) -> list[Row]
     is not merely accepted; ids are unique; reading again gives the same; and what `--check` prints is one line a problem.
     """
     path.write_bytes(data)
-    rows, ledger = list(read_rows(path, kind)), Ledger()
+    rows, counts = list(read_rows(path, kind)), RowCounts()
     for row in rows:
-        ledger.add(row)
-        assert row.line == ledger.lines
+        counts.add(row)
+        assert row.line == counts.lines
         assert (row.value is not None) == (row.status in ("accepted", "warned"))
         assert bool(row.problems) == (row.status in ("warned", "rejected"))
         assert all(problem.kind.isidentifier() and problem.reason.isprintable() for problem in row.problems)
-    assert ledger.lines == len(data.split(b"\n")) - (data == b"" or data.endswith(b"\n"))
+    assert counts.lines == len(data.split(b"\n")) - (data == b"" or data.endswith(b"\n"))
     kept = [row.value for row in rows if row.value is not None]
     assert len({value.id for value in kept}) == len(kept)
     for value in kept:
@@ -79,15 +79,15 @@ def require_readable_report(path: Path) -> None:
     code = check([path], out)
     *listed, counts = out.getvalue().removesuffix("\n").split("\n")
     rows = list(read_rows(path))
-    assert counts == ledger_of(rows).line()
-    assert code == (1 if not any(row.status != "skipped" for row in rows) or ledger_of(rows).rejected else 0)
+    assert counts == str(counted(rows))
+    assert code == (1 if not any(row.status != "skipped" for row in rows) or counted(rows).rejected else 0)
     assert all(line.isprintable() and REPORT_LINE.fullmatch(line)["file"] == str(path) for line in listed)
     places = [f":{row.line}" for row in rows for _ in row.problems]
     assert [REPORT_LINE.fullmatch(line)["line"] for line in listed if REPORT_LINE.fullmatch(line)["line"]] == places
 
 
-def ledger_of(rows: list[Row]) -> Ledger:
-    ledger = Ledger()
+def counted(rows: list[Row]) -> RowCounts:
+    counts = RowCounts()
     for row in rows:
-        ledger.add(row)
-    return ledger
+        counts.add(row)
+    return counts

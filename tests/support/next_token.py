@@ -1,4 +1,4 @@
-"""A model so small that its chances can be written down, for tests that do the arithmetic by hand."""
+"""A model so small that its probabilities are written out, for tests that compute by hand."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import torch
 
 
 class NextToken:
-    """A model of four tokens that looks at the last one alone: row i holds the chances of what follows token i."""
+    """A model of four tokens that depends on the last token only: row i holds the probabilities after token i."""
 
     CHANCES = [
         [1 / 2, 1 / 4, 1 / 8, 1 / 8],

@@ -1,4 +1,4 @@
-"""Three prompts and the answers of three models, small enough to count by hand, and the score stage run on them."""
+"""Three prompts and the answers of three models, small enough to count by hand, and runs of the score stage on them."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 import score
 from aligner.files import write_jsonl
+from aligner.scoring import inputs
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
@@ -55,7 +56,7 @@ FIXTURES = ROOT / "tests/fixtures"
 
 
 def copy_other_stages():
-    """What the other stages wrote: curves and pins of this repository's last run, and kept reports, which are not in Git."""
+    """Copies the other stages' outputs: curves and pins of this repository, and, since Git has no reports, those of fixtures."""
     sources = {path: ROOT / path for path in [*score.CURVES.values(), score.RANKING, score.REQUIREMENTS]}
     sources |= {path: FIXTURES / path for path in score.STAGE_REPORTS.values()}
     for path, source in sources.items():
@@ -72,14 +73,14 @@ def write_params(tie_threshold, **others):
 
 
 def write_inputs(references=REFERENCES, answers=ANSWERS, order=lambda rows: rows, concepts=CONCEPTS):
-    write_jsonl(score.REFERENCES, references)
+    write_jsonl(inputs.REFERENCES, references)
     write_jsonl(score.CONCEPTS, concepts)
     for name, path in score.MODELS.items():
         write_jsonl(path, order([answer_row(id, text) for id, text in answers[name].items()]))
 
 
 def answer_row(id, text, stop="end"):
-    """An answer with enough words around it that no keyword is stuffing."""
+    """A row of answers, padded with enough words that no keyword is stuffing."""
     text = f"{text}, {TAIL}"
     return {"id": id, "answer": text, "stop": stop, "prompt_tokens": 3, "answer_tokens": len(text.split())}
 
@@ -89,12 +90,12 @@ def run():
     return {path: path.read_bytes() for path in FILES}
 
 
-def nulls(value, where="report"):
-    """Every place of a null that has no reason beside it, and every number that is not finite."""
+def nulls(value, path="report"):
+    """The paths of all nulls without a reason beside them, and of all numbers that are not finite."""
     if isinstance(value, dict):
         if None in value.values() and not value.get("reason"):
-            yield where
-        for key, each in value.items():
-            yield from nulls(each, f"{where}.{key}")
+            yield path
+        for key, inner in value.items():
+            yield from nulls(inner, f"{path}.{key}")
     elif isinstance(value, float) and not math.isfinite(value):
-        yield where
+        yield path

@@ -1,9 +1,9 @@
-"""What many tests only read (checkpoints, finished workspaces, clones): built once a session, by the worker that needs it first.
+"""Folders that many tests only read (checkpoints, finished workspaces, clones), built once per session.
 
-    folder = shelf.built("checkpoint-mini", build)      # build(folder) makes and fills the folder
+    folder = shelf.built("checkpoint-mini", build)      # build(folder) makes the folder
 
-The workers of pytest-xdist share the shelf, a folder beside their own temporary folders; conftest.py names it. Take a copy to
-change anything.
+The workers of pytest-xdist share the shelf, a folder beside their own temporary folders; conftest.py sets it. Copy a folder
+before you change it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FOLDER: Path | None = None
 
 
 def built(name: str, build: Callable[[Path], object]) -> Path:
-    """The folder `name` of the shelf. One process builds it while others that need it wait; what broke off is built anew."""
+    """The folder `name` of the shelf. One process builds it while others wait; an incomplete one is built again."""
     shelf = FOLDER or Path(own().name)
     folder, done = shelf / name, shelf / f"{name}.done"
     with FileLock(shelf / f"{name}.lock"):
@@ -33,5 +33,5 @@ def built(name: str, build: Callable[[Path], object]) -> Path:
 
 @functools.cache
 def own() -> tempfile.TemporaryDirectory:
-    """The shelf of a process that is no test (benchmarks/kills.py); gone when it ends."""
+    """The shelf of a process other than a test (tools/kills.py); it is deleted when the process ends."""
     return tempfile.TemporaryDirectory(prefix="shelf-")

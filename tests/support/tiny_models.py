@@ -1,7 +1,7 @@
-"""Small, randomly initialised checkpoints in the Hugging Face layout: the tokenizers and shapes that people bring, in miniature.
+"""Small, randomly initialised checkpoints in the Hugging Face layout, with the tokenizers and shapes of common models.
 
-Every function fills a folder with safetensors weights, config.json, tokenizer.json and tokenizer_config.json, the same bytes on
-every call. Nothing is downloaded.
+Each function writes safetensors weights, config.json, tokenizer.json and tokenizer_config.json to a folder, with the same bytes
+on every call. It downloads nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TEXT = [
     "Two events are disjoint when no outcome belongs to both; the chance of 1 in 36 is small.",
 ]
 
-# Of TinyLlama-1.1B-Chat: the role marks are plain text, and only </s> is a token.
+# TinyLlama-1.1B-Chat's: the role marks are plain text, and only </s> is a token.
 ZEPHYR_TEMPLATE = """{% for message in messages %}
 {% if message['role'] == 'user' %}
 {{ '<|user|>
@@ -39,7 +39,7 @@ ZEPHYR_TEMPLATE = """{% for message in messages %}
 {% endif %}
 {% endfor %}"""
 
-# Of Qwen2-Instruct: a system prompt of its own where a conversation brings none.
+# Qwen2-Instruct's: adds a system prompt to a conversation without one.
 CHATML_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
@@ -93,7 +93,7 @@ def gpt2(folder: Path) -> Path:
 
 
 def mini(folder: Path) -> Path:
-    """The embedded base in a smaller size: tokenizer, template, configuration and saving are its own recipe's."""
+    """The embedded base in a smaller size, made by its own recipe."""
     import pretrain
     import pytest
 
@@ -114,7 +114,7 @@ BUILDERS = {"zephyr_llama": zephyr_llama, "qwen2": qwen2, "gpt2": gpt2, "mini": 
 def sentencepiece_tokenizer():
     """A BPE as converted from SentencePiece: words begin with U+2581, and unknown characters fall back to bytes.
 
-    The words are split for training alone; afterwards the text is one word, as in Llama's own tokenizer.json.
+    Words are split for training only; afterwards a text is one word, as in Llama's own tokenizer.json.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -136,7 +136,7 @@ def sentencepiece_tokenizer():
 
 
 def byte_level_tokenizer(pre_tokenizer, normalizer=None):
-    """A BPE over bytes, so that every text has ids; special tokens are added behind its vocabulary."""
+    """A BPE over bytes, so every text has ids; special tokens follow its vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -168,9 +168,9 @@ def save_model(folder: Path, model_class, config) -> Path:
 
 
 def random_model(build: Callable[[], Any]):
-    """The model that `build` makes, the same one on every call; the caller's random state is left as it was.
+    """The model that `build` makes, the same on every call; the caller's random state does not change.
 
-    Matrices are ten times wider than usual: with tied embeddings and layers that do little, a model only repeats its input.
+    Matrices are ten times larger than usual: with tied embeddings and small layers, a model would only repeat its input.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Training runs of some twenty steps, committed: a test that differs from them has found a change of the training itself.
+"""Committed training runs of some twenty steps: a test that differs from them shows that training itself has changed.
 
-When such a change is meant (another version of torch, transformers, trl or peft, say), write the file anew and look at its diff:
+If the change is intended (a new version of torch, transformers, trl or peft, say), rewrite the file and check its diff:
 
-    REGENERATE_TRAJECTORIES=1 python -m pytest tests/test_sft.py tests/test_dpo.py -k trajectory
+    REGENERATE_TRAJECTORIES=1 python -m pytest tests/stages/test_sft.py tests/stages/test_dpo.py -k trajectory
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 
 
 def settings(stage: str) -> dict[str, Any]:
-    """Every parameter that the curve of a stage depends on, so that tuning params.yaml moves none."""
+    """All parameters that a stage's curve depends on, so a change of params.yaml does not change it."""
     schedule = {"num_train_epochs": 2, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "weight_decay": 0.01}
     rest = {"max_grad_norm": 1, "logging_steps": 1, "eval_steps": 1000}
     hardware = {"learning_rate": 0.01, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
@@ -37,7 +37,7 @@ def points(log_history: list[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def check(name: str, log_history: list[dict[str, float]]) -> None:
-    """Fails where a run leaves the committed one by more than a ten-thousandth; see above for how to write it anew."""
+    """Fails if a run differs from the committed one by more than TOLERANCE; the module's docstring says how to rewrite it."""
     found = points(log_history)
     committed = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     if os.environ.get("REGENERATE_TRAJECTORIES"):

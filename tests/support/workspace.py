@@ -1,12 +1,12 @@
-"""A temporary copy of the repository's shape in which stages run in process, with a tiny model and a dozen rows a file.
+"""A temporary workspace with the repository's layout, in which stages run in process on a tiny model and a dozen rows per file.
 
     workspace = Workspace(tmp_path, monkeypatch, model="gpt2", **{"sft.num_train_epochs": 2})
     workspace.run("prepare")
     workspace.params["dpo.beta"] = 0.2
     workspace.run("generate", "base")
 
-`model` is a name of tiny_models.BUILDERS or a folder with a checkpoint; a copy of it stands at `models/base/weights`, which the
-entry `mini` of params.yaml names. The current directory is the workspace until the test ends. Files are read with plain paths.
+`model` is a name of tiny_models.BUILDERS or a folder with a checkpoint; its copy is in `models/base/weights`, which the
+entry `mini` of params.yaml names. The workspace is the current directory until the test ends, so tests use relative paths.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMES = {"sft": "sft_examples", "pairs": "dpo_pairs", "eval": "eval_prompts", "c
 RAW = {kind: f"data/raw/{name}.jsonl" for kind, name in NAMES.items()}
 WORDS = ["mean", "median", "mode", "range", "variance", "sample", "event", "outcome", "sum", "product", "chance", "bias"]
 
-# Small enough for a second or two a stage; every test may override what it is about.
+# Small enough for a second or two per stage; a test overrides the values that it is about.
 SMALL = {
     "model": "mini",
     "models.mini.path": WEIGHTS,
@@ -55,7 +55,7 @@ SMALL = {
 
 
 class Params:
-    """The workspace's params.yaml by dotted keys; every change is written at once."""
+    """The workspace's params.yaml by dotted keys; it writes every change at once."""
 
     def __init__(self, path: Path, source: Path) -> None:
         self.path = path
@@ -84,7 +84,7 @@ class Params:
 
 
 def with_entry(params: StageParams, **changes: Any) -> StageParams:
-    """The parameters with other values in the model's entry; a dictionary changes keys of a section of it."""
+    """The parameters with changed values in the model's entry; a dictionary changes keys of one of its sections."""
     entry = params.model_entry
     whole = {
         key: getattr(entry, key).model_copy(update=value) if isinstance(value, dict) else value for key, value in changes.items()
@@ -107,7 +107,7 @@ class Workspace:
 
     @classmethod
     def reopen(cls, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-        """The workspace that `folder` (a copy of another one) holds already."""
+        """The workspace in `folder`, which is a copy of another one."""
         workspace = cls.__new__(cls)
         workspace._enter(folder, monkeypatch)
         workspace.params = Params(folder / "params.yaml", folder / "params.yaml")
@@ -115,7 +115,7 @@ class Workspace:
 
     @classmethod
     def copy(cls, source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-        """A copy of the workspace that `source` holds."""
+        """A copy of the workspace in `source`."""
         return cls.reopen(shutil.copytree(source, folder, dirs_exist_ok=True), monkeypatch)
 
     def _enter(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,14 +127,14 @@ class Workspace:
         monkeypatch.setattr(socket.socket, "connect", refuse)
 
     def run(self, stage: str, *arguments: str) -> Run:
-        """Runs a stage's own `main` under a record, as its script does, and returns the record."""
+        """Runs a stage's `main` with a record, as its script does, and returns the record."""
         run = Run("@".join([stage, *arguments]))
         importlib.import_module(stage).main(run, *arguments)
         run.finish("completed")
         return run
 
     def run_all(self) -> None:
-        """The five stages in order."""
+        """Runs the five stages in order."""
         for stage in ("prepare", "sft", "dpo"):
             self.run(stage)
         for model in ("base", "sft", "dpo"):
@@ -155,13 +155,13 @@ class Workspace:
         return json.loads((self.folder / path).read_text(encoding="utf-8"))
 
     def files(self) -> set[str]:
-        """Every file as a relative path; left out are the base, locks, and the run records, whose names hold the time."""
+        """Relative paths of all files except the base, locks, and run records, whose names hold the time."""
         paths = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
         return {path for path in paths if not path.startswith((WEIGHTS, "experiments/", ".cache/"))}
 
 
 def checkpoint(name: str) -> Path:
-    """A checkpoint that a session builds once; take a copy to change it."""
+    """A checkpoint that is built once per session; copy it before you change it."""
     return shelf.built(f"checkpoint-{name}", BUILDERS[name])
 
 

@@ -1,4 +1,4 @@
-"""A killed training goes on and ends with the same bytes; what is damaged, locked, old or another run's is told apart."""
+"""Checkpoints: a killed training resumes and ends with the same bytes; damage, locks, and old and foreign checkpoints."""
 
 import csv
 import json
@@ -18,6 +18,7 @@ from support import killed, shelf
 from support.workspace import REPOSITORY, Workspace
 
 from aligner.run.errors import InputError
+from aligner.run.params import Dpo, StageParams
 from aligner.run.stage import RESTORE
 from aligner.training import checkpoints
 
@@ -28,7 +29,7 @@ KILLS = 10
 
 @pytest.fixture(scope="module")
 def whole():
-    """A folder in which both stages ran to their end, uninterrupted: the bytes to compare with."""
+    """A folder in which both stages ran to their end without interruption: the bytes to compare with."""
     return shelf.built("trained", run_to_the_end)
 
 
@@ -40,7 +41,7 @@ def run_to_the_end(folder):
 
 @pytest.fixture
 def again(whole, tmp_path):
-    """Makes a copy of that folder, elsewhere, in which a stage has yet to run."""
+    """Makes a copy of that folder, without the outputs of a stage."""
 
     def copy(stage):
         folder = tmp_path / f"{stage} again"
@@ -58,13 +59,17 @@ def said(folder):
 
 
 def steps_of(folder, stage):
-    """The steps after which the run in `folder` has whole checkpoints."""
+    """The steps of the intact checkpoints of the run in `folder`."""
     run = killed.run_folder(folder, stage)
-    return [checkpoints._step(path) for path in checkpoints._steps(run) if checkpoints.damage(path) is None] if run else []
+    return (
+        [checkpoints.step_of(path) for path in checkpoints.finished_checkpoints(run) if checkpoints.find_damage(path) is None]
+        if run
+        else []
+    )
 
 
 def stop(stage, folder, signum=signal.SIGTERM):
-    """Starts a stage and sends a signal once it has two checkpoints; its exit code."""
+    """Starts a stage, sends a signal once it has two checkpoints, and returns its exit code."""
     process = killed.start(stage, folder, slowly=0.01)
     killed.wait_for(lambda: len(steps_of(folder, stage)) == 2, process)
     os.kill(process.pid, signum)
@@ -89,7 +94,7 @@ def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_bytes(whole, 
 
 @pytest.mark.slow
 def test_what_is_resumed_is_hard_to_resume(whole):
-    """Dropout, an epoch that ends in the middle, logs between whose lines a run may end, and a model that learns."""
+    """It has dropout, an epoch that ends in the middle, interruptions between two lines of the log, and a model that learns."""
     (record,) = (json.loads(path.read_text()) for path in (whole / "experiments").glob("sft-*.json"))
     assert record["params"]["lora"]["lora_dropout"] > 0 and record["earlier_steps"] == 0
     assert record["params"]["sft"]["train_sampling_strategy"] == "batch_rebalance"
@@ -110,7 +115,7 @@ def test_what_is_resumed_is_hard_to_resume(whole):
     ],
 )
 def test_a_run_goes_on_from_any_step(whole, tmp_path, monkeypatch, stage, changes):
-    """Within an epoch, at its end, at a line of the log and between two of them, and before the last step."""
+    """Within an epoch, at its end, at a line of the log, between two lines, and before the last step."""
     workspace = Workspace.reopen(shutil.copytree(whole, tmp_path / "run"), monkeypatch)
     workspace.params.update(changes)
     workspace.run(stage)
@@ -139,7 +144,7 @@ def every_step(monkeypatch):
     monkeypatch.setattr(checkpoints, "SHARE", 1e9)
 
 
-# ---- Being asked to stop --------------------------------------------------------------------------------------------
+# ---- Interruptions --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -149,12 +154,12 @@ def test_sigterm_and_ctrl_c_save_the_step_and_say_how_to_go_on(whole, again, sta
     assert stop(stage, folder, signum) == 130
     *_, noticed, last = said(folder).splitlines()
     step, steps = steps_of(folder, stage)[-1], killed.steps_of_curve(whole, stage)
-    assert noticed == f"{stage}: this step is finished and saved first; once more stops at once"
-    assert last == f"{stage}: interrupted; step {step} of {steps} is saved. Go on: dvc repro   (or back: {RESTORE})"
+    assert noticed == f"{stage}: finishing and saving this step; interrupt again to stop at once"
+    assert last == f"{stage}: interrupted; step {step} of {steps} is saved. Resume: dvc repro   (or undo: {RESTORE})"
     (record,) = (json.loads(path.read_text()) for path in (folder / "experiments").iterdir())
     assert (record["state"], record["reason"]) == ("interrupted", f"step {step} of {steps} is saved")
     assert killed.finish(killed.start(stage, folder)) == 0
-    assert f"{stage}: goes on after step {step}" in said(folder)
+    assert f"{stage}: resumes after step {step}" in said(folder)
     assert killed.outputs(folder, stage) == killed.outputs(whole, stage)
 
 
@@ -197,29 +202,29 @@ def run_a_few_steps(folder):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_damage_of_every_file_is_seen(stopped, tmp_path, damage):
-    newest = checkpoints._steps(killed.run_folder(stopped, "sft"))[-1]
-    assert {path.name for path in newest.iterdir()} == FILES and checkpoints.damage(newest) is None
+    newest = checkpoints.finished_checkpoints(killed.run_folder(stopped, "sft"))[-1]
+    assert {path.name for path in newest.iterdir()} == FILES and checkpoints.find_damage(newest) is None
     for name in sorted(FILES):
         copy = shutil.copytree(newest, tmp_path / name / newest.name)
         DAMAGES[damage](copy / name)
-        assert (problem := checkpoints.damage(copy)) is not None, f"{name}, {damage}"
+        assert (problem := checkpoints.find_damage(copy)) is not None, f"{name}, {damage}"
         assert name in problem or name == "SHA256SUMS"
 
 
 def test_sums_must_be_those_of_every_file(stopped, tmp_path):
-    copy = shutil.copytree(checkpoints._steps(killed.run_folder(stopped, "sft"))[-1], tmp_path / "step-1")
+    copy = shutil.copytree(checkpoints.finished_checkpoints(killed.run_folder(stopped, "sft"))[-1], tmp_path / "step-1")
     lines = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
     (copy / "SHA256SUMS").write_text("".join(lines[:-1]))
-    assert checkpoints.damage(copy) == "trainer_state.json has other bytes than were written"
+    assert checkpoints.find_damage(copy) == "trainer_state.json does not hold the bytes that were written"
 
 
 def test_sums_of_nothing_are_no_checkpoint(tmp_path):
     (tmp_path / "SHA256SUMS").write_bytes(b"")
-    assert checkpoints.damage(tmp_path) == "progress.json is missing"
+    assert checkpoints.find_damage(tmp_path) == "progress.json is missing"
 
 
 def test_sums_are_those_of_sha256sum(stopped):
-    newest = checkpoints._steps(killed.run_folder(stopped, "sft"))[-1]
+    newest = checkpoints.finished_checkpoints(killed.run_folder(stopped, "sft"))[-1]
     if shutil.which("sha256sum") is None:
         pytest.skip("no sha256sum here")
     assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=newest).returncode == 0
@@ -229,23 +234,23 @@ def test_sums_are_those_of_sha256sum(stopped):
 @pytest.mark.parametrize("damage", [*DAMAGES, "both"])
 def test_the_checkpoint_before_a_damaged_one_is_taken(whole, stopped, tmp_path, damage):
     folder = shutil.copytree(stopped, tmp_path / "run")
-    before, newest = checkpoints._steps(killed.run_folder(folder, "sft"))
+    before, newest = checkpoints.finished_checkpoints(killed.run_folder(folder, "sft"))
     for path in (before, newest) if damage == "both" else (newest,):
         DAMAGES.get(damage, flip)(path / "optimizer.pt")
     assert killed.finish(killed.start("sft", folder, seconds=1000)) == 0
     assert f"{newest.name} is damaged (optimizer.pt" in said(folder)
-    assert ("goes on after" in said(folder)) == (damage != "both")
-    assert (f"goes on after step {checkpoints._step(before)}, " in said(folder)) == (damage != "both")
+    assert ("resumes after" in said(folder)) == (damage != "both")
+    assert (f"resumes after step {checkpoints.step_of(before)}, " in said(folder)) == (damage != "both")
     assert killed.outputs(folder, "sft") == killed.outputs(whole, "sft")
 
 
 def test_no_pickle_of_a_checkpoint_can_run_code(stopped, tmp_path):
-    """Whoever can write a checkpoint and its sums gets a refusal, not a shell."""
+    """Whoever can write a checkpoint and its sums still cannot run code."""
     import pickle
     import zipfile
 
     folder = shutil.copytree(stopped, tmp_path / "run")
-    newest = checkpoints._steps(killed.run_folder(folder, "sft"))[-1]
+    newest = checkpoints.finished_checkpoints(killed.run_folder(folder, "sft"))[-1]
 
     class Bomb:
         def __reduce__(self):
@@ -254,11 +259,9 @@ def test_no_pickle_of_a_checkpoint_can_run_code(stopped, tmp_path):
     with zipfile.ZipFile(newest / "optimizer.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Bomb(), protocol=2))
         archive.writestr("archive/version", "3\n")
-    sums = "".join(
-        f"{checkpoints._sha256(path)}  {path.name}\n" for path in sorted(newest.iterdir()) if path.name != "SHA256SUMS"
-    )
+    sums = "".join(f"{checkpoints.sha256(path)}  {path.name}\n" for path in sorted(newest.iterdir()) if path.name != "SHA256SUMS")
     (newest / "SHA256SUMS").write_text(sums)
-    assert checkpoints.damage(newest) is None
+    assert checkpoints.find_damage(newest) is None
     assert killed.finish(killed.start("sft", folder)) == 1
     assert "Weights only load failed" in said(folder) and not (folder / "exploded").exists()
 
@@ -272,7 +275,7 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(whole, tmp_pat
     folder = shutil.copytree(whole, tmp_path / "run")
     workspace = Workspace.reopen(folder, monkeypatch)
     every_step(monkeypatch)
-    sync = checkpoints._sync
+    sync = checkpoints.sync
 
     def full_at_step_5(path):
         if path.name == "step-5.unfinished":
@@ -280,12 +283,12 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(whole, tmp_pat
         sync(path)
 
     with monkeypatch.context() as patch, pytest.raises(InputError) as told:
-        patch.setattr(checkpoints, "_sync", full_at_step_5)
+        patch.setattr(checkpoints, "sync", full_at_step_5)
         workspace.run(stage)
     path = killed.run_folder(folder, stage).relative_to(folder) / "step-5"
     assert str(told.value) == (
-        f"checkpoint {path} could not be written (No space left on device); the one of step 4 is kept. Make room there, "
-        "then: dvc repro"
+        f"checkpoint {path} could not be written (No space left on device); the checkpoint of step 4 is kept. "
+        "Free some space, then: dvc repro"
     )
     assert killed.checkpoint_names(folder, stage) == {"step-3", "step-4"} and steps_of(folder, stage) == [3, 4]
     workspace.run(stage)
@@ -295,10 +298,10 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(whole, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("largest", [8_000, 40_000])
 def test_a_write_that_the_system_refuses_is_one_message(again, largest):
-    """Files may not grow beyond a limit: what safetensors and torch then say is no OSError."""
+    """With a limit on file sizes, safetensors and torch raise errors that are not OSError."""
     folder = again("sft")
     assert killed.finish(killed.start("sft", folder, largest=largest)) == 1
-    assert "could not be written (" in said(folder) and "there is none yet. Make room there" in said(folder)
+    assert "could not be written (" in said(folder) and "there is no earlier one. Free some space" in said(folder)
     assert "Traceback" not in said(folder) and killed.checkpoint_names(folder, "sft") == set()
 
 
@@ -307,7 +310,7 @@ def test_a_write_that_the_system_refuses_is_one_message(again, largest):
 HOLD = """
 import sys, time
 from pathlib import Path
-from aligner import checkpoints
+from aligner.training import checkpoints
 with checkpoints.alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -316,7 +319,7 @@ with checkpoints.alone(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds a lock: the lock and the process."""
+    """A lock, and the process that holds it."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run.lock")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -327,10 +330,10 @@ def holder(tmp_path):
 
 def test_a_lock_tells_who_holds_it(holder, monkeypatch):
     lock, process = holder
-    monkeypatch.setattr(checkpoints, "PATIENCE", 0.1)
+    monkeypatch.setattr(checkpoints, "LOCK_TIMEOUT", 0.1)
     with pytest.raises(InputError) as told, checkpoints.alone(lock):
         pass
-    assert f"already: pid {process.pid} on {platform.node()}, since 20" in str(told.value)
+    assert f"is training this stage: pid {process.pid} on {platform.node()}, since 20" in str(told.value)
     assert "dvc repro" in str(told.value)
 
 
@@ -358,13 +361,13 @@ def test_a_second_trainer_of_the_stage_is_kept_out_whatever_its_parameters(again
     os.kill(first.pid, signal.SIGSTOP)
     (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("weight_decay: 0.01", "weight_decay: 0.2"))
     assert killed.finish(killed.start("sft", folder)) == 1
-    assert f"sft: another process trains this already: pid {first.pid} on " in said(folder)
+    assert f"sft: another process is training this stage: pid {first.pid} on " in said(folder)
     first.kill()
     first.join()
-    assert killed.finish(killed.start("sft", folder)) == 0 and "goes on" not in said(folder)
+    assert killed.finish(killed.start("sft", folder)) == 0 and "resumes" not in said(folder)
 
 
-# ---- Which run it is ------------------------------------------------------------------------------------------------
+# ---- The identity of a run ------------------------------------------------------------------------------------------------
 
 
 def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
@@ -378,11 +381,11 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SOURCE", tmp_path / "src")
 
     def now(stage="sft", names=("rows.jsonl", "adapter"), beta=0.1):
-        params = SimpleNamespace(dpo=SimpleNamespace(beta=beta), seed=17)
-        return checkpoints.fingerprint(stage, [Path(name) for name in names], params=params)
+        params = StageParams.model_construct(dpo=Dpo.model_construct(beta=beta), seed=17)
+        return checkpoints.run_fingerprint(stage, [Path(name) for name in names], params=params)
 
     found = [now(), now("dpo"), now(names=["rows.jsonl"]), now(beta=0.2), now(beta="0.1")]
-    for path in ("rows.jsonl", "adapter/weights", "src/sft.py", "src/aligner/training.py", "src/aligner/chat.py"):
+    for path in ("rows.jsonl", "adapter/weights", "src/sft.py", "src/aligner/training/loop.py", "src/aligner/model/chat.py"):
         Path(path).write_text(Path(path).read_text(encoding="utf-8") + "\n", encoding="utf-8")
         found.append(now())
     Path("adapter/weights").rename("adapter/weights.bin")
@@ -400,7 +403,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
             found.append(now())
     assert len(set(found)) == len(found)
     assert now() == now() == found[10]
-    for path in ("src/aligner/page.py", "src/dpo.py", "src/aligner/run/imports.py"):  # sft's outputs need none
+    for path in ("src/aligner/report/page.py", "src/dpo.py", "src/aligner/run/imports.py"):  # sft's outputs depend on none
         Path(path).write_text(Path(path).read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert now() == found[10]
 
@@ -408,7 +411,7 @@ def test_whatever_determines_a_run_is_in_its_fingerprint(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_names_its_run_by_parameters_data_base_and_adapter(whole, tmp_path, monkeypatch, stage):
-    """And not by the folder it runs in."""
+    """The folder in which it runs does not matter."""
     names = [name_of_run(whole, tmp_path / "same", monkeypatch, stage), name_of_run(whole, tmp_path / "else", monkeypatch, stage)]
     assert names[0] == names[1]
 
@@ -429,7 +432,7 @@ def test_a_stage_names_its_run_by_parameters_data_base_and_adapter(whole, tmp_pa
 
 
 class Named(Exception):
-    """Carries the name of a run out of a stage before it trains."""
+    """Carries the name of a run out of a stage before training."""
 
 
 def name_of_run(whole, folder, monkeypatch, stage, change=lambda workspace: None):
@@ -438,17 +441,17 @@ def name_of_run(whole, folder, monkeypatch, stage, change=lambda workspace: None
 
     workspace = Workspace.reopen(shutil.copytree(whole, folder), monkeypatch)
     change(workspace)
-    monkeypatch.setattr(checkpoints, "keep", keep)
+    monkeypatch.setattr(checkpoints, "locked", keep)
     with pytest.raises(Named) as named:
         workspace.run(stage)
     return str(named.value)
 
 
-# ---- What stays and what goes ---------------------------------------------------------------------------------------
+# ---- What is kept and what is deleted ---------------------------------------------------------------------------------------
 
 
 def runs(folder, ages):
-    """Folders of runs whose last checkpoint is so many days old."""
+    """Makes folders of runs whose last checkpoint has the given age in days."""
     for name, days in ages.items():
         (folder / name / "step-1").mkdir(parents=True)
         os.utime(folder / name, (time.time() - days * 86400,) * 2)
@@ -467,7 +470,7 @@ def test_the_newest_runs_of_two_weeks_stay(tmp_path):
 
 def test_a_run_that_somebody_trains_stays_however_old(holder, monkeypatch):
     lock, process = holder
-    monkeypatch.setattr(checkpoints, "PATIENCE", 0.1)
+    monkeypatch.setattr(checkpoints, "LOCK_TIMEOUT", 0.1)
     runs(lock.parent, {"run": 99, "other": 99})
     checkpoints.clean_up(lock.parent / "own")
     assert lock.with_suffix("").is_dir() and not (lock.parent / "other").exists()
@@ -483,22 +486,22 @@ def test_checkpoints_go_when_the_outputs_are_written_and_stay_otherwise(tmp_path
     (tmp_path / "copy").mkdir()
     monkeypatch.chdir(tmp_path / "copy")
     folder = tmp_path / "main/.cache/checkpoints/sft/name"
-    with pytest.raises(ZeroDivisionError), checkpoints.keep("sft", "name") as kept:
+    with pytest.raises(ZeroDivisionError), checkpoints.locked("sft", "name") as kept:
         assert kept.folder == folder
         (folder / "step-1").mkdir(parents=True)
         raise ZeroDivisionError
     assert (folder / "step-1").is_dir()
-    with checkpoints.keep("sft", "name"):
+    with checkpoints.locked("sft", "name"):
         pass
     assert not folder.exists() and list(folder.parent.iterdir()) == []
 
 
 def test_two_checkpoints_are_kept(stopped):
-    assert len(steps_of(stopped, "sft")) == checkpoints.KEPT == 2
+    assert len(steps_of(stopped, "sft")) == checkpoints.KEPT_CHECKPOINTS == 2
 
 
 def test_writing_takes_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
-    """A checkpoint that takes 2 s to write comes every 200 s, one that takes 0.1 s every 30 s."""
+    """A checkpoint that takes 2 s is written every 200 s, one that takes 0.1 s every 30 s."""
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     kept = checkpoints.Checkpoints("sft", tmp_path)
@@ -509,8 +512,8 @@ def test_writing_takes_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
             clock[0] += seconds
 
         monkeypatch.setattr(checkpoints, "write", write)
-        kept._save(SimpleNamespace(state=SimpleNamespace(global_step=1, max_steps=9)))
-        assert kept._next == pytest.approx(started + next_one)
+        kept.save(SimpleNamespace(state=SimpleNamespace(global_step=1, max_steps=9)))
+        assert kept.next_due == pytest.approx(started + next_one)
 
 
 # ---- dvc itself -----------------------------------------------------------------------------------------------------
@@ -518,7 +521,7 @@ def test_writing_takes_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
 
 @pytest.fixture
 def repository(again):
-    """A Git and DVC repository with the real sft stage alone; there, checkpoints are written at every step."""
+    """A Git and DVC repository with the real sft stage only, which writes a checkpoint at every step."""
     folder = again("sft")
     shutil.copytree(REPOSITORY / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".dvc/config", ".dvcignore", ".gitignore", "requirements.txt"):
@@ -527,7 +530,7 @@ def repository(again):
     pipeline = YAML(typ="safe", pure=True).load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
     with (folder / "dvc.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe", pure=True).dump({"stages": {"sft": pipeline["stages"]["sft"]}}, file)
-    module = folder / "src/aligner/checkpoints.py"
+    module = folder / "src/aligner/training/checkpoints.py"
     text = module.read_text(encoding="utf-8").replace("SECONDS = 30.0", "SECONDS = 0.0").replace("SHARE = 0.01", "SHARE = 1e9")
     module.write_text(text, encoding="utf-8")
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
@@ -549,25 +552,25 @@ def dvc_repro(folder):
 
 @pytest.mark.slow
 def test_a_killed_dvc_leaves_a_training_that_keeps_a_second_one_out(whole, repository):
-    """The child of a killed dvc lives on. The next dvc repro is told who trains; when that one is gone, it goes on from there."""
+    """The child of a killed dvc survives. The next dvc repro names the process that trains; after its end, a third resumes."""
     first = dvc_repro(repository)
     deadline = time.monotonic() + 900
     while not steps_of(repository, "sft"):
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.01)
     child = int((repository / ".cache/checkpoints/sft.holder").read_text().split()[1])
-    os.kill(child, signal.SIGSTOP)  # it would be through before the second one has begun
+    os.kill(child, signal.SIGSTOP)  # else it would finish before the second one begins
     first.kill()
     first.wait()
 
     second = dvc_repro(repository)
     shown = second.communicate(timeout=900)[0]
     assert second.returncode != 0 and "Traceback" not in shown
-    assert f"sft: another process trains this already: pid {child} on {platform.node()}, since " in shown
+    assert f"sft: another process is training this stage: pid {child} on {platform.node()}, since " in shown
 
     os.kill(child, signal.SIGKILL)
     third = dvc_repro(repository)
     shown = third.communicate(timeout=900)[0]
     assert third.returncode == 0, shown
-    assert "sft: goes on after step" in shown
+    assert "sft: resumes after step" in shown
     assert killed.outputs(repository, "sft") == killed.outputs(whole, "sft")

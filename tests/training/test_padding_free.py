@@ -1,4 +1,4 @@
-"""The fast path computes what trl and peft compute: log-probabilities, metrics and gradients, over several architectures."""
+"""The padding-free forward computes what trl and peft compute: log-probabilities, metrics and gradients."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def folder(request):
     return checkpoint(request.param)
 
 
-def policy(folder, fast: bool, pairs: bool = False, dropout: float = 0.0, attention: str = "sdpa", checkpointing: bool = False):
-    """A model under a random adapter with trl's head, and with the fast path on top where wanted."""
+def policy(
+    folder, unpadded: bool, pairs: bool = False, dropout: float = 0.0, attention: str = "sdpa", checkpointing: bool = False
+):
+    """A model with a random adapter and trl's head, and with the padding-free forward if `unpadded`."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
@@ -38,10 +40,10 @@ def policy(folder, fast: bool, pairs: bool = False, dropout: float = 0.0, attent
     torch.manual_seed(3)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(base, config)
-    if fast:
-        padding_free.merge_products(model)
+    if unpadded:
+        padding_free.merge_lora_forward(model)
         padding_free.unpad(SimpleNamespace(model=model, args=SimpleNamespace(gradient_checkpointing=checkpointing)), pairs)
-    return model.eval()  # without the dropout that GPT-2 has of its own; gradients are there all the same
+    return model.eval()  # without GPT-2's own dropout; gradients are still computed
 
 
 def batch(prompts, answers):
@@ -69,7 +71,7 @@ PAIRS = batch(PROMPTS * 2, ANSWERS + OTHERS)
 
 
 def run(model, inputs):
-    """Everything that trl reads of a forward pass, and the gradients of a loss that weighs every position differently."""
+    """The values that trl reads from a forward pass, and the gradients of a loss with a different weight for each position."""
     output = model(**inputs, use_cache=False, fused_lm_head=True)
     weights = torch.linspace(0.5, 1.5, output.log_probs.numel()).view_as(output.log_probs)
     (output.log_probs * weights).sum().backward()
@@ -78,7 +80,7 @@ def run(model, inputs):
 
 
 def assert_alike(one, other):
-    """Equal but for the last bits: differences below a hundred-thousandth of the largest value."""
+    """Asserts that differences are at most 1e-5 of the largest value."""
     (fields, gradients), (other_fields, other_gradients) = one, other
     assert gradients.keys() == other_gradients.keys() and gradients
     for name, value in {**fields, **gradients}.items():
@@ -92,11 +94,11 @@ def assert_alike(one, other):
 def test_outputs_and_gradients_are_those_of_trl_and_peft(folder, pairs, head_rows, monkeypatch):
     monkeypatch.setattr(padding_free, "HEAD_ROWS", head_rows)
     inputs = PAIRS if pairs else SINGLE
-    assert_alike(run(policy(folder, fast=True, pairs=pairs), inputs), run(policy(folder, fast=False), inputs))
+    assert_alike(run(policy(folder, unpadded=True, pairs=pairs), inputs), run(policy(folder, unpadded=False), inputs))
 
 
 def test_llamas_run_as_fused_layers_and_others_as_modules(folder):
-    model = policy(folder, fast=True).get_base_model()
+    model = policy(folder, unpadded=True).get_base_model()
     assert llama_layer.can_fuse(model) == (type(model).__name__ == "LlamaForCausalLM")
 
 
@@ -104,24 +106,24 @@ def test_llamas_run_as_fused_layers_and_others_as_modules(folder):
 def test_attention_weights_of_long_sequences_are_computed_again(folder, pairs, monkeypatch):
     inputs, expected = (PAIRS if pairs else SINGLE), []
     for kept in (0, 512):
-        monkeypatch.setattr(llama_layer, "KEPT", kept)
-        expected.append(run(policy(folder, fast=True, pairs=pairs), inputs))
+        monkeypatch.setattr(llama_layer, "LONGEST_STORED", kept)
+        expected.append(run(policy(folder, unpadded=True, pairs=pairs), inputs))
     assert all(torch.equal(value, expected[1][1][name]) for name, value in expected[0][1].items())
 
 
 @pytest.mark.parametrize("pairs", [False, True], ids=["rows", "pairs"])
 def test_measures_without_gradients_are_those_of_trl_and_peft(folder, pairs):
     inputs = PAIRS if pairs else SINGLE
-    found = padding_free.measure(policy(folder, fast=False), *inputs.values(), pairs=pairs)
+    found = padding_free.token_logps(policy(folder, unpadded=False), *inputs.values(), pairs=pairs)
     with torch.no_grad():
-        expected = policy(folder, fast=False)(**inputs, use_cache=False, fused_lm_head=True)
+        expected = policy(folder, unpadded=False)(**inputs, use_cache=False, fused_lm_head=True)
     torch.testing.assert_close(found[0], expected.log_probs, rtol=1e-5, atol=1e-5)
     assert torch.equal(found[1].bool(), expected.is_top1.bool()) and not found[0].requires_grad
 
 
 def test_gradients_are_the_same_bits_on_every_run(folder):
-    """On two threads: nothing is added up in the order in which threads happen to come."""
-    model, found, before = policy(folder, fast=True, pairs=True), [], torch.get_num_threads()
+    """On two threads: no sum depends on the order in which threads finish."""
+    model, found, before = policy(folder, unpadded=True, pairs=True), [], torch.get_num_threads()
     torch.set_num_threads(2)
     for _ in range(5):
         model.zero_grad(set_to_none=True)
@@ -131,49 +133,49 @@ def test_gradients_are_the_same_bits_on_every_run(folder):
 
 
 def test_a_layer_sees_each_token_once(folder):
-    model, seen = policy(folder, fast=True, pairs=True), []
+    model, seen = policy(folder, unpadded=True, pairs=True), []
     model.get_input_embeddings().register_forward_pre_hook(lambda layer, inputs: seen.append(tuple(inputs[0].shape)))
     run(model, PAIRS)
     assert seen == [(1, sum(map(len, PROMPTS + ANSWERS + OTHERS)))]
 
 
 def test_prompts_of_a_pair_that_differ_are_both_read(folder):
-    """Also where one is as long as the other, or its beginning."""
+    """Even if one is as long as the other, or a prefix of it."""
     altered = [PROMPTS[0][:-1] + [61], PROMPTS[1], PROMPTS[2][:5], [*PROMPTS[3], 9]]
     inputs = batch(PROMPTS + altered, ANSWERS + OTHERS)
-    assert_alike(run(policy(folder, fast=True, pairs=True), inputs), run(policy(folder, fast=False), inputs))
+    assert_alike(run(policy(folder, unpadded=True, pairs=True), inputs), run(policy(folder, unpadded=False), inputs))
 
 
 def test_dropout_stays_pefts(folder):
-    """With dropout the merged product would be another function; without padding the model still trains."""
-    model = policy(folder, fast=True, dropout=0.5).train()
+    """With dropout the merged product would be a different function; the padding-free forward still trains."""
+    model = policy(folder, unpadded=True, dropout=0.5).train()
     first, second = (run(model, SINGLE)[0]["log_probs"] for _ in range(2))
     assert not torch.equal(first, second)
     model.eval()
     model.zero_grad()
-    assert_alike(run(model, SINGLE), run(policy(folder, fast=False), SINGLE))
+    assert_alike(run(model, SINGLE), run(policy(folder, unpadded=False), SINGLE))
 
 
 def test_what_is_measured_is_what_peft_gives(folder):
-    """Without gradients the stock forward runs, to the bit; a plain call is never touched."""
+    """Without gradients the stock forward runs, to the bit; a plain call is unchanged."""
     inputs = {key: value for key, value in SINGLE.items() if key != "labels"}
     with torch.no_grad():
-        fast, stock = (policy(folder, fast=wanted)(**inputs, use_cache=False).logits for wanted in (True, False))
-    assert torch.equal(fast, stock)
+        unpadded, stock = (policy(folder, unpadded=wanted)(**inputs, use_cache=False).logits for wanted in (True, False))
+    assert torch.equal(unpadded, stock)
 
 
 def test_a_model_with_its_adapter_off_is_the_base(folder):
-    model = policy(folder, fast=True)
+    model = policy(folder, unpadded=True)
     with model.disable_adapter():
         off = model(**SINGLE, use_cache=False, fused_lm_head=True).log_probs
-    other = policy(folder, fast=False)
+    other = policy(folder, unpadded=False)
     with other.disable_adapter():
         torch.testing.assert_close(off, other(**SINGLE, use_cache=False, fused_lm_head=True).log_probs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("reason", [{"attention": "eager"}, {"checkpointing": True}], ids=str)
 def test_what_does_not_fit_is_padded_as_ever(folder, reason, capsys):
-    assert_alike(run(policy(folder, fast=True, **reason), SINGLE), run(policy(folder, fast=False), SINGLE))
+    assert_alike(run(policy(folder, unpadded=True, **reason), SINGLE), run(policy(folder, unpadded=False), SINGLE))
     assert "padding_free: batches are padded, as in trl" in capsys.readouterr().err
 
 
@@ -191,8 +193,8 @@ def test_models_that_do_more_before_their_logits_do_not_fit():
 
 
 def test_low_precision_keeps_pefts_layers(folder):
-    model = policy(folder, fast=False).to(torch.bfloat16)
-    assert padding_free.merge_products(model) == 0
+    model = policy(folder, unpadded=False).to(torch.bfloat16)
+    assert padding_free.merge_lora_forward(model) == 0
 
 
 lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
@@ -201,7 +203,7 @@ lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1
 @settings(deadline=None, max_examples=60)
 @given(lengths)
 def test_every_token_has_its_place(shape):
-    """Whatever the lengths: reading the row of tokens through the slots gives the rectangle back, padding aside."""
+    """For all lengths: the slots map the row of tokens back to the rectangle, apart from padding."""
     prompts, chosen, rejected = zip(*[[some_ids(n, 7 * n + k) for k, n in enumerate(each)] for each in shape], strict=True)
     inputs = batch([*prompts, *prompts], [*chosen, *rejected])
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
@@ -214,7 +216,7 @@ def test_every_token_has_its_place(shape):
 
 # ---- Memory ---------------------------------------------------------------------------------------------------------
 
-# Pages that Linux had to find while tensors of 32 MB, 8,192 pages each, came and went 50 times.
+# Page faults while tensors of 32 MB, 8,192 pages each, are allocated and freed 50 times.
 FAULTS = """
 import resource, torch
 from aligner.model import runtime
@@ -232,7 +234,7 @@ print(faults() - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_memory_that_tensors_gave_back_is_kept():
     src = Path(runtime.__file__).parents[2]
     found = {}

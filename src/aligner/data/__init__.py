@@ -1,1 +1,1 @@
-"""In: files that people wrote. Out: rows of token ids, and a report of what the files are like."""
+"""In: data files that people wrote. Out: rows of token ids, and a report on the quality of the files."""

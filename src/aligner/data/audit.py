@@ -11,8 +11,7 @@ stays less than a kilobyte a row (digests, lengths, a MinHash signature of 256 b
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from itertools import chain
 from typing import Any
@@ -33,12 +32,12 @@ from aligner.data.near_duplicates import (
     near_duplicates,
     shingles,
 )
-from aligner.data.spool import Scratch
+from aligner.data.row_store import Scratch
 from aligner.intervals import tango_interval
 
 LISTED = 200
-SHOWN = 20
-SHOWN_CHARACTERS = 80
+ON_PAGE = 20
+ANSWER_CHARACTERS = 80
 DAMAGE = ("mojibake", "replacement_character", "control_character", "mixed_scripts")
 
 Parts = dict[str, list[str]]  # prompt, and answer or chosen and rejected -> texts, as written or as words joined by spaces
@@ -65,7 +64,7 @@ class Listed:
         return {"rows": self.count, "listed": self.entries}
 
 
-def parts_of(value: SftExample | PreferencePair) -> Parts:
+def texts_by_part(value: SftExample | PreferencePair) -> Parts:
     """The texts of a row by the place that they are trained in; earlier answers of a pair's conversation count as its prompt."""
     if isinstance(value, PreferencePair):
         return {"prompt": [text for _, text in value.prompt], "chosen": [value.chosen], "rejected": [value.rejected]}
@@ -76,16 +75,16 @@ def parts_of(value: SftExample | PreferencePair) -> Parts:
 class Audit:
     """One training file: told of every row as it passes, asked for the report at the end."""
 
-    def __init__(self, name: str, scratch: Scratch, prompts: EvalPrompts) -> None:
+    def __init__(self, name: str, scratch: Scratch, prompts: EvalPrompts, warnings: Mapping[str, Listed]) -> None:
         self.name = name
-        self.warnings: defaultdict[str, Listed] = defaultdict(Listed)
+        self.warnings = warnings
         self.too_long = Listed()
         self.lengths = array("L")
         self.trained_tokens = 0
         self.gaps = array("l")
         self.sides: dict[bool, array] = {False: array("Q"), True: array("Q")}
         self._prompts = prompts
-        self._texts = scratch.spool(f"{name}_texts")
+        self._texts = scratch.store(f"{name}_texts")
         self._signer = Signer()
         self._signatures = bytearray()
         self._digests = array("Q")
@@ -105,7 +104,7 @@ class Audit:
 
     def add(self, value: SftExample | PreferencePair, row: dict[str, Any], held_out: bool) -> None:
         """Takes a kept row: its texts, and the ids that prepare made of them."""
-        parts = {place: list(map(words, texts)) for place, texts in parts_of(value).items()}
+        parts = {place: list(map(words, texts)) for place, texts in texts_by_part(value).items()}
         for place, texts in parts.items():
             for text in texts:
                 self._prompts.look(f"{self.name} {place}", value.id, text)
@@ -129,6 +128,11 @@ class Audit:
             keys.append(digest([*joined["prompt"], *joined[place]]))
         if self._chosen[-1] == self._rejected[-1]:
             self._alike.add(id)
+
+    @property
+    def copies(self) -> int:
+        """Rows that were left out because an earlier row has the same token ids."""
+        return sum(map(len, self._copies.values()))
 
     # ---- At the end ------------------------------------------------------------------------------------------------
 
@@ -156,7 +160,7 @@ class Audit:
 
     def _tokens(self) -> dict[str, Any]:
         ordered = sorted(self.lengths)
-        found = {"median": median(ordered), "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
+        found: dict[str, Any] = {"median": median(ordered), "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
         if self.name == "sft":
             total = sum(ordered)
             found |= {"all": total, "supervised": self.trained_tokens}
@@ -170,9 +174,9 @@ class Audit:
     def _exact_duplicates(self) -> dict[str, Any]:
         groups = Listed()
         for number, copies in self._copies.items():
-            groups.add(sorted([self._texts[number][0], *copies])[:SHOWN])
+            groups.add(sorted([self._texts[number][0], *copies])[:ON_PAGE])
         found = groups.report()
-        return {"rows": sum(map(len, self._copies.values())), "groups": found["rows"], "listed": found["listed"]}
+        return {"rows": self.copies, "groups": found["rows"], "listed": found["listed"]}
 
     def _near_duplicates(self) -> dict[str, Any]:
         found = near_duplicates(self._signatures, self._digests, self._shingles)
@@ -212,7 +216,7 @@ class Audit:
         for key in both[:LISTED]:
             choosing, rejecting = (sorted(map(self._id, numbers[keys == key].tolist())) for keys in (chosen, rejected))
             answer = self._texts[int(numbers[chosen == key][0])][2]
-            listed.append({"chosen_by": choosing[:SHOWN], "rejected_by": rejecting[:SHOWN], "answer": answer})
+            listed.append({"chosen_by": choosing[:ON_PAGE], "rejected_by": rejecting[:ON_PAGE], "answer": answer})
         return {
             "pairs": int(involved.sum()),
             "mirrored_pairs": int(mirrored.sum()),
@@ -223,7 +227,9 @@ class Audit:
     def _length_bias(self) -> dict[str, Any]:
         """How far "the longer answer is the chosen one" is true, in tokens, ties as one half, with Tango's interval."""
         longer, tied = sum(gap > 0 for gap in self.gaps), sum(gap == 0 for gap in self.gaps)
-        low, high = tango_interval(longer, tied, len(self.gaps) - longer - tied)
+        interval = tango_interval(longer, tied, len(self.gaps) - longer - tied)
+        assert interval is not None  # prepare refuses a file without rows
+        low, high = interval
         return {
             "longer_is_chosen": round((longer + tied / 2) / len(self.gaps), 4),
             "low": round((1 + low) / 2, 4),
@@ -241,7 +247,7 @@ def median(ordered: list[int]) -> int:
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+    return text if len(text) <= ANSWER_CHARACTERS else text[:ANSWER_CHARACTERS] + "…"
 
 
 def shared_prompts(audits: Iterable[Audit]) -> int:

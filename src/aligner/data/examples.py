@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Messages = tuple[tuple[str, str], ...]  # (role, content) pairs; role is system, user or assistant
+from aligner.model.chat import Messages
 
 
 @dataclass(frozen=True, slots=True)
 class SftExample:
-    """A conversation to learn from: an optional system message, then user and assistant in turn, assistant last."""
+    """A conversation to train on: an optional system message, then user and assistant in turn, ending with the assistant."""
 
     id: str
     messages: Messages
@@ -33,7 +33,7 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """A prompt to be answered and scored; `keywords` and `forbidden` hold groups as written: a string or an object."""
+    """A prompt to answer and score; `keywords` and `forbidden` are keyword groups as written, each a string or an object."""
 
     id: str
     prompt: str
@@ -49,7 +49,7 @@ class EvalPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ConceptEntry:
-    """A concept of the catalogue, called by its name: its key ideas, as groups, and all that may rightly be said of it."""
+    """A concept of the catalogue, whose id is its name: its keyword groups, and a text of all that is true of it."""
 
     id: str
     keywords: tuple[str | dict, ...]

@@ -1,4 +1,4 @@
-"""The fields of a row: ids, texts and turns of a conversation, each with the reason when it is not valid."""
+"""Reads the fields of a row: ids, texts and the turns of a conversation. Each raises BadRow with the reason if it is invalid."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ CHAT_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class TurnStyle:
-    """How one turn of a conversation is written: its two keys, and what each role is called."""
+    """How a format writes one turn of a conversation: its two keys, and its names of the roles."""
 
     role_key: str
     text_key: str
     roles: dict[str, str]
 
 
-CHAT = TurnStyle("role", "content", CHAT_ROLES)
-SHAREGPT = TurnStyle("from", "value", {**CHAT_ROLES, "human": "user", "gpt": "assistant"})
+CHAT_TURNS = TurnStyle("role", "content", CHAT_ROLES)
+SHAREGPT_TURNS = TurnStyle("from", "value", {**CHAT_ROLES, "human": "user", "gpt": "assistant"})
 
 
 def row_id(row: dict, line: int, required: bool) -> str:
-    """The row's id, safe as a file name on every system; a row that needs none is called after its line."""
+    """The row's id, safe as a file name on every system; without an id, where none is required, `line-N`."""
     if "id" not in row:
         if required:
             raise BadRow("missing_id", "`id` is missing" + did_you_mean("id", row) + "; give every row its own id")
@@ -62,7 +62,7 @@ def required_text(row: dict, key: str) -> str:
 
 
 def optional_text(row: dict, key: str) -> str | None:
-    """The stripped text under `key`; None where the key is missing, null or blank."""
+    """The stripped text of `key`; None if the key is missing, null or blank."""
     value = row.get(key)
     if value is None or value == "" or type(value) is str and value.isspace():
         return None
@@ -70,7 +70,7 @@ def optional_text(row: dict, key: str) -> str | None:
 
 
 def text_of(value: object, name: str) -> str:
-    """`value` without surrounding white space, once it is a string with something to see."""
+    """`value` without surrounding white space; raises BadRow unless it is a string with a visible character."""
     if type(value) is not str:
         raise wrong_type(value, name, "a string")
     text = value.strip()
@@ -95,19 +95,18 @@ def one_turn(message: object, name: str, style: TurnStyle) -> tuple[str, str]:
     if type(message) is not dict:
         raise wrong_type(message, name, "an object")
     role, content = message.get(style.role_key), message.get(style.text_key)
-    plain_text = type(role) is str and role in style.roles and type(content) is str
-    if not plain_text or uses_tools(message):
+    if not (type(role) is str and role in style.roles and type(content) is str) or uses_tools(message):
         raise turn_fault(message, name, style)
     return style.roles[role], text_of(content, name)
 
 
 def uses_tools(message: dict) -> bool:
-    """Whether a message calls a tool or answers one; a key that is null or empty, as columnar exports write it, says nothing."""
+    """Whether a message calls a tool or answers one. Columnar exports write unused keys as null or empty; these do not count."""
     return not TOOL_KEYS.isdisjoint(message) and any(message.get(key) for key in TOOL_KEYS)
 
 
 def check_order(messages: Messages, name: str, last: str) -> None:
-    """Raises BadRow unless the roles are: system or not, then user, assistant, user, ..., ending with `last`."""
+    """Raises BadRow unless the roles are: an optional system, then user, assistant, user, ..., ending with `last`."""
     first = 1 if messages[0][0] == "system" else 0
     for index, (role, _) in enumerate(messages[first:]):
         if role != ("assistant" if index % 2 else "user"):
@@ -116,31 +115,31 @@ def check_order(messages: Messages, name: str, last: str) -> None:
         raise BadRow(f"ends_with_{messages[-1][0]}", f"`{name}` ends with {messages[-1][0]}, but must end with {last}")
 
 
-# ---- Warnings: rows that are kept, with something to look at --------------------------------------------------------
+# ---- Keys that look like a known one --------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=256)
 def nearest_key(key: str, known: frozenset[str]) -> str | None:
-    """The known key that `key` looks like a misspelling of. Similarity is difflib's ratio; at 0.82 uid is not id."""
+    """The known key that `key` seems to misspell. Similarity is difflib's ratio; with a cutoff of 0.82, uid is not id."""
     from difflib import get_close_matches
 
-    if plain(key) in known:
-        return plain(key)
-    return next(iter(get_close_matches(plain(key), sorted(known), n=1, cutoff=0.82)), None)
+    if plain_key(key) in known:
+        return plain_key(key)
+    return next(iter(get_close_matches(plain_key(key), sorted(known), n=1, cutoff=0.82)), None)
 
 
-def plain(key: str) -> str:
+def plain_key(key: str) -> str:
     return key.strip().strip("\ufeff").casefold()
 
 
-# ---- Diagnosis: only once something is wrong ------------------------------------------------------------------------
+# ---- Diagnosis of a faulty field ------------------------------------------------------------------------------------
 
 TOOL_KEYS = frozenset(("tool_calls", "function_call", "tool_call_id"))
 TOOL_ROLES = frozenset(("tool", "function", "function_call", "observation", "ipython", "tool_call", "tool_response"))
 
 
 def turn_fault(message: dict, name: str, style: TurnStyle) -> BadRow:
-    """Why a turn is no plain text of a system, a user or an assistant."""
+    """Why a turn is not plain text by a system, a user or an assistant."""
     role, content = message.get(style.role_key), message.get(style.text_key)
     for key in (style.role_key, style.text_key):
         if key not in message and not uses_tools(message):
@@ -175,10 +174,10 @@ def wrong_type(value: object, name: str, expected: str) -> BadRow:
 
 
 def did_you_mean(key: str, row: dict) -> str:
-    """The end of "`key` is missing": the key that was perhaps meant by it, or those that there are."""
+    """The end of "`key` is missing": the key that may have been meant, or all keys of the row."""
     from difflib import get_close_matches
 
-    there = {plain(other[:SHOWN_CHARACTERS]): other for other in islice(row, MAX_KEYS_LOOKED_AT)}
+    there = {plain_key(other[:SHOWN_CHARACTERS]): other for other in islice(row, MAX_KEYS_LOOKED_AT)}
     near = get_close_matches(key, there, n=1, cutoff=0.7)
     return f"; did you mean it by {shown(there[near[0]])}?" if near else f"; there is {keys_shown(row)}"
 

@@ -1,4 +1,4 @@
-"""The formats of data files: how each recognises an object and builds a record from it."""
+"""The formats of data files: how each recognises a JSON object and builds a record from it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from unicodedata import normalize
 
 from aligner.data.examples import ConceptEntry, EvalPrompt, Messages, PreferencePair, Record, SftExample
 from aligner.data.fields import (
-    CHAT,
+    CHAT_TURNS,
     MAX_KEYS_LOOKED_AT,
-    SHAREGPT,
+    SHAREGPT_TURNS,
     check_order,
     keys_shown,
     nearest_key,
@@ -27,20 +27,20 @@ from aligner.data.fields import (
 from aligner.data.lines import BadRow, json_type
 from aligner.run.terminal import SHOWN_CHARACTERS, printable, shown
 
-MAX_REASON_CHARACTERS = 240  # of what the keyword rules say
+MAX_REASON_CHARACTERS = 240  # of the faults of a keyword group
 
 
 # ---- From an object to a record -------------------------------------------------------------------------------------
 
 
 def messages_example(row: dict, id: str) -> SftExample:
-    messages = turns(required(row, "messages"), "messages", CHAT)
+    messages = turns(required(row, "messages"), "messages", CHAT_TURNS)
     check_order(messages, "messages", last="assistant")
     return SftExample(id, messages)
 
 
 def sharegpt_example(row: dict, id: str) -> SftExample:
-    messages = turns(required(row, "conversations"), "conversations", SHAREGPT)
+    messages = turns(required(row, "conversations"), "conversations", SHAREGPT_TURNS)
     check_order(messages, "conversations", last="assistant")
     return SftExample(id, messages)
 
@@ -63,24 +63,24 @@ def alpaca_example(row: dict, id: str) -> SftExample:
 
 def string_pair(row: dict, id: str) -> PreferencePair:
     prompt = (("user", required_text(row, "prompt")),)
-    return preference(id, prompt, required_text(row, "chosen"), required_text(row, "rejected"))
+    return different_answers(id, prompt, required_text(row, "chosen"), required_text(row, "rejected"))
 
 
 def message_pair(row: dict, id: str) -> PreferencePair:
-    chosen = turns(required(row, "chosen"), "chosen", CHAT)
-    rejected = turns(required(row, "rejected"), "rejected", CHAT)
+    chosen = turns(required(row, "chosen"), "chosen", CHAT_TURNS)
+    rejected = turns(required(row, "rejected"), "rejected", CHAT_TURNS)
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         if messages[-1][0] != "assistant":
             raise BadRow("no_answer", f"`{name}` must end with an assistant message, not {messages[-1][0]}")
     prompt = shared_prompt(row, chosen[:-1], rejected[:-1])
     check_order(prompt, "prompt", last="user")
-    return preference(id, prompt, chosen[-1][1], rejected[-1][1])
+    return different_answers(id, prompt, chosen[-1][1], rejected[-1][1])
 
 
 def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages) -> Messages:
-    """The one prompt of both answers: the key `prompt`, or what stands before the answers in both lists.
+    """The one prompt of both answers: the key `prompt`, or the messages before the answers in both lists.
 
-    Where both stand they must agree; a `prompt` string need only be one of the user messages (as in UltraFeedback).
+    If the row has both, they must agree; a `prompt` string need only be one of the user messages (as in UltraFeedback).
     """
     if before_chosen != before_rejected:
         raise BadRow(
@@ -89,20 +89,20 @@ def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages)
         )
     if "prompt" not in row and before_chosen:
         return before_chosen
-    prompt = required(row, "prompt")
-    if type(prompt) is str and before_chosen:
-        agrees = ("user", text_of(prompt, "prompt")) in before_chosen
-    elif type(prompt) is str:
-        raise mixed_pair()
+    written = required(row, "prompt")
+    if type(written) is str:
+        if not before_chosen:
+            raise mixed_pair()
+        prompt, agrees = before_chosen, ("user", text_of(written, "prompt")) in before_chosen
     else:
-        prompt = turns(prompt, "prompt", CHAT)
+        prompt = turns(written, "prompt", CHAT_TURNS)
         agrees = before_chosen in ((), prompt)
     if not agrees:
-        raise BadRow("prompts_differ", "`prompt` is not what stands before the answers in `chosen` and `rejected`")
-    return before_chosen or prompt
+        raise BadRow("prompts_differ", "`prompt` differs from the messages before the answers in `chosen` and `rejected`")
+    return prompt
 
 
-def preference(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
+def different_answers(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
     if chosen == rejected:
         raise BadRow("chosen_equals_rejected", "both answers are the same, so the pair teaches nothing; drop it")
     if seen(chosen) == seen(rejected):
@@ -140,7 +140,7 @@ def concept_entry(row: dict, id: str) -> ConceptEntry:
 
 
 def keyword_groups(groups: object, name: str) -> tuple[str | dict, ...]:
-    """The groups as written, once the keyword rules have found no fault in any of them."""
+    """The keyword groups as written; raises BadRow if one of them breaks the rules of aligner.keywords."""
     if type(groups) is not list or not groups:
         raise BadRow("bad_keywords", f"`{name}` must be a list of one or more groups, not {json_type(groups)}")
     for index, group in enumerate(groups):
@@ -153,7 +153,7 @@ def keyword_groups(groups: object, name: str) -> tuple[str | dict, ...]:
 
 
 def group_faults(group: str | dict) -> list[str]:
-    """What the keyword rules say against a group; a regex may be too much even for Python's compiler."""
+    """The faults of a keyword group. A regex may even be too large for Python's compiler."""
     from aligner.keywords.groups import validate_group
 
     try:
@@ -162,9 +162,7 @@ def group_faults(group: str | dict) -> list[str]:
         return [f"a regex that Python cannot compile ({fault}); simplify it"]
 
 
-# ---- Fields: ids, texts, turns --------------------------------------------------------------------------------------
-
-# What one does not see in a text; joiners and variation selectors stay, since letters and emoji change with them.
+# Invisible characters. Joiners and variation selectors are not among them, since they change letters and emoji.
 UNSEEN = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 HARD_SPACE = re.compile("[\u00a0\u202f]")
 
@@ -174,7 +172,7 @@ HARD_SPACE = re.compile("[\u00a0\u202f]")
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to write a row: `keys` are those it reads, `suits` tells whether an object is written this way."""
+    """One way to write a row: `keys` are those it reads, `suits` recognises an object, `build` makes the record."""
 
     name: str
     kind: str
@@ -183,14 +181,14 @@ class Format:
     build: Callable[[dict, str], Record]
 
     def name_of(self, row: dict, line: int) -> str:
-        """What the row is called: a concept by its own name, any other row by its id."""
+        """The id of the record: the name of a concept, the id of any other row."""
         if self.kind == "concepts":
             return required_text(row, "concept")
         return row_id(row, line, required=self.kind == "eval")
 
 
 def is_pair(row: dict, shape: type) -> bool:
-    """Whether a row is a pair whose answers are of `shape` (str or list); raises BadRow where they are of both."""
+    """Whether a row is a pair with answers of type `shape` (str or list); raises BadRow if it mixes both."""
     if "chosen" not in row and "rejected" not in row:
         return False
     shapes = {type(row.get("chosen")), type(row.get("rejected"))}
@@ -202,7 +200,7 @@ def is_pair(row: dict, shape: type) -> bool:
 
 
 def is_concept(row: dict) -> bool:
-    """Whether a row with keywords is a concept and no eval prompt: it has no prompt, but a text, or a concept and no id."""
+    """Whether a row with keywords is a concept, not an eval prompt: it has no prompt, but a text, or a concept and no id."""
     return "keywords" in row and "prompt" not in row and ("text" in row or "concept" in row and "id" not in row)
 
 
@@ -261,15 +259,15 @@ FORMATS = (
 
 
 def recognise(row: dict, kind: str | None) -> Format | None:
-    """The first format of this kind (None: of any) that the row is written in."""
+    """The first format of this kind (None: of any kind) that suits the row."""
     return next((form for form in FORMATS if kind in (None, form.kind) and form.suits(row)), None)
 
 
-# ---- Diagnosis: only once something is wrong ------------------------------------------------------------------------
+# ---- Diagnosis of a faulty row --------------------------------------------------------------------------------------
 
 
 def unrecognised(row: dict, kind: str | None) -> BadRow:
-    """Why a row is of no format of its file's kind: it is of another kind, or its keys are misspelt."""
+    """Why a row has no format of its file's kind: it is of another kind, or its keys are misspelt."""
     if other := recognise(row, None):
         return BadRow("wrong_kind", f"a row of {other.name} ({other.kind}) in a file that is read as {kind}")
     known = [form for form in FORMATS if kind in (None, form.kind)]

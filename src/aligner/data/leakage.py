@@ -154,7 +154,7 @@ def require_clean(prompts: EvalPrompts, largest_share: float, path: str) -> None
     if share <= largest_share:
         return
     first = f"{len(leaked)} of {len(prompts.ids)} eval prompts ({share:.1%}) stand in what is trained on"
-    lines = [f"{overlap['id']}: {_told(overlap)}" for overlap in leaked[:SHOWN_LEAKS]]
+    lines = [f"{overlap['id']}: {_match_line(overlap)}" for overlap in leaked[:SHOWN_LEAKS]]
     if len(leaked) > SHOWN_LEAKS:
         lines.append(f"… and {len(leaked) - SHOWN_LEAKS} more")
     ways = f"Reword or remove them in {path}, evaluate on other prompts (prepare.eval), or remove the training rows"
@@ -162,6 +162,6 @@ def require_clean(prompts: EvalPrompts, largest_share: float, path: str) -> None
     raise InputError("\n".join([f"{first}; prepare.max_leakage allows {largest_share:.1%}.", *lines, way]))
 
 
-def _told(overlap: dict[str, Any]) -> str:
+def _match_line(overlap: dict[str, Any]) -> str:
     how = "equal to" if overlap["level"] == "exact" else f"{overlap['words']} of its {overlap['prompt_words']} words in"
     return f'{how} the {overlap["where"]} of row {overlap["row"]}: "{printable(overlap["shared"])}"'

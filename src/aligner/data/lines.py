@@ -1,4 +1,4 @@
-"""From bytes to a JSON object: one physical line at a time, and why a line is not one."""
+"""Turns each physical line of a file into a JSON object, or explains why it is not one."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO, NoReturn
 from unicodedata import category
 
 from aligner.run.errors import InputError
 from aligner.run.terminal import printable, shown
 
 MAX_LINE_BYTES = 16 * 2**20
-MAX_INTEGER_DIGITS = 640  # the least that Python can be told to convert: the same rows pass under every setting
-MAX_DEPTH = 64  # of brackets in brackets, the row's own included
+MAX_INTEGER_DIGITS = 640  # the lowest limit that Python lets one set, so the same rows pass under every setting
+MAX_DEPTH = 64  # levels of nested brackets, including the row's own
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong: `kind` is a short snake_case name, `reason` one printable line with the way to mend it."""
+    """A fault of a row or a file: `kind` is a short snake_case name, `reason` one printable line that says how to fix it."""
 
     kind: str
     reason: str
 
 
 class BadRow(Exception):
-    """Carries the reason of a rejection from where it is found to `read_line`; never leaves this module."""
+    """Rejects a row; the readers of rows (reader.read_line, and votes) catch it and report its problem."""
 
     def __init__(self, kind: str, reason: str):
         super().__init__(kind, reason)
@@ -37,18 +38,18 @@ class BadRow(Exception):
 
 
 class UnreadableFile(InputError):
-    """The file as a whole cannot be read: it is missing, a folder, forbidden or on a failing disk."""
+    """The whole file cannot be read: it is missing, a folder, protected, or on a failing disk."""
 
     def __init__(self, path: str, problem: Problem):
         super().__init__(f"{printable(path)}: {problem.kind}: {problem.reason}")
         self.problem = problem
 
 
-# ---- The reader -----------------------------------------------------------------------------------------------------
+# ---- From a file to lines -------------------------------------------------------------------------------------------
 
 
 def physical_lines(path: str) -> Iterator[bytes | None]:
-    """The lines of a file as bytes, without the one byte order mark it may begin with; None for an oversized line."""
+    """Yields the lines of a file as bytes, without a byte order mark at its start; None for an oversized line."""
     try:
         require_end(path)
         with open(path, "rb") as file:
@@ -63,9 +64,9 @@ def physical_lines(path: str) -> Iterator[bytes | None]:
 
 
 def require_end(path: str) -> None:
-    """Raises UnreadableFile for what has no end, or may have no beginning: a device, or a named pipe that nobody writes to.
+    """Raises UnreadableFile for what may never end: a device, or a named pipe, which waits for a writer.
 
-    The pipes that a shell makes (`<(zcat rows.gz)`, /dev/stdin) have no name, and are read like any file.
+    The pipes that a shell makes (`<(zcat rows.gz)`, /dev/stdin) have no name and are read like any file.
     """
     mode, place = os.stat(path).st_mode, os.path.realpath(path)
     if place == os.devnull or place.startswith("/dev/fd/") or not os.path.lexists(place):
@@ -75,8 +76,8 @@ def require_end(path: str) -> None:
         raise UnreadableFile(path, Problem("no_regular_file", f"this is {what}, which may never end; name a file"))
 
 
-def next_line(file) -> bytes | None:
-    """The next line with its line end, b"" at the end of the file; an oversized line is passed over and gives None."""
+def next_line(file: BinaryIO) -> bytes | None:
+    """The next line with its line end, b"" at the end of the file, or None for an oversized line, which is skipped."""
     raw = file.readline(MAX_LINE_BYTES + 1)
     if len(raw) <= MAX_LINE_BYTES:
         return raw
@@ -99,7 +100,7 @@ def decode_line(raw: bytes | None) -> str:
 
 
 def parse_object(text: str) -> dict:
-    """The JSON object that a line holds: unique keys, finite numbers, and text that any UTF-8 file can hold."""
+    """The JSON object of a line; raises BadRow unless keys are unique, numbers finite, and all text valid in UTF-8."""
     try:
         row = DECODER.decode(text)
     except json.JSONDecodeError as fault:
@@ -116,13 +117,20 @@ def parse_object(text: str) -> dict:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """The object of these pairs; raises BadRow where json would silently keep the last of two equal keys."""
+    """The object of these pairs; raises BadRow for a repeated key, of which json would silently keep the last value."""
     row = dict(pairs)
     if len(row) != len(pairs):
-        earlier = set()
-        twice = next(key for key, _ in pairs if key in earlier or earlier.add(key))
-        raise BadRow("duplicate_keys", f"the key {shown(twice)} stands twice in one object; keep one of the two")
+        raise repeated_key(pairs)
     return row
+
+
+def repeated_key(pairs: list[tuple[str, object]]) -> BadRow:
+    earlier: set[str] = set()
+    for key, _ in pairs:
+        if key in earlier:
+            break
+        earlier.add(key)
+    return BadRow("duplicate_keys", f"the key {shown(key)} stands twice in one object; keep one of the two")
 
 
 def finite_float(digits: str) -> float:
@@ -138,19 +146,19 @@ def bounded_int(digits: str) -> int:
     return int(digits)
 
 
-def refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> NoReturn:
     raise BadRow("non_finite_number", f"{name} is not JSON; use null or leave the key out")
 
 
 DECODER = json.JSONDecoder(
     object_pairs_hook=unique_keys, parse_float=finite_float, parse_int=bounded_int, parse_constant=refuse_constant
 )
-UNSAFE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # what may be NUL or half a surrogate pair
+UNSAFE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # may be NUL or half a surrogate pair
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_depth(row: dict) -> None:
-    """Raises BadRow for more than MAX_DEPTH brackets in brackets: what Python itself bears differs by its version."""
+    """Raises BadRow for more than MAX_DEPTH nested brackets. Python's own limit differs between versions."""
     level = [row]
     for _ in range(MAX_DEPTH):
         inner = (item for value in level for item in (value.values() if type(value) is dict else value))
@@ -160,7 +168,7 @@ def check_depth(row: dict) -> None:
 
 
 def check_characters(row: dict) -> None:
-    """Raises BadRow where any key or text of the row holds NUL or a lone surrogate."""
+    """Raises BadRow if any key or text of the row holds NUL or a lone surrogate."""
     for text in strings(row):
         if "\0" in text:
             raise BadRow("escaped_nul", "a text holds \\u0000 (NUL), which cannot be tokenised or stored; remove it")
@@ -173,7 +181,7 @@ def check_characters(row: dict) -> None:
 
 
 def strings(value: object) -> Iterator[str]:
-    """Every key and every text of a JSON value, however deep, without recursion."""
+    """Yields every key and every text of a JSON value of any depth, without recursion."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -186,7 +194,7 @@ def strings(value: object) -> Iterator[str]:
             waiting.extend(value)
 
 
-# ---- Fields: ids, texts, turns --------------------------------------------------------------------------------------
+# ---- Visible characters ---------------------------------------------------------------------------------------------
 
 BLANK_LETTERS = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
@@ -199,9 +207,9 @@ def is_visible(character: str) -> bool:
     return character not in BLANK_LETTERS and category(character) not in BLANK_CATEGORIES
 
 
-# ---- Diagnosis: only once something is wrong ------------------------------------------------------------------------
+# ---- Diagnosis of a faulty line -------------------------------------------------------------------------------------
 
-SIGNATURES = {  # how files begin that are no text in UTF-8
+SIGNATURES = {  # the first bytes of files that are not UTF-8 text
     b"\x1f\x8b": "gzip-compressed: unpack it first (gunzip)",
     b"PK\x03\x04": "a zip archive: unpack it first",
     b"BZh": "bzip2-compressed: unpack it first",
@@ -213,9 +221,10 @@ SIGNATURES = {  # how files begin that are no text in UTF-8
     b"\xff\xfe": "UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\xfe\xff": "UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
 }
-BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # control bytes but tab, line ends and escape: not of an 8-bit text
+# Control bytes other than tab, line ends and escape: no text in an 8-bit encoding has them.
+BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 OVERLONG = re.compile(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f][\x80-\xbf]|\xf0[\x80-\x8f][\x80-\xbf]")
-JSON_LOOKALIKES = {  # what a line that is no JSON begins with (case does not matter), and what it then is
+JSON_LOOKALIKES = {  # the beginning of a line that is not JSON (in any case) -> what the line is
     "\ufeff": (
         "bom_mid_file",
         "a byte order mark inside the file: were files concatenated? remove it (only one, at "
@@ -265,13 +274,13 @@ def encoding_fault(raw: bytes, fault: UnicodeDecodeError) -> BadRow:
 
 
 def other_file(raw: bytes) -> BadRow | None:
-    """The other kind of file that a line is the beginning of, by its first bytes."""
+    """The kind of file that begins with these bytes, if it is not UTF-8 text."""
     hints = (hint for signature, hint in SIGNATURES.items() if raw.startswith(signature))
     return next((BadRow("not_utf8_text", f"the file seems to be {hint}") for hint in hints), None)
 
 
 def json_fault(text: str, fault: json.JSONDecodeError) -> BadRow:
-    """Why a line is not JSON: something else altogether, or a slip at the place where the decoder stopped."""
+    """Why a line is not JSON: it is something else altogether, or has a mistake where the decoder stopped."""
     begin = text.strip()
     if other := other_file(text.encode()):
         return other

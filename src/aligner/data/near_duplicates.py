@@ -69,7 +69,7 @@ class Signer:
         return self._signature.hashvalues.tobytes()
 
 
-def near_duplicates(signatures: bytes, digests: Iterable[int], shingles_of: Callable[[int], Shingles]) -> Found:
+def near_duplicates(signatures: bytes | bytearray, digests: Iterable[int], shingles_of: Callable[[int], Shingles]) -> Found:
     """The rows that are at least THRESHOLD similar to another; `shingles_of` reads a row again by its number."""
     import numpy as np
 
@@ -96,7 +96,7 @@ def _candidates(table: Any, order: Any, marked: Any) -> Iterator[tuple[int, int]
     import numpy as np
 
     for band in range(BANDS):
-        keys = _keys(table[:, band * BAND_PLACES : (band + 1) * BAND_PLACES])[order]
+        keys = _band_keys(table[:, band * BAND_PLACES : (band + 1) * BAND_PLACES])[order]
         by_key = np.argsort(keys, kind="stable")
         rows, keys = order[by_key], keys[by_key]
         for step in range(1, NEIGHBOURS + 1):
@@ -110,7 +110,7 @@ def _candidates(table: Any, order: Any, marked: Any) -> Iterator[tuple[int, int]
                 yield from zip(first[alike].tolist(), second[alike].tolist(), strict=True)
 
 
-def _keys(places: Any) -> Any:
+def _band_keys(places: Any) -> Any:
     """One 64-bit number for the places of a band; a chance collision only makes one candidate more."""
     import numpy as np
 

@@ -1,21 +1,23 @@
-"""Reads a data file, one JSON object per line, and accounts for every physical line of it.
+"""Reads a data file, one JSON object per line, and accounts for every physical line.
 
     for row in read_rows("data/raw/sft_examples.jsonl"):
         row.status, row.problems, row.value
 
-Every line ends in exactly one class: accepted, warned (kept, with a warning), rejected or skipped (blank). A fault of a line is
-data, never an exception. Memory is bounded: one line (16 MiB at most) and, in files whose rows carry ids, 16 bytes per id.
+Every line gets exactly one status: accepted, warned (kept, with a warning), rejected or skipped (blank). A faulty line is
+reported as a row and never raises. Memory is bounded: one line (at most 16 MiB) and 16 bytes for each id in the file.
 
-A line passes through these steps: bytes, text, JSON object, format, record, warnings. Only a line that fails is diagnosed.
+A line becomes text, a JSON object, a row of a known format, and a record, which is then checked for warnings. The search for
+the cause of a fault runs only on lines that fail.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from io import TextIOBase
+from typing import TextIO
 
 from aligner.data.examples import Record
 from aligner.data.formats import Format, recognise, unrecognised
@@ -41,30 +43,30 @@ class Row:
 
 
 def read_rows(path: str | os.PathLike, kind: str | None = None) -> Iterator[Row]:
-    """One `Row` per physical line of `path`, in order. `kind` is one of KINDS; None recognises it by the keys.
+    """Yields one `Row` per physical line of `path`, in order. `kind` is one of KINDS, or None to recognise it by the keys.
 
-    Raises ValueError for another `kind`, and on iteration UnreadableFile (an InputError) where a file cannot be read.
+    Raises ValueError for another `kind`. Iteration raises UnreadableFile (an InputError) if the file cannot be read.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)} or None, got {kind!r}")
-    name, settled = str(path), FileRules(kind)
-    return (read_line(name, line, raw, settled) for line, raw in enumerate(physical_lines(name), start=1))
+    name, state = str(path), FileState(kind)
+    return (read_line(name, line, raw, state) for line, raw in enumerate(physical_lines(name), start=1))
 
 
-def read_line(name: str, line: int, raw: bytes | None, settled: FileRules) -> Row:
-    """The row that one physical line makes, whatever its bytes."""
+def read_line(name: str, line: int, raw: bytes | None, state: FileState) -> Row:
+    """The row of one physical line, whatever its bytes."""
     try:
         text = decode_line(raw)
         if not text or text.isspace():
             return Row(name, line, "skipped")
-        value, warnings = settled.record(parse_object(text), line)
+        value, warnings = state.record(parse_object(text), line)
     except BadRow as bad:
         return Row(name, line, "rejected", (bad.problem,))
     return Row(name, line, "warned" if warnings else "accepted", warnings, value)
 
 
-class FileRules:
-    """What the lines so far have settled for the rest of their file: its one format, and the ids that are taken."""
+class FileState:
+    """What earlier lines of a file decide for later ones: the one format, and the ids that are in use."""
 
     def __init__(self, kind: str | None):
         self.kind = kind
@@ -74,14 +76,14 @@ class FileRules:
         self.has_unnamed_rows = False
 
     def record(self, row: dict, line: int) -> tuple[Record, tuple[Problem, ...]]:
-        """The normalised record of an object and its warnings; raises BadRow."""
+        """The record of a JSON object and its warnings; raises BadRow."""
         form = self.format_of(row, line)
         value = form.build(row, form.name_of(row, line))
-        self.claim(value.id, given=form.kind == "concepts" or "id" in row)
+        self.claim(value.id, written=form.kind == "concepts" or "id" in row)
         return value, key_warnings(row, form.keys) + text_warnings("\n".join(value.texts()))
 
     def format_of(self, row: dict, line: int) -> Format:
-        """The file's format, which the first recognised row settles; raises BadRow for a row of another one."""
+        """The file's format, which is that of its first recognised row; raises BadRow for a row of another format."""
         if self.format is not None and self.format.suits(row):
             return self.format
         found = recognise(row, self.kind)
@@ -97,12 +99,12 @@ class FileRules:
             )
         return self.format
 
-    def claim(self, id: str, given: bool) -> None:
-        """Takes an id for this row; raises BadRow where another row has it, or may have been given it."""
+    def claim(self, id: str, written: bool) -> None:
+        """Records an id as used; raises BadRow if an earlier row has it, or may have been named so for want of an id."""
         digest = blake2b(id.encode(), digest_size=16).digest()
         if digest in self.ids:
             raise BadRow("duplicate_id", f"the id {shown(id)} stands on an earlier line too; every row needs its own")
-        if not given:
+        if not written:
             self.has_unnamed_rows = True
         elif self.has_unnamed_rows and id.startswith("line-"):
             raise BadRow("reserved_id", f"{shown(id)} may name an earlier row without an id; choose another id")
@@ -110,12 +112,12 @@ class FileRules:
             self.ids.add(digest)
 
 
-# ---- The ledger and the check ---------------------------------------------------------------------------------------
+# ---- Counts, and the check of files -----------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
-class Ledger:
-    """Counts physical lines, each in exactly one of four classes; accepted and warned rows are kept."""
+class RowCounts:
+    """How many physical lines have each status; accepted and warned rows are kept."""
 
     accepted: int = 0
     warned: int = 0
@@ -126,38 +128,43 @@ class Ledger:
         setattr(self, row.status, getattr(self, row.status) + 1)
 
     @property
-    def lines(self) -> int:
-        return self.accepted + self.warned + self.rejected + self.skipped
+    def rows(self) -> int:
+        """Lines that are not blank."""
+        return self.accepted + self.warned + self.rejected
 
-    def line(self) -> str:
+    @property
+    def lines(self) -> int:
+        return self.rows + self.skipped
+
+    def __str__(self) -> str:
         return f"accepted={self.accepted} warned={self.warned} rejected={self.rejected} skipped={self.skipped}"
 
 
-def check(paths: Iterable[str | os.PathLike], out: TextIOBase) -> int:
-    """Writes every bad or warned row of these files and one line of counts to `out`; the exit code, 0 or 1.
+def check(paths: Iterable[str | os.PathLike], out: TextIO) -> int:
+    """Writes every rejected or warned row of these files to `out`, then one line of counts; returns the exit code, 0 or 1.
 
-    0 needs all files readable, with at least one row that is not blank, and no rejected row.
+    0 means that all files are readable, each holds at least one row that is not blank, and no row is rejected.
     """
-    ledger, faulty_files = Ledger(), 0
+    counts, faulty_files = RowCounts(), 0
     for path in map(str, paths):
-        if problem := check_file(path, ledger, out):
+        if problem := check_file(path, counts, out):
             faulty_files += 1
             write_line(out, f"{printable(path)}: {problem.kind}: {problem.reason}")
-    write_line(out, ledger.line())
-    return 1 if faulty_files or ledger.rejected else 0
+    write_line(out, str(counts))
+    return 1 if faulty_files or counts.rejected else 0
 
 
-def check_file(path: str, ledger: Ledger, out: TextIOBase) -> Problem | None:
-    """Streams one file into the ledger and its bad rows to `out`; the problem of the file as a whole, if it has one."""
-    not_blank = ledger.lines - ledger.skipped
+def check_file(path: str, counts: RowCounts, out: TextIO) -> Problem | None:
+    """Counts the rows of a file and writes the rejected and warned ones to `out`; returns the problem of the file as a whole."""
+    rows_before = counts.rows
     try:
         for row in read_rows(path):
-            ledger.add(row)
+            counts.add(row)
             for line in report_lines(row):
                 write_line(out, line)
     except UnreadableFile as fault:
         return fault.problem
-    if ledger.lines - ledger.skipped == not_blank:
+    if counts.rows == rows_before:
         return Problem("empty_file", "the file holds no rows; fill it or leave it out")
     return None
 
@@ -168,3 +175,16 @@ def report_lines(row: Row) -> list[str]:
         return []
     prefix = f"{printable(row.file)}:{row.line}: " + ("warning: " if row.status == "warned" else "")
     return [f"{prefix}{problem.kind}: {problem.reason}" for problem in row.problems]
+
+
+def check_and_print(paths: list[str]) -> int:
+    """`check` on standard output; the exit code is also 1 where the output cannot be written, or is cut short (`| head`)."""
+    try:
+        code = check(paths, sys.stdout)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        if not isinstance(error, BrokenPipeError):
+            print(f"prepare: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return code

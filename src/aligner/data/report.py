@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aligner.data import leakage
-from aligner.data.audit import LISTED, SHOWN, Audit, Listed, shared_prompts
+from aligner.data.audit import LISTED, ON_PAGE, Audit, Listed, shared_prompts
 from aligner.data.leakage import EvalPrompts
 from aligner.markdown import markdown, table
 
 
-def whole_report(audits: dict[str, Audit], prompts: EvalPrompts, eval_warnings: dict[str, Listed]) -> dict[str, Any]:
+def data_report(audits: dict[str, Audit], prompts: EvalPrompts, eval_warnings: Mapping[str, Listed]) -> dict[str, Any]:
     """The content of reports/data.json."""
     overlaps = prompts.overlaps()
     return {
@@ -30,7 +30,7 @@ def whole_report(audits: dict[str, Audit], prompts: EvalPrompts, eval_warnings: 
     }
 
 
-def metrics(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def report_figures(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The figures of the report that `dvc metrics diff` compares, beside the counts of rows."""
     sft, dpo, found = report["sft"], report["dpo"], report["leakage"]
     return {
@@ -57,11 +57,11 @@ def metrics(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 # ---- The same for people ------------------------------------------------------------------------------------------------
 
 
-def page(report: dict[str, Any], counts: dict[str, dict[str, Any]]) -> str:
-    """reports/data.md: every count, and the first SHOWN of each list."""
+def data_page(report: dict[str, Any], counts: dict[str, dict[str, Any]]) -> str:
+    """reports/data.md: every count, and the first ON_PAGE of each list."""
     parts = [
         "# What the data are like",
-        f"Written by `prepare`. Lists show the first {SHOWN}; `reports/data.json` has up to {report['listed_at_most']} of each.",
+        f"Written by `prepare`. Lists show the first {ON_PAGE}; `reports/data.json` holds up to {report['listed_at_most']}.",
         *_leakage_section(report["leakage"]),
     ]
     for name, title in (("sft", "SFT examples"), ("dpo", "Preference pairs")):
@@ -78,7 +78,7 @@ def _leakage_section(found: dict[str, Any]) -> list[str]:
     listed = [
         [f"`{one['id']}`", one["level"] or "", f"{one['words']} of {one['prompt_words']}", f"{one['where']} `{one['row']}`",
          markdown(one["shared"])]
-        for one in found["listed"][:SHOWN]
+        for one in found["listed"][:ON_PAGE]
     ]  # fmt: skip
     parts = ["## Eval prompts in what is trained on", table([f"of {found['prompts']} prompts", "prompts"], rows)]
     if listed:
@@ -109,15 +109,15 @@ def _file_lists(found: dict[str, Any]) -> Iterator[str]:
     if found["too_long"]["rows"]:
         yield f"Too long, {found['too_long']['policy']}: {_ids(found['too_long']['listed'])}"
     if groups := found["exact_duplicates"]["listed"]:
-        yield table(["the same rows"], [[_ids(group)] for group in groups[:SHOWN]])
-    if pairs := found["near_duplicates"]["listed"][:SHOWN]:
+        yield table(["the same rows"], [[_ids(group)] for group in groups[:ON_PAGE]])
+    if pairs := found["near_duplicates"]["listed"][:ON_PAGE]:
         yield table(["similarity", "nearly the same rows"], [[f"{pair['jaccard']:.2f}", _ids(pair["rows"])] for pair in pairs])
     if contradictions := found.get("contradictions", {}).get("listed"):
         yield table(
             ["chosen by", "rejected by", "answer"],
-            [[_ids(one["chosen_by"]), _ids(one["rejected_by"]), markdown(one["answer"])] for one in contradictions[:SHOWN]],
+            [[_ids(one["chosen_by"]), _ids(one["rejected_by"]), markdown(one["answer"])] for one in contradictions[:ON_PAGE]],
         )
 
 
 def _ids(ids: list[str]) -> str:
-    return ", ".join(f"`{id}`" for id in ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
+    return ", ".join(f"`{id}`" for id in ids[:ON_PAGE]) + (", …" if len(ids) > ON_PAGE else "")

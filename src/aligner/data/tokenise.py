@@ -1,4 +1,4 @@
-"""From records to rows of token ids, in batches."""
+"""Turns records into rows of token ids, batch by batch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from aligner.data.examples import Messages, PreferencePair, SftExample
 from aligner.model.chat import Chat
 from aligner.run.errors import InputError
 
-# Texts that are encoded together: more gains nothing.
+# Characters of text that are encoded together; larger batches are no faster.
 BATCH_CHARACTERS = 2**17
-# The longest tokens of usual vocabularies have as many characters, rows of dashes; prose has about four a token.
+# As many as in the longest tokens of common vocabularies (runs of dashes); prose has about four per token.
 CHARACTERS_PER_TOKEN = 128
 
 RowOf = Callable[[Any, Chat], dict[str, Any]]  # sft_row or pair_row
@@ -20,11 +20,11 @@ RowOf = Callable[[Any, Chat], dict[str, Any]]  # sft_row or pair_row
 def tokenised(
     path: str, values: Iterator[Any], row_of: RowOf, chat: Chat, max_length: int
 ) -> Iterator[tuple[Any, dict[str, Any] | None]]:
-    """Each value with its row of ids, or with None where it is longer than `max_length` tokens.
+    """Yields each record with its row of ids, or with None if it has more than `max_length` tokens.
 
-    Raises InputError with file and id where the chat template refuses a row.
+    Raises InputError with file and id if the chat template refuses a row.
     """
-    for batch in batches(values):
+    for batch in text_batches(values):
         chat.encode_ahead(talk for value in batch if not is_huge(value, max_length) for talk in conversations(value))
         for value in batch:
             try:
@@ -35,12 +35,12 @@ def tokenised(
 
 
 def is_huge(value: SftExample | PreferencePair, max_length: int) -> bool:
-    """Whether a row is surely too long by its characters: to encode one of some megabytes would take a gigabyte."""
+    """Whether a record is too long by its number of characters alone: encoding some megabytes would take a gigabyte of memory."""
     longest = max(sum(len(content) for _, content in talk) for talk in conversations(value))
     return longest > CHARACTERS_PER_TOKEN * max_length
 
 
-def batches(values: Iterator[Any]) -> Iterator[list[Any]]:
+def text_batches(values: Iterator[Any]) -> Iterator[list[Any]]:
     """Yields lists of consecutive values of at least BATCH_CHARACTERS characters; the last list may be shorter."""
     batch: list[Any] = []
     size = 0
@@ -55,28 +55,28 @@ def batches(values: Iterator[Any]) -> Iterator[list[Any]]:
 
 
 def conversations(value: SftExample | PreferencePair) -> list[Messages]:
-    """What a row trains on: one conversation, or a prompt with each of its two answers."""
+    """The conversations that a row trains on: one, or a prompt with each of its two answers."""
     if isinstance(value, SftExample):
         return [value.messages]
     return [(*value.prompt, ("assistant", answer)) for answer in (value.chosen, value.rejected)]
 
 
 def sft_row(example: SftExample, chat: Chat) -> dict[str, Any]:
-    """Ids and labels of a conversation; labels are -100 where nothing is trained."""
+    """Ids and labels of a conversation; labels are -100 outside the answers."""
     tokens = chat.conversation(example.messages)
     labels = [id if trained else -100 for id, trained in zip(tokens.ids, tokens.trained, strict=True)]
     return {"id": example.id, "input_ids": tokens.ids, "labels": labels}
 
 
 def pair_row(pair: PreferencePair, chat: Chat) -> dict[str, Any]:
-    """Ids of a prompt and of its two answers; a pair is kept whole or not at all."""
+    """Ids of a prompt and of its two answers, which are never cut."""
     prompt = chat.prompt(pair.prompt)
     chosen, rejected = chat.completion(pair.prompt, pair.chosen), chat.completion(pair.prompt, pair.rejected)
     return {"id": pair.id, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
 
 
 def length_of(row: dict[str, Any]) -> int:
-    """Tokens of the longest sequence that a row trains on."""
+    """Length in tokens of the longest sequence that a row trains on."""
     if "input_ids" in row:
         return len(row["input_ids"])
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))

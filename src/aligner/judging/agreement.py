@@ -11,7 +11,7 @@ from aligner.judging.votes import Vote
 from aligner.markdown import with_interval
 from aligner.report import blind
 from aligner.run.terminal import printable
-from aligner.scoring.estimates import Estimate, share, undefined
+from aligner.scoring.estimates import Estimate, proportion, undefined
 from aligner.scoring.pairs import Outcome, win_rate
 
 
@@ -60,7 +60,7 @@ def balances(pair: tuple[str, str], votes: Sequence[Vote]) -> Counter[str]:
 
 def left_side(votes: Sequence[Vote]) -> Estimate:
     """How often the left answer is chosen where one is, with Wilson's interval."""
-    return share(vote.verdict == "A" for vote in votes if vote.winner)
+    return proportion(vote.verdict == "A" for vote in votes if vote.winner)
 
 
 def shared_ratings(by_rater: Sequence[Sequence[Vote]]) -> list[tuple[str, ...]]:
@@ -72,7 +72,7 @@ def shared_ratings(by_rater: Sequence[Sequence[Vote]]) -> list[tuple[str, ...]]:
 
 def agreement(ratings: Sequence[tuple[str, ...]]) -> Estimate:
     """The share of prompts on which all raters chose the same, with Wilson's interval."""
-    return share(len(set(choices)) == 1 for choices in ratings)
+    return proportion(len(set(choices)) == 1 for choices in ratings)
 
 
 def cohen_kappa(ratings: Sequence[tuple[str, ...]]) -> Estimate:

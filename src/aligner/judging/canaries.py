@@ -9,7 +9,7 @@ from typing import Any
 from aligner.intervals import mean
 from aligner.judging.verdicts import Duel, Judgement, Replies, nulls, outcome_of
 from aligner.keywords.groups import hits, idea
-from aligner.scoring.estimates import share
+from aligner.scoring.estimates import proportion
 from aligner.scoring.pairs import win_rate
 
 CANARIES = 20  # prompts
@@ -67,7 +67,7 @@ def canary_report(duels: Mapping[str, Sequence[Duel]], replies: Replies) -> dict
         "null": preferences.count(None),
         "must": "be exactly 0.5, prompt by prompt",
         "preference": mean(known) if known else None,
-        "called_a_tie": share(letter == "tie" for letter in letters if letter),
+        "called_a_tie": proportion(letter == "tie" for letter in letters if letter),
         "passed": bool(known) and all(preference == 0.5 for preference in known),
     }
     return {"identical": same, **found}

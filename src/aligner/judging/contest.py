@@ -27,9 +27,9 @@ from aligner.judging.verdicts import (
 from aligner.judging.votes import Vote
 from aligner.keywords.scorer import Scorer
 from aligner.run.params import Score
-from aligner.scoring.estimates import Estimate, detectable, difference_estimate, share, undefined
+from aligner.scoring.estimates import Estimate, detectable, difference_estimate, proportion, undefined
 from aligner.scoring.inputs import PAIRS
-from aligner.scoring.pairs import Outcome, compare, name_of, verdict, win_rate
+from aligner.scoring.pairs import Outcome, compare, pair_name, verdict, win_rate
 
 FEWEST_OPPOSITE = 0.1  # of the prompts, for a length-controlled win rate
 EXTREME_CHANGE = 0.1  # by length control, from which on it is marked
@@ -47,7 +47,7 @@ def contest(duels: Sequence[Duel], replies: Replies) -> tuple[dict[str, Any], li
         "equal_answers": len(duels) - len(asked),
         "preference": preference(judgements),
         "p": intervals.sign_test(outcome.wins, outcome.losses),
-        "consistency": share(judgement.consistent for judgement in asked if judgement.choice),
+        "consistency": proportion(judgement.consistent for judgement in asked if judgement.choice),
         "first_position": first_position(verdicts),
         "parse_failures": parse_failures(verdicts),
         "length": lengths(duels, judgements),
@@ -67,12 +67,12 @@ def first_position(verdicts: Iterable[Verdict]) -> Estimate:
 
     Wilson's interval takes replies for independent, which the two orders of one duel are not.
     """
-    return share(verdict.letter == "A" for verdict in verdicts if verdict.letter in ("A", "B"))
+    return proportion(verdict.letter == "A" for verdict in verdicts if verdict.letter in ("A", "B"))
 
 
 def parse_failures(verdicts: Iterable[Verdict]) -> Estimate:
     """How many requests brought no verdict, whatever the reason."""
-    return share(verdict.letter is None for verdict in verdicts)
+    return proportion(verdict.letter is None for verdict in verdicts)
 
 
 def lengths(duels: Sequence[Duel], judgements: Sequence[Judgement]) -> dict[str, Any]:
@@ -83,9 +83,9 @@ def lengths(duels: Sequence[Duel], judgements: Sequence[Judgement]) -> dict[str,
         if judgement.choice
     ]
     return {
-        "share_longer": share(gap > 0 for gap, _ in judged_gaps),
-        "share_shorter": share(gap < 0 for gap, _ in judged_gaps),
-        "longer_wins": share((gap > 0) == (choice == FIRST) for gap, choice in judged_gaps if gap and choice != TIE),
+        "share_longer": proportion(gap > 0 for gap, _ in judged_gaps),
+        "share_shorter": proportion(gap < 0 for gap, _ in judged_gaps),
+        "longer_wins": proportion((gap > 0) == (choice == FIRST) for gap, choice in judged_gaps if gap and choice != TIE),
         "length_controlled": length_controlled(duels, judgements),
     }
 
@@ -158,7 +158,7 @@ def pair_reports(
 ) -> dict[str, Any]:
     found, judgements = {}, {}
     for pair in PAIRS:
-        name = name_of(pair)
+        name = pair_name(pair)
         found[name], judgements[name] = contest(duels[name], replies)
         both = rates[pair[0]], rates[pair[1]]
         found[name]["keywords"] = beside_keywords(judgements[name], both, rules.tie_threshold)
@@ -194,4 +194,4 @@ def self_agreement(orders: Iterable[Order], replies: Replies, repeats: int) -> E
     if repeats < 2:
         return undefined("every request was sent once; send it more often by --repeats", n=0)
     given = [{replies.verdict(order, repeat).letter for repeat in range(repeats)} for order in orders]
-    return share(len(letters) == 1 for letters in given if None not in letters)
+    return proportion(len(letters) == 1 for letters in given if None not in letters)

@@ -76,7 +76,7 @@ def read_run() -> Judged:
     if not answers:
         raise InputError(f"{GENERATED} holds no answers. Run: dvc repro; or name the run of the votes: --run FINGERPRINT")
     prompts = {reference["id"]: reference["prompt"] for reference in references}
-    return Judged(blind.fingerprint(references, texts), prompts, answers)
+    return Judged(blind.answers_fingerprint(references, texts), prompts, answers)
 
 
 def read_votes(paths: Sequence[str], run: str, judged: Judged | None) -> tuple[list[Vote], list[str]]:

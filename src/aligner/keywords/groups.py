@@ -9,9 +9,9 @@ from __future__ import annotations
 import bisect
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aligner.keywords.text import NUMBER, UNSPACED, Text, base_forms, normalise, prepare, values_of
 
@@ -22,9 +22,9 @@ NEGATION_WINDOW = 5
 NUMBER_TOLERANCE = 1e-9
 LARGEST_WEIGHT = 1e6  # so that sums of weights are finite, and a weight is still seen beside another
 
-Group = str | Mapping[str, object]
+KeywordGroup = str | Mapping[str, Any]
 Span = tuple[int, int]
-Finder = Callable[["Text"], Iterable[Span]]
+Finder = partial[Iterable[Span]]  # calls one of the *_spans functions with a Text
 
 
 # ---- Finding a keyword -----------------------------------------------------------------------------------------------
@@ -42,10 +42,10 @@ def _finder(keyword: str, match: str) -> Finder:
     ValueError for a regular expression or a number that cannot be read. A keyword of which nothing is left never hits.
     """
     if match == "regex":
-        return partial(_pattern_spans, _compiled_regex(keyword), "") if keyword else nowhere
+        return partial(_pattern_spans, _compiled_regex(keyword), "") if keyword else NOWHERE
     plain = normalise(keyword)
     if not plain:
-        return nowhere
+        return NOWHERE
     if match == "number":
         return partial(number_spans, _keyword_number(keyword))
     if match == "inflect" and all(_INFLECTABLE.fullmatch(word) for word in _INNER_GAP.split(plain)):
@@ -71,8 +71,11 @@ def _keyword_number(keyword: str) -> float:
     return values[0]
 
 
-def nowhere(text: Text) -> Iterable[Span]:
+def _no_spans(text: Text) -> Iterable[Span]:
     return ()
+
+
+NOWHERE: Finder = partial(_no_spans)
 
 
 def _pattern_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Span]:
@@ -82,7 +85,7 @@ def _pattern_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterabl
     return (each.span() for each in pattern.finditer(text.plain) if each[0])
 
 
-def word_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterator[Span]:
+def word_spans(pattern: re.Pattern[str], needle: str, text: Text) -> Iterable[Span]:
     """The matches that stand between word boundaries: no letter or digit goes on beyond either end.
 
     Not `\\b`, which is no boundary beside C++ or .NET and takes the underscore for a letter. A letter of an unspaced
@@ -103,7 +106,7 @@ def _blocked(plain: str, end: int, beside: int) -> bool:
     return not (UNSPACED_LETTER.match(plain[beside]) or UNSPACED_LETTER.match(plain[end]))
 
 
-def inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterator[Span]:
+def inflected_spans(words: Sequence[frozenset[str]], text: Text) -> Iterable[Span]:
     for first in sorted(inflected_runs(words, text)):
         yield text.tokens[first][1], text.tokens[first + len(words) - 1][2]
 
@@ -117,7 +120,7 @@ def inflected_runs(words: Sequence[frozenset[str]], text: Text) -> frozenset[int
     return first
 
 
-def number_spans(target: float, text: Text) -> Iterator[Span]:
+def number_spans(target: float, text: Text) -> Iterable[Span]:
     """Numbers x with |x - target| <= 1e-9 max(1, |target|)."""
     tolerance = NUMBER_TOLERANCE * max(1.0, abs(target))
     return ((start, end) for value, start, end in text.numbers if abs(value - target) <= tolerance)
@@ -156,10 +159,10 @@ def _denies(words: Sequence[str], index: int) -> bool:
 # ---- Groups ----------------------------------------------------------------------------------------------------------
 
 
-def validate_group(group: Group) -> list[str]:
+def validate_group(group: KeywordGroup) -> list[str]:
     """Everything that is wrong with a keyword group, in words; an empty list for a good one."""
     problems = _shape_problems(group)
-    if not isinstance(group, str | Mapping) or not _are_strings(keywords_of(group)):
+    if not isinstance(group, str) and not (isinstance(group, Mapping) and _are_strings(group.get("any"))):
         return problems
     keywords, match = keywords_of(group), option(group, "match", "word")
     if not keywords:
@@ -170,7 +173,7 @@ def validate_group(group: Group) -> list[str]:
     return problems
 
 
-def _shape_problems(group: Group) -> list[str]:
+def _shape_problems(group: KeywordGroup) -> list[str]:
     """What hinders the reading of a group: wrong types, unknown keys, modes and weights."""
     if isinstance(group, str):
         return []
@@ -218,11 +221,11 @@ def _repeated(keywords: Sequence[str], match: str) -> set[str]:
     return {keyword for index, keyword in enumerate(plain) if keyword and keyword in plain[:index]}
 
 
-def keywords_of(group: Group) -> Sequence[str]:
-    return (group,) if isinstance(group, str) else group.get("any")
+def keywords_of(group: KeywordGroup) -> Sequence[str]:
+    return (group,) if isinstance(group, str) else group["any"]
 
 
-def option(group: Group, key: str, default: object) -> object:
+def option(group: KeywordGroup, key: str, default: Any) -> Any:
     return default if isinstance(group, str) else group.get(key, default)
 
 
@@ -258,7 +261,7 @@ class SearchedGroup(NamedTuple):
         return frozenset(tokens)
 
 
-def searched(group: Group) -> SearchedGroup:
+def searched(group: KeywordGroup) -> SearchedGroup:
     """ValueError names the group that cannot be read."""
     problems = _shape_problems(group)
     if problems:
@@ -267,7 +270,7 @@ def searched(group: Group) -> SearchedGroup:
     return SearchedGroup([_finder(keyword, match) for keyword in keywords_of(group)], rejects, match == "regex")
 
 
-def hits(text: str | Text, group: Group, prompt: str | None = None) -> bool:
+def hits(text: str | Text, group: KeywordGroup, prompt: str | None = None) -> bool:
     """Does the text name the group? True when one of its keywords is found by the rules of its match mode.
 
     With `prompt`, what the text merely repeats from it is taken away first. An empty keyword never hits. To try many
@@ -281,6 +284,6 @@ def hits(text: str | Text, group: Group, prompt: str | None = None) -> bool:
     return searched(group).is_in(prepare(text, prompt))
 
 
-def idea(group: str | dict) -> str:
+def idea(group: KeywordGroup) -> str:
     """A group's first keyword stands for the idea."""
     return group if isinstance(group, str) else str(group["any"][0])

@@ -8,23 +8,23 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from aligner.keywords.groups import (
+    NOWHERE,
     NUMBER_TOLERANCE,
     UNSPACED_LETTER,
-    Group,
+    Finder,
+    KeywordGroup,
     SearchedGroup,
     inflected_runs,
     inflected_spans,
     keywords_of,
-    nowhere,
     number_spans,
     option,
     searched,
     word_spans,
 )
-from aligner.keywords.text import RUN, Text, normalise, prepare
+from aligner.keywords.text import LETTER_RUN, Text, normalise, prepare
 from aligner.text_health import degenerate
 
 STUFFED_DENSITY = 0.30
@@ -70,7 +70,7 @@ class KeywordScore:
     @property
     def novel_rate(self) -> float | None:
         """Hits among the groups that the prompt does not hit; None when it hits all of them or is not known."""
-        return self.novel_hits / self.novel_groups if self.novel_groups else None
+        return self.novel_hits / self.novel_groups if self.novel_hits is not None and self.novel_groups else None
 
     @property
     def all_hit(self) -> bool:
@@ -83,8 +83,8 @@ class KeywordScore:
 
 def score(
     text: str,
-    groups: Sequence[Group],
-    forbidden: Sequence[Group] = (),
+    groups: Sequence[KeywordGroup],
+    forbidden: Sequence[KeywordGroup] = (),
     prompt: str | None = None,
 ) -> KeywordScore:
     """The KeywordScore of a response. ValueError without a group: a prompt that asks for nothing scores nothing."""
@@ -94,7 +94,7 @@ def score(
 class Scorer:
     """The groups of one prompt, read once to score any number of responses."""
 
-    def __init__(self, groups: Sequence[Group], forbidden: Sequence[Group] = (), prompt: str | None = None):
+    def __init__(self, groups: Sequence[KeywordGroup], forbidden: Sequence[KeywordGroup] = (), prompt: str | None = None):
         _check_groups(groups, forbidden)
         self._groups, self._forbidden, self._prompt = [*map(searched, groups)], [*map(searched, forbidden)], prompt
         self._weights = [float(option(group, "weight", 1)) for group in groups]
@@ -135,7 +135,7 @@ class Scorer:
         return 0 if stuffed else sum(tokens is not None for tokens in found)
 
 
-def _check_groups(groups: Sequence[Group], forbidden: Sequence[Group]) -> None:
+def _check_groups(groups: Sequence[KeywordGroup], forbidden: Sequence[KeywordGroup]) -> None:
     for name, value in (("groups", groups), ("forbidden", forbidden)):
         if not isinstance(value, list | tuple):
             raise ValueError(f"{name} must be a list of keyword groups, got {value!r}")
@@ -163,7 +163,7 @@ def _density(found: Iterable[frozenset[int] | None], tokens: int) -> float | Non
 class Index:
     """Which of very many groups a text hits, without trying all: a keyword is tried when the words that it needs are there."""
 
-    def __init__(self, groups: Sequence[Group]):
+    def __init__(self, groups: Sequence[KeywordGroup]):
         self.groups = list(groups)
         self._entries: list[tuple[int, SearchedGroup]] = []
         self._always: set[int] = set()
@@ -171,11 +171,11 @@ class Index:
         self._by_base: dict[str, list[tuple[int, list[frozenset[str]]]]] = {}
         self._inflected: dict[int, list[frozenset[str]]] = {}
         self._targets: list[tuple[float, int]] = []
-        literals: list[tuple[str, partial]] = []
+        literals: list[tuple[str, Finder]] = []
         for number, group in enumerate(self.groups):
             read = searched(group)
             for keyword, finder in zip(keywords_of(group), read.finders, strict=True):
-                if finder is not nowhere:
+                if finder is not NOWHERE:
                     literals.append((keyword, finder))
                     self._entries.append((number, read._replace(finders=[finder])))
                     if finder.func is inflected_spans and not read.rejects:
@@ -186,13 +186,13 @@ class Index:
             self._enter(entry, keyword, finder)
         self._targets.sort()
 
-    def _enter(self, entry: int, keyword: str, finder: partial) -> None:
+    def _enter(self, entry: int, keyword: str, finder: Finder) -> None:
         """Under one word that a text must hold for this keyword: one that few others have, or its longest, mostly its rarest."""
-        runs = RUN.findall(normalise(keyword))
+        runs = LETTER_RUN.findall(normalise(keyword))
         if finder.func is number_spans:
             self._targets.append((finder.args[0], entry))
         elif finder.func is inflected_spans:
-            rarest, *others = sorted(finder.args[0], key=lambda bases: sum(map(self._uses.get, bases)))
+            rarest, *others = sorted(finder.args[0], key=lambda bases: sum(self._uses[base] for base in bases))
             for base in rarest:
                 self._by_base.setdefault(base, []).append((entry, others))
         elif finder.func is word_spans and runs and not UNSPACED_LETTER.search(normalise(keyword)):

@@ -137,7 +137,7 @@ NUMBER = re.compile(
     rf"(?:(?<![\w)\]])[-+])?(?<![^\W{UNSPACED}])(?<!\d\.)(?:\d+(?:\.\d+)?|\.\d+)"
     r"(?:e[-+]?\d+|\s?\*\s?10\^[-+]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)*(?!\.?\d)"
 )
-RUN = re.compile(rf"[^\W_{UNSPACED}]+")
+LETTER_RUN = re.compile(rf"[^\W_{UNSPACED}]+")
 SPACED = re.compile(r"\S+")
 _TIMES_TEN_TO = re.compile(r"\s?\*\s?10\^")
 
@@ -184,7 +184,7 @@ class Text:
     @cached_property
     def words(self) -> frozenset[str]:
         """The runs of letters and digits, those of unspaced scripts left out: what stands between two word boundaries."""
-        return frozenset(RUN.findall(self.plain))
+        return frozenset(LETTER_RUN.findall(self.plain))
 
     @cached_property
     def word_ends(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Batches of id sequences: padding, order by length, and log-probabilities of their tokens."""
+"""Batches of token ids: padding, grouping by length, and log-probabilities of the tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def padded(sequences: list[list[int]], value: int, device: str):
-    """Right-padded tensor (n, longest) of id sequences, and its attention mask."""
+    """Pads sequences on the right: (ids, attention mask), both of shape (n, longest)."""
     import torch
 
     longest = max(map(len, sequences))
@@ -17,7 +17,7 @@ def padded(sequences: list[list[int]], value: int, device: str):
 
 
 def token_log_probabilities(model, ids, attention_mask):
-    """log p(ids[:, t] | ids[:, :t]) for t >= 1, in float32: shape (n, length - 1); the logits of the same positions beside it."""
+    """(log-probabilities, logits) in float32: log p(ids[:, t] | ids[:, :t]) for t >= 1, shape (n, length - 1), and its logits."""
     import torch
 
     logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].float()
@@ -25,6 +25,6 @@ def token_log_probabilities(model, ids, attention_mask):
 
 
 def batches(rows: list, size: int, length: Callable[[Any], int]) -> list[list[int]]:
-    """Indices of `rows` in batches of similar length, a fixed order that depends on the rows alone."""
+    """Groups rows of similar length: lists of at most `size` indices of `rows`, in an order that depends on the rows alone."""
     order = sorted(range(len(rows)), key=lambda index: (length(rows[index]), index))
     return [order[start : start + size] for start in range(0, len(order), size)]

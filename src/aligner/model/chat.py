@@ -1,10 +1,10 @@
-"""One renderer: messages to token ids and a loss mask, the same for training, generation and judging.
+"""Renders messages to token ids and a loss mask, in the same way for training and generation.
 
-The chat template is the model's own (Jinja, sandboxed). Text of messages is never parsed for special tokens: a `</s>` that a
-person typed stays four ordinary characters. A conversation is encoded in runs, cut at the template's special tokens and at the
-start of each assistant turn, because that is where generation begins; so the ids of a training prompt are, to the byte, the ids
-that generation starts from. `Chat.encode_ahead` makes many rows cheap and changes no id. No torch, no transformers: this module
-loads in a fifth of a second.
+The chat template is the model's own (Jinja, sandboxed). Message text is never parsed for special tokens: a `</s>` that a person
+typed stays four ordinary characters. A conversation is encoded span by span; spans end at the template's special tokens and at
+the start of each assistant turn, where generation begins. The ids of a training prompt are therefore exactly the ids that
+generation starts from. `Chat.encode_ahead` speeds up many rows and changes no id. This module imports neither torch nor
+transformers and loads in a fifth of a second.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from aligner.model.template import (
 )
 from aligner.run.errors import InputError
 
-Messages = tuple[tuple[str, str], ...]
+Messages = tuple[tuple[str, str], ...]  # (role, content) pairs; role is system, user or assistant
 
-# Before a space that stands behind a visible ASCII character and before a letter, no token of GPT-2's rule goes on.
+# Under GPT-2's rule no token continues across a space between a visible ASCII character and a letter.
 _WORD_START = re.compile("(?<=[!-~])(?= [A-Za-z])")
-# Words whose ids are remembered: a few megabytes. Longer ones are hardly met again.
+# Limits of the word cache, a few megabytes: its entries, and the characters of a word (longer ones rarely recur).
 MOST_KNOWN_PARTS = 2**16
 LONGEST_KNOWN_PART = 64
 
-# Stand-ins for contents while the template is rendered: private-use characters, which no sane text holds.
+# Private-use characters that mark the place of each content while the template is rendered.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 
-_OTHER_TEXT = "the chat template {} the text of a message; give models.<name>.chat_template a plainer one"
+_OTHER_TEXT = "the chat template {} the text of a message; set models.<name>.chat_template to a plainer one"
 _OTHER_PROMPT = (
-    "the chat template renders a prompt alone otherwise than before an answer, so that training would differ from use; "
-    "give models.<name>.chat_template a plainer one"
+    "the chat template renders a prompt differently alone and before an answer, so training would differ from generation; "
+    "set models.<name>.chat_template to a plainer one"
 )
 
 
 class Tokens(NamedTuple):
-    """`ids` of a conversation and, for each id, whether it is trained (assistant text and its end token)."""
+    """The `ids` of a conversation and, for each id, whether it is trained: assistant text and its end token are."""
 
     ids: list[int]
     trained: list[bool]
@@ -63,14 +63,14 @@ class Tokens(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of the rendered text: the template's, or (with `message` set) the content of one message behind that text."""
+    """A part of the rendered text: the template's own text, followed by the content of message number `message`, if any."""
 
     text: str
     message: int | None
 
 
-class Run(NamedTuple):
-    """Text that is encoded at once, and what ends it: an answer, a special token of the template, or the end of all."""
+class Span(NamedTuple):
+    """Text that is encoded in one piece, and what follows it: an answer, a special token of the template, or the end."""
 
     context: str
     answer: str | None
@@ -91,7 +91,7 @@ class Chat:
     def load(cls, folder: Path, template_file: str | None = None) -> Chat:
         """Reads tokenizer.json, tokenizer_config.json and the template from a model's folder (Hugging Face layout).
 
-        Raises InputError for files that are missing, no JSON, or not of the types that they should hold.
+        Raises InputError for files that are missing, are not JSON, or hold values of the wrong type.
         """
         config = read_object(folder / "tokenizer_config.json")
         tokenizer_json = read_text(folder / "tokenizer.json")
@@ -106,7 +106,7 @@ class Chat:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that turns messages into ids; artefacts keep it, and the next stage compares."""
+        """SHA-256 of everything that turns messages into ids; each stage stores it and compares it with the previous stage's."""
         parts = [self.tokenizer_json, self.template, self.eos_token, self.bos_token, self.pad_token]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -116,12 +116,12 @@ class Chat:
 
     @cached_property
     def _content_tokenizer(self):
-        """The same tokenizer without its added tokens: to it, `</s>` is text."""
+        """The same tokenizer without its added tokens, which treats `</s>` as text."""
         return build_tokenizer(json.dumps(json.loads(self.tokenizer_json) | {"added_tokens": [], "post_processor": None}))
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
-        """Text to id of the tokens that only the template may write, longest first."""
+        """Text and id of the tokens that only the template may write, longest first."""
         added = [token for token in json.loads(self.tokenizer_json).get("added_tokens", []) if token["special"]]
         return {token["content"]: token["id"] for token in sorted(added, key=lambda token: -len(token["content"]))}
 
@@ -131,7 +131,7 @@ class Chat:
 
     @cached_property
     def end_token(self) -> str:
-        """What ends an assistant's turn: the first special token that the template writes behind one, else eos."""
+        """The token that ends an assistant's turn: the first special token that the template writes after it, else eos."""
         after = self._skeleton(("user", "assistant"), generation_prompt=False)[-1].text
         found = [(after.index(token), token) for token in self.special_tokens if token in after]
         return min(found)[1] if found else self.eos_token
@@ -141,52 +141,55 @@ class Chat:
         return self._id_of(self.end_token, "eos_token")
 
     def prompt(self, messages: Messages) -> list[int]:
-        """Ids from which the assistant's next turn is generated; `messages` ends with a user's."""
+        """Ids from which the assistant's next turn is generated; `messages` ends with a user message."""
         self._require_insertion(messages, generation_prompt=True)
-        return self._encode(self._runs(messages, generation_prompt=True)).ids
+        return self._encode(self._spans(messages, generation_prompt=True)).ids
 
     def completion(self, messages: Messages, answer: str) -> list[int]:
-        """Ids of the assistant's `answer` to `messages`, end token included: what follows `prompt(messages)`."""
+        """Ids of the assistant's `answer` to `messages`, including its end token: the continuation of `prompt(messages)`."""
         return self.conversation((*messages, ("assistant", answer))).ids[len(self.prompt(messages)) :]
 
     def conversation(self, messages: Messages) -> Tokens:
-        """Ids of a whole conversation that ends with an assistant's turn, and which of them are trained.
+        """Ids of a conversation that ends with an assistant's turn, and which of them are trained.
 
-        Raises InputError when its last answer does not stand behind the prompt that generation would begin from.
+        Raises InputError when the last answer does not follow the prompt from which generation would begin.
         """
         self._require_insertion(messages, generation_prompt=False)
         self._require_insertion(messages[:-1], generation_prompt=True)
-        runs, prompt = self._runs(messages, generation_prompt=False), self._runs(messages[:-1], generation_prompt=True)
-        tokens = self._encode(runs)
-        if [*runs[:-2], Run(runs[-2].context, None, None)] != prompt:
+        spans, prompt = self._spans(messages, generation_prompt=False), self._spans(messages[:-1], generation_prompt=True)
+        tokens = self._encode(spans)
+        if [*spans[:-2], Span(spans[-2].context, None, None)] != prompt:
             ids = self._encode(prompt).ids
             if tokens.ids[: len(ids)] != ids:
                 raise InputError(_OTHER_PROMPT)
         return tokens
 
     def encode_ahead(self, conversations: Iterable[Messages]) -> None:
-        """Encodes the texts of these conversations together, for the calls that follow: a fraction of the work of one by one.
+        """Encodes the texts of many conversations together, for later calls; this takes a fraction of the time of single calls.
 
-        A conversation that the template refuses is passed over; it is refused when it is asked for.
+        It skips a conversation that the template refuses; a later call for that conversation raises the error.
         """
         texts: dict[str, None] = {}
         for messages in conversations:
             with contextlib.suppress(InputError):
-                for run in [*self._runs(messages, generation_prompt=False), *self._runs(messages[:-1], generation_prompt=True)]:
-                    texts[run.context] = None
-                    if run.answer is not None:
-                        texts[run.context + run.answer] = None
+                for span in [
+                    *self._spans(messages, generation_prompt=False),
+                    *self._spans(messages[:-1], generation_prompt=True),
+                ]:
+                    texts[span.context] = None
+                    if span.answer is not None:
+                        texts[span.context + span.answer] = None
         texts.pop("", None)
         self._ahead.clear()
         self._ahead.update(zip(texts, self._ids_of_all(texts), strict=True))
 
     @cached_property
     def _ahead(self) -> dict[str, list[int]]:
-        """Texts that were encoded ahead, and their ids."""
+        """Ids of the texts that were encoded ahead."""
         return {}
 
     def _ids_of_all(self, texts: Iterable[str]) -> list[list[int]]:
-        """Ids of texts. Where no token joins two words each word is encoded once, and a text is its words' ids in a row."""
+        """Ids of texts. If no token joins two words, each word is encoded once, and a text's ids are those of its words."""
         parts = [_WORD_START.split(text) if self._parts_words else [text] for text in texts]
         if len(self._known_parts) > MOST_KNOWN_PARTS:
             self._known_parts.clear()
@@ -202,53 +205,54 @@ class Chat:
 
     @cached_property
     def _known_parts(self) -> dict[str, list[int]]:
-        """Words that were met, and their ids."""
+        """Ids of the words seen so far."""
         return {}
 
     @cached_property
     def _parts_words(self) -> bool:
-        """Whether the tokenizer surely cuts a text before " a", whatever stands around it: GPT-2's rule, which ByteLevel is."""
+        """Whether the tokenizer is certain to split a text before " a", whatever the context: GPT-2's rule (ByteLevel)."""
         parts = json.loads(self.tokenizer_json)
-        *before, last = _steps(parts["pre_tokenizer"])
+        *before, last = _pre_tokenizer_steps(parts["pre_tokenizer"])
         cuts = last.get("type") == "ByteLevel" and last.get("use_regex", True) and not last["add_prefix_space"]
         plain = parts["normalizer"] is None and not parts["model"].get("dropout")
         return cuts and plain and all(step["type"] == "Digits" for step in before)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids, special tokens left out, as shown to people."""
+        """The text of ids without special tokens, as people see it."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _encode(self, runs: list[Run]) -> Tokens:
-        """Ids and mask of runs: an answer is trained with its end token, all other text is context."""
+    def _encode(self, spans: list[Span]) -> Tokens:
+        """Ids and mask of spans: an answer and its end token are trained, all other text is context."""
         tokens = Tokens([], [])
-        for run in runs:
-            tokens.add(self._text_ids(run.context), trained=False)
-            if run.answer is not None:
-                tokens.add([*self._continue(run.context, run.answer), self.end_id], trained=True)
-            elif run.special is not None:
-                tokens.add([run.special], trained=False)
+        for span in spans:
+            tokens.add(self._text_ids(span.context), trained=False)
+            if span.answer is not None:
+                tokens.add([*self._continue(span.context, span.answer), self.end_id], trained=True)
+            elif span.special is not None:
+                tokens.add([span.special], trained=False)
         return tokens
 
-    def _runs(self, messages: Messages, generation_prompt: bool) -> list[Run]:
-        """What is encoded of a prompt, or of a conversation up to its last answer."""
-        runs, context = [], ""
+    def _spans(self, messages: Messages, generation_prompt: bool) -> list[Span]:
+        """The spans of a prompt, or of a conversation up to its last answer."""
+        spans: list[Span] = []
+        context = ""
         for text, message, special in self._layout(tuple(role for role, _ in messages), generation_prompt):
             if message is not None and messages[message][0] == "assistant":
-                runs.append(Run(context, text + messages[message][1], None))
+                spans.append(Span(context, text + messages[message][1], None))
                 context = ""
             elif message is not None:
                 context += messages[message][1]
             else:
                 context += text
                 if special is not None:
-                    runs.append(Run(context, None, special))
+                    spans.append(Span(context, None, special))
                     context = ""
-        return [*runs, Run(context, None, None)]
+        return [*spans, Span(context, None, None)]
 
     def _layout(self, roles: tuple[str, ...], generation_prompt: bool) -> list[tuple[str, int | None, int | None]]:
-        """The rendered text of a sequence of roles in order, without contents: (text, message, special token behind the text).
+        """The rendered text of a sequence of roles, without contents: (text, message, special token that follows) in order.
 
-        It lacks the end tokens that `_encode` adds behind each answer itself, and what stands behind the last one.
+        It omits the end tokens, which `_encode` adds after each answer, and whatever the template writes after the last answer.
         """
         cache = self.__dict__.setdefault("_layouts", {})
         if (roles, generation_prompt) not in cache:
@@ -263,7 +267,7 @@ class Chat:
         return cache[roles, generation_prompt]
 
     def _turns(self, roles: tuple[str, ...], generation_prompt: bool) -> list[Piece]:
-        """The skeleton, with the template's white space before an answer made the answer's own and its end token left out."""
+        """The skeleton, in which white space before an answer belongs to the answer, and without end tokens after answers."""
         pieces = list(self._skeleton(roles, generation_prompt))
         for index, piece in enumerate(pieces[:-1]):
             if piece.message is not None and roles[piece.message] == "assistant":
@@ -275,7 +279,7 @@ class Chat:
         return pieces
 
     def _require_insertion(self, messages: Messages, generation_prompt: bool) -> None:
-        """Raises InputError when the template does other than insert each content."""
+        """Raises InputError when the template does anything but insert each content unchanged."""
         skeleton = self._skeleton(tuple(role for role, _ in messages), generation_prompt)
         if {piece.message for piece in skeleton} != {None, *range(len(messages))}:
             raise InputError(_OTHER_TEXT.format("leaves out"))
@@ -286,14 +290,14 @@ class Chat:
 
     @cached_property
     def _inserts_only(self) -> bool:
-        """Whether the template can be seen to insert contents as they are, whatever they are: then none need be rendered."""
+        """Whether the template is known to insert all contents unchanged; conversations then need no rendering to check."""
         return inserts_only(self._environment.parse(self.template))
 
     @cached_property
     def _lead(self) -> str:
-        """White space that the template writes between a generation prompt and the answer (Llama 2, Mistral): the answer's own.
+        """White space between a generation prompt and the answer (Llama 2, Mistral), which counts as part of the answer.
 
-        Raises InputError when anything else stands there: generation would begin elsewhere than training.
+        Raises InputError when the template writes anything else there: generation would begin at another place than training.
         """
         prompt = self._skeleton(("user",), generation_prompt=True)[-1].text
         before_answer = self._skeleton(("user", "assistant"), generation_prompt=False)[-3].text
@@ -307,7 +311,7 @@ class Chat:
         return after if not before.strip() else text
 
     def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> list[Piece]:
-        """The template's pieces for a sequence of roles, contents left empty; rendered once per sequence."""
+        """The template's pieces for a sequence of roles, without contents; rendered once per sequence."""
         cache = self.__dict__.setdefault("_skeletons", {})
         if (roles, generation_prompt) not in cache:
             stand_ins = tuple((role, f"{_OPEN}{index}{_CLOSE}") for index, role in enumerate(roles))
@@ -328,7 +332,7 @@ class Chat:
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise InputError(f"the chat template refuses the roles {[role for role, _ in messages]}: {error}") from None
         except (RecursionError, MemoryError) as error:
-            raise InputError(f"the chat template needs more memory than there is ({type(error).__name__})") from None
+            raise InputError(f"the chat template needs more memory than is available ({type(error).__name__})") from None
 
     @cached_property
     def _compiled(self):
@@ -347,7 +351,7 @@ class Chat:
         return environment
 
     def _text_ids(self, text: str) -> list[int]:
-        """Ids of plain text; raises InputError if the vocabulary gives a control token for it all the same."""
+        """Ids of plain text; InputError if the vocabulary still turns it into a control token."""
         ids = self._ahead.get(text)
         if ids is None:
             ids = self._content_tokenizer.encode(text, add_special_tokens=False).ids if text else []
@@ -361,13 +365,13 @@ class Chat:
         return {id for token, id in self.special_tokens.items() if token != unknown}
 
     def _continue(self, context: str, text: str) -> list[int]:
-        """Ids of `text` as the tokenizer writes it behind `context` (a word's first piece may depend on what is before it)."""
+        """Ids of `text` when it follows `context`; the first piece of a word may depend on what precedes it."""
         before = self._text_ids(context)
         both = self._text_ids(context + text)
         return both[len(before) :] if both[: len(before)] == before else self._text_ids(text)
 
     def _cut(self, text: str) -> list[tuple[str, int | None]]:
-        """The template's own text, cut behind each special token: pairs (text before it, its id), the last one without id."""
+        """Splits the template's own text after each special token: pairs (text before it, its id); the last has no id."""
         if not self.special_tokens:
             return [(text, None)]
         parts = re.split("(" + "|".join(map(re.escape, self.special_tokens)) + ")", text)
@@ -381,13 +385,13 @@ class Chat:
         return id
 
 
-def _steps(pre_tokenizer: dict | None) -> list[dict]:
-    """A pre-tokenizer of tokenizer.json as a list of its steps; none is one empty step."""
+def _pre_tokenizer_steps(pre_tokenizer: dict | None) -> list[dict]:
+    """The steps of a pre-tokenizer in tokenizer.json; no pre-tokenizer counts as one empty step."""
     return pre_tokenizer["pretokenizers"] if pre_tokenizer and "pretokenizers" in pre_tokenizer else [pre_tokenizer or {}]
 
 
 def _split(rendered: str) -> list[Piece]:
-    """Cuts a rendered skeleton at its stand-ins."""
+    """Splits a rendered skeleton at the marks of contents."""
     first, *rest = re.split(f"{_OPEN}([0-9]+){_CLOSE}", rendered)
     pieces = [Piece(first, None)]
     for index, text in zip(rest[::2], rest[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder as it stands, or a pinned revision of a Hugging Face repository."""
+"""Finds a model's files: in a local folder, or at a pinned revision of a Hugging Face repository."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WEIGHT_FILES = ["*.safetensors", "model.safetensors.index.json", "generation_con
 
 
 def model_folder(path: str, revision: str | None, patterns: list[str]) -> Path:
-    """The folder that holds the files of a model, downloaded to the Hugging Face cache where they are not there yet.
+    """The folder that holds a model's files; downloads missing ones to the Hugging Face cache.
 
-    Raises InputError with the command that mends it when the model cannot be had (no such folder, no network, no access).
+    Raises InputError with the command to run when the model is not available (no such folder, no network, no access).
     """
     if Path(path).is_dir():
         return Path(path)
     if "://" in path:
-        raise InputError(f"{path} is an address; models.<name>.path takes a folder, or a Hugging Face repository as owner/name")
+        raise InputError(f"{path} is an address; models.<name>.path must be a folder, or a Hugging Face repository as owner/name")
     if path.startswith((".", "/", "~", "models/", "data/")) or path.count("/") != 1:
         raise InputError(f"model folder {path} is missing. If it is part of this repository: git checkout -- {shlex.quote(path)}")
     if not REPOSITORY.fullmatch(path):
@@ -35,12 +35,12 @@ def model_folder(path: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _snapshot(path: str, revision: str, patterns: list[str]) -> Path:
-    from httpx2 import HTTPError  # of the hub's client: its own errors, and connections that break off
+    from httpx2 import HTTPError  # what the hub's client raises, also for a broken connection
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its retries, one warning each
+    logging.set_verbosity_error()  # each retry would print a warning
     command = f"hf download {path} --revision {revision}"
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
@@ -50,4 +50,6 @@ def _snapshot(path: str, revision: str, patterns: list[str]) -> Path:
         raise InputError(f"{path} is not in the local cache and the hub cannot be reached. With a network: {command}") from None
     except (HTTPError, HFValidationError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{path} at {revision} cannot be had ({reason}). Check name, revision and network: {command}") from None
+        raise InputError(
+            f"{path} at {revision} cannot be downloaded ({reason}). Check name, revision, network: {command}"
+        ) from None

@@ -1,6 +1,6 @@
 """Loads a base model and adapters, saves adapters, and checks that they belong together.
 
-Weights are read as safetensors only, and no code of a model repository is run.
+Only safetensors weights are read, and no code from a model repository runs.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from aligner.model.runtime import Runtime
 from aligner.run.errors import InputError
 from aligner.run.params import ModelEntry
 
-ADAPTER = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PROVENANCE = "provenance.json"
+PREPARED_CHAT = Path("data/prepared/chat.json")  # the fingerprint of the tokenizer and template that prepare used
 SHARD_INDEX = "model.safetensors.index.json"
 
 
 def load_chat(entry: ModelEntry) -> Chat:
-    """The renderer of a model entry."""
+    """The chat renderer of a model entry."""
     return Chat.load(model_folder(entry.path, entry.revision, TOKENIZER_FILES), entry.chat_template)
 
 
 def check_chat(chat: Chat, prepared: dict[str, Any]) -> None:
-    """Raises InputError unless data/prepared came from the tokenizer and template that this stage sees."""
+    """Raises InputError unless prepare used the tokenizer and chat template of `chat`; `prepared` is the content of chat.json."""
     if prepared["fingerprint"] != chat.fingerprint:
         raise InputError(
             "data/prepared was made with another tokenizer or chat template. Run: dvc repro --force --single-item prepare"
@@ -39,7 +40,7 @@ def check_chat(chat: Chat, prepared: dict[str, Any]) -> None:
 def load_base(entry: ModelEntry, runtime: Runtime):
     """The base model of an entry, in the precision and on the device of `runtime`.
 
-    Raises InputError unless its folder holds all weights of the architecture that its config.json names, as safetensors.
+    Raises InputError unless the model's folder holds, as safetensors, every weight that its config.json asks for.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -47,9 +48,10 @@ def load_base(entry: ModelEntry, runtime: Runtime):
 
     folder = model_folder(entry.path, entry.revision, TOKENIZER_FILES + WEIGHT_FILES)
     check_shards(folder)
-    of_the_files = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError)
+    load_errors = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError)
     try:
-        base, found = AutoModelForCausalLM.from_pretrained(
+        # A pair, because of output_loading_info; transformers' annotation names the model alone.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=runtime.dtype,
             attn_implementation=entry.attn_implementation,
@@ -58,9 +60,10 @@ def load_base(entry: ModelEntry, runtime: Runtime):
             local_files_only=True,
             output_loading_info=True,
         )
-    except (*of_the_files, SafetensorError, StrictDataclassError) as error:
+    except (*load_errors, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"{entry.path} cannot be loaded as a causal language model: {_reason(error)}") from None
-    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+    base, info = loaded
+    if missing := sorted(info["missing_keys"]):  # transformers would initialise them at random
         raise InputError(
             f"{entry.path} lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}; "
             "copy or download the model's files again"
@@ -69,22 +72,22 @@ def load_base(entry: ModelEntry, runtime: Runtime):
 
 
 def check_shards(folder: Path) -> None:
-    """Raises InputError unless the weights are safetensors files of the folder itself; an index could name any other file."""
+    """Raises InputError unless all weights are safetensors files in `folder` itself; an index could name any file."""
     if not list(folder.glob("*.safetensors")):
-        raise InputError(f"{folder} holds no *.safetensors; weights in other formats can run code and are not loaded")
+        raise InputError(f"{folder} holds no *.safetensors; weights in other formats can run code, so they are not loaded")
     index = folder / SHARD_INDEX
     if not index.is_file():
         return
     try:
         shards = [str(shard) for shard in read_json(index)["weight_map"].values()]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        raise InputError(f"{index} is no index of weights; copy or download the model's files again") from None
+        raise InputError(f"{index} is not a valid weight index; copy or download the model's files again") from None
     if strange := sorted({shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")}):
-        raise InputError(f"{index} names {strange[0]!r}, which is no safetensors file of the same folder; it is not loaded")
+        raise InputError(f"{index} names {strange[0]!r}, which is not a safetensors file in the same folder, so it is not loaded")
 
 
 def base_fingerprint(entry: ModelEntry) -> str:
-    """SHA-256 over the weights and configuration of a base: an adapter belongs to exactly one."""
+    """SHA-256 over a base's weights and configuration; an adapter fits exactly one base."""
     folder = model_folder(entry.path, entry.revision, TOKENIZER_FILES + WEIGHT_FILES)
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
@@ -96,35 +99,38 @@ def base_fingerprint(entry: ModelEntry) -> str:
 
 
 def load_adapter(base, folder: Path, trainable: bool = False):
-    """The base with the adapter of `folder` on it, named "default", as trl wants it."""
+    """The base with the adapter in `folder`, named "default" as trl requires.
+
+    Raises InputError when the adapter is missing or damaged, or lacks weights that its configuration describes.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
-    way = "the stage before writes it. Run: dvc repro (or: dvc pull)"
-    if not (folder / ADAPTER).is_file():
-        raise InputError(f"{folder / ADAPTER} is missing; {way}")
+    remedy = "the previous stage writes it. Run: dvc repro (or: dvc pull)"
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"{folder / ADAPTER_WEIGHTS} is missing; {remedy}")
     try:
-        with safe_open(folder / ADAPTER, framework="pt") as file:
-            there = set(file.keys())
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+            stored = set(file.keys())
         model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, use_safetensors=True)
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{folder / ADAPTER} is damaged ({_reason(error)}); {way}") from None
-    if there != set(get_peft_model_state_dict(model)):  # peft would leave what is missing as it was drawn
-        raise InputError(f"{folder / ADAPTER} does not hold the weights that {ADAPTER_CONFIG} describes; {way}")
+        raise InputError(f"{folder / ADAPTER_WEIGHTS} is damaged ({_reason(error)}); {remedy}") from None
+    if stored != set(get_peft_model_state_dict(model)):  # peft would leave missing weights at their random values
+        raise InputError(f"{folder / ADAPTER_WEIGHTS} does not hold the weights that {ADAPTER_CONFIG} describes; {remedy}")
     return model
 
 
 def save_adapter(model, folder: Path, model_path: str, provenance: dict[str, str]) -> None:
-    """Writes adapter, normalised configuration and provenance: the same bytes for the same training, and nothing else.
+    """Writes the adapter, its normalised configuration and its provenance: the same bytes for the same training.
 
-    peft keeps `target_modules` as a set, whose order follows the hash seed, and records absolute paths; both are mended here.
+    peft keeps `target_modules` in a set, whose order follows the hash seed, and records absolute paths; this normalises both.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
-    save_file(state, folder / ADAPTER, metadata={"format": "pt"})
+    save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
     config.update(base_model_name_or_path=model_path, inference_mode=True)
     write_json(folder / ADAPTER_CONFIG, {key: _plain(config[key]) for key in sorted(config)})
@@ -132,7 +138,7 @@ def save_adapter(model, folder: Path, model_path: str, provenance: dict[str, str
 
 
 def check_provenance(folder: Path, expected: dict[str, str]) -> None:
-    """Raises InputError unless the adapter of `folder` was made on this base and with this chat template."""
+    """Raises InputError unless the adapter in `folder` was trained on the expected base and chat template (SHA-256 each)."""
     found = read_json(folder / PROVENANCE)
     for part, fingerprint in expected.items():
         if found.get(part) != fingerprint:
@@ -150,8 +156,8 @@ def _plain(value: Any) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of a library's error; the second as well where the first one only announces it."""
+    """The first line of a library's error, and the second if the first only announces it with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if "ignore_mismatched_sizes" in lines[0]:
-        return "its weights are of other shapes than its config.json says"
+        return "its weights have other shapes than its config.json says"
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,4 +1,4 @@
-"""What a chat template can do to message contents, and where a model's template and end token come from."""
+"""Decides whether a chat template leaves message contents unchanged, and finds a model's template and end token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aligner.run.errors import InputError
 
-# For a model that brings no template (GPT-2, say). A prompt that ended in a space would cut the answer's first word in two.
+# For a model without a template, such as GPT-2. No prompt ends in a space, which would split the answer's first word in two.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
@@ -16,12 +16,12 @@ PLAIN_TEMPLATE = (
 
 
 def build_tokenizer(tokenizer_json: str):
-    """The tokenizer that a tokenizer.json describes, with nothing cut and nothing padded; InputError if it describes none."""
+    """The tokenizer that a tokenizer.json describes, without truncation and padding; InputError if it describes none."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # tokenizers raises no narrower class, whatever is wrong
+    except Exception as error:  # tokenizers raises no narrower class
         raise InputError(f"tokenizer.json describes no tokenizer ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -30,16 +30,16 @@ def build_tokenizer(tokenizer_json: str):
 
 # ---- What a template can do to contents ---------------------------------------------------------------------------------
 
-# Filters that give the same for the same role; and what a loop tells of its place alone.
+# Filters whose result depends on the role alone, and the attributes of a loop that depend on the position alone.
 _FILTERS = frozenset(("capitalize", "count", "length", "lower", "title", "trim", "upper"))
 _PLACES = frozenset(("first", "index", "index0", "last", "length", "revindex", "revindex0"))
 
 
 def inserts_only(node, turn: str | None = None) -> bool:
-    """Whether statements of a template can only write contents as they are, and all else by the roles of the messages.
+    """Whether a template's statements only write contents unchanged, and everything else depends on the roles alone.
 
-    `turn` is the name of the loop's message. What is not plainly so counts as no: such a template is rendered with every
-    conversation, and what comes out is compared.
+    `turn` is the name of the loop's message. In doubt the answer is no: such a template is rendered with every conversation,
+    and the result is compared.
     """
     from jinja2 import nodes
 
@@ -57,7 +57,7 @@ def inserts_only(node, turn: str | None = None) -> bool:
 
 
 def _is_inserted(node, turn: str | None) -> bool:
-    """Whether an expression writes a content whole, or something free of contents, or one behind the other."""
+    """Whether an expression writes whole contents, text that depends on no content, or a sequence of both."""
     from jinja2 import nodes
 
     match node:
@@ -72,7 +72,7 @@ def _is_inserted(node, turn: str | None) -> bool:
 
 
 def _is_free(node, turn: str | None) -> bool:
-    """Whether an expression is the same for all contents."""
+    """Whether an expression's value depends on no content."""
     from jinja2 import nodes
 
     match node:
@@ -99,7 +99,7 @@ def _is_free(node, turn: str | None) -> bool:
 
 
 def _field(node) -> tuple[str, str] | None:
-    """(name, field) of `name.field`, `name['field']` and, of one message of all, `messages[0]['field']`."""
+    """(name, field) of `name.field` and `name['field']`; ('messages', field) of `messages[0]['field']`."""
     from jinja2 import nodes
 
     match node:
@@ -119,7 +119,7 @@ def raise_exception(message: str) -> None:
 
 
 def generation_tag():
-    """`{% generation %}…{% endgeneration %}` marks the trained part in some templates; here it is simply passed through."""
+    """`{% generation %}…{% endgeneration %}` marks the trained part in some templates; here its body is rendered as it is."""
     from jinja2.ext import Extension
 
     class GenerationTag(Extension):
@@ -133,7 +133,7 @@ def generation_tag():
 
 
 def template_of(folder: Path, config: dict, template_file: str | None) -> str:
-    """The template that params name, else the model's own, else the plain one."""
+    """The template that params.yaml names, else the model's own, else PLAIN_TEMPLATE."""
     if template_file:
         return read_text(Path(template_file))
     if (folder / "chat_template.jinja").exists():
@@ -148,7 +148,7 @@ def template_of(folder: Path, config: dict, template_file: str | None) -> str:
 
 
 def token_text(config: dict, role: str) -> str | None:
-    """A token of tokenizer_config.json, which spells it as a string or as an object with its content."""
+    """A special token of tokenizer_config.json, where it is a string or an object with a `content`."""
     token = config.get(role)
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str | None) or isinstance(token, dict) and text is None:
@@ -157,7 +157,7 @@ def token_text(config: dict, role: str) -> str | None:
 
 
 def eos_of_model(folder: Path, tokenizer_json: str) -> str:
-    """The end token of a model whose tokenizer_config.json names none: by the id in config.json."""
+    """The end token of a model whose tokenizer_config.json names none: the token of eos_token_id in config.json."""
     id = read_object(folder / "config.json").get("eos_token_id")
     is_id = isinstance(id, int) and 0 <= id < 2**32
     token = build_tokenizer(tokenizer_json).id_to_token(id) if is_id else None
@@ -167,11 +167,11 @@ def eos_of_model(folder: Path, tokenizer_json: str) -> str:
 
 
 def read_object(path: Path) -> dict:
-    """The JSON object that a file of a model holds."""
+    """The JSON object in a model's file; InputError if there is none."""
     try:
         value = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON ({error}). Copy or download the model's files again") from None
+        raise InputError(f"{path} is not valid JSON ({error}). Copy or download the model's files again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a JSON object, not {value!r:.60}. Copy or download the model's files again")
     return value

@@ -1,7 +1,7 @@
-"""What a blind vote rests on, said once: the run's fingerprint, names that tell nothing, and the side that each model stands on.
+"""Blind votes: the fingerprint of a run's answers, aliases that hide model names, and the side on which each model appears.
 
-The page (page.js) computes `draw` too, to the same 32 bits; `src/votes.py` checks with it that the sides of a votes file are
-those that its seed drew.
+page.js computes the same `draw`, to the same 32 bits. `src/votes.py` uses it to check that the sides in a file of votes are the
+ones that its seed drew.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ VERDICTS = ("A", "B", "tie", "both bad")
 SEEDS = 2**32
 
 
-def fingerprint(references: Sequence[Mapping[str, Any]], texts: Mapping[str, Sequence[str]]) -> str:
-    """SHA-256 of the answers data: every prompt with its id and all models' answers to it, as canonical JSON."""
+def answers_fingerprint(references: Sequence[Mapping[str, Any]], texts: Mapping[str, Sequence[str]]) -> str:
+    """SHA-256 of all prompts with their ids and all models' answers, as canonical JSON."""
     rows = [
-        {"id": reference["id"], "prompt": reference["prompt"], "answers": {name: given[place] for name, given in texts.items()}}
-        for place, reference in enumerate(references)
+        {"id": reference["id"], "prompt": reference["prompt"], "answers": {name: given[number] for name, given in texts.items()}}
+        for number, reference in enumerate(references)
     ]
     canonical = json.dumps(rows, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def alias(run: str, model: str) -> str:
-    """The name under which a model stands in the browser's storage while votes are cast."""
+    """The name of a model in the browser's storage while votes are cast."""
     return hashlib.sha256(f"{run}\n{model}".encode()).hexdigest()[:12]
 
 
 def draw(seed: int, aliases: Sequence[str], id: str) -> int:
-    """32 bits for one prompt: FNV-1a over seed, both aliases in order and the prompt's id, mixed as in MurmurHash3.
+    """32 bits for one prompt: FNV-1a over the seed, both sorted aliases and the prompt's id, mixed as in MurmurHash3.
 
-    They order the prompts, and the last of them tells which model stands on the left.
+    They order the prompts, and the lowest bit decides which model is on the left.
     """
     bits = 0x811C9DC5
     for byte in "\n".join([str(seed), *sorted(aliases), id]).encode():
@@ -45,7 +45,7 @@ def draw(seed: int, aliases: Sequence[str], id: str) -> int:
 
 
 def sides(seed: int, run: str, models: Sequence[str], id: str) -> tuple[str, str]:
-    """(left, right) for one prompt, whatever the order in which the two models were named."""
+    """(left, right) for one prompt; the order of `models` does not matter."""
     first, second = sorted(models, key=lambda model: alias(run, model))
     swapped = draw(seed, [alias(run, first), alias(run, second)], id) & 1
     return (second, first) if swapped else (first, second)

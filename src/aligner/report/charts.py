@@ -1,4 +1,4 @@
-"""The geometry of the page's plots: from rows of a table to what an SVG draws. The template only writes it down."""
+"""The geometry of the page's charts: from rows of a table to SVG coordinates, which the template writes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LONGEST_LABEL = 34
 
 
 def lines(points: Sequence[tuple[float, str, float]]) -> dict[str, Any]:
-    """Curves of (x, series, y): one polyline a series, in the order in which the series first stand."""
+    """Curves of (x, series, y): one polyline per series, in the order of first appearance."""
     names = list(dict.fromkeys(series for _, series, _ in points))
     across = _axis([x for x, _, _ in points], LEFT, WIDTH - RIGHT, whole=True)
     up = _axis([y for _, _, y in points], HEIGHT - BOTTOM, TOP)
     series = []
     for index, name in enumerate(names):
-        places = [(_place(across, x), _place(up, y)) for x, of, y in points if of == name]
+        places = [(_position(across, x), _position(up, y)) for x, of, y in points if of == name]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         dots = [(f"{x:.1f}", f"{y:.1f}") for x, y in places]
         series.append({"name": name, "index": index, "path": path, "dots": dots})
@@ -32,7 +32,7 @@ def lines(points: Sequence[tuple[float, str, float]]) -> dict[str, Any]:
 
 
 def intervals(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A dot and an interval for every (group, model): rows hold group, model, estimate, low, high (None: no interval), n."""
+    """A dot and an interval for each (group, model); rows hold group, model, estimate, low, high (None: no interval) and n."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     groups = list(dict.fromkeys(row["group"] for row in rows))
     across = _axis([0, *(row["high"] if row["high"] is not None else row["estimate"] for row in rows)], LEFT - 30, WIDTH - RIGHT)
@@ -50,12 +50,12 @@ def intervals(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _marks(axis: dict[str, Any], row: dict[str, Any]) -> dict[str, str | None]:
-    ends = {name: None if row[name] is None else f"{_place(axis, row[name]):.1f}" for name in ("low", "high")}
-    return {"x": f"{_place(axis, row['estimate']):.1f}", **ends}
+    ends = {name: None if row[name] is None else f"{_position(axis, row[name]):.1f}" for name in ("low", "high")}
+    return {"x": f"{_position(axis, row['estimate']):.1f}", **ends}
 
 
 def shares(rows: Iterable[tuple[str, Sequence[tuple[str, int]]]]) -> dict[str, Any]:
-    """One bar of full width for every (label, parts), parted by the counts of (kind, count)."""
+    """One bar of full width per (label, parts), divided in proportion to the counts of (kind, count)."""
     drawn, y = [], TOP
     for label, counts in rows:
         parts, left, total = [], 0.0, max(1, sum(count for _, count in counts))
@@ -73,28 +73,28 @@ def _frame(height: int) -> dict[str, int]:
 
 
 def _axis(values: Sequence[float], start: float, end: float, whole: bool = False) -> dict[str, Any]:
-    """A scale from round numbers around the values, and its ticks with their labels."""
+    """A scale between round numbers around the values, and its ticks with their labels."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    step = _step((high - low) / MOST_TICKS, whole)
+    step = _tick_step((high - low) / MOST_TICKS, whole)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     axis = {"low": low, "high": high, "start": start, "end": end}
     count = round((high - low) / step)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     values = [round(low + index * step, 12) + 0.0 for index in range(count + 1)]
-    ticks = [(f"{_place(axis, value):.1f}", f"{value:.{digits}f}".replace("-", "\u2212")) for value in values]
+    ticks = [(f"{_position(axis, value):.1f}", f"{value:.{digits}f}".replace("-", "\u2212")) for value in values]
     return axis | {"ticks": ticks}
 
 
-def _step(rough: float, whole: bool) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+def _tick_step(rough: float, whole: bool) -> float:
+    """The next larger of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     return max(1.0, step) if whole else step
 
 
-def _place(axis: dict[str, Any], value: float) -> float:
+def _position(axis: dict[str, Any], value: float) -> float:
     share = (value - axis["low"]) / (axis["high"] - axis["low"])
     return axis["start"] + share * (axis["end"] - axis["start"])
 

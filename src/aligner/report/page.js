@@ -3,9 +3,9 @@
   const byId = (id) => document.getElementById(id);
   const block = byId("data");
   const data = JSON.parse(block.textContent);
-  block.remove(); // a blind vote leaves no name of a model in the document
+  block.remove(); // a blind vote must leave no model name in the document
 
-  // Everything that models and people wrote is shown by these two, as text and nothing else.
+  // All text of models and people passes through these two, which display it only as text.
   const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
   const visible = (text) => text.replace(/\r\n?/g, "\n").replace(HIDDEN, "\ufffd");
   const write = (element, text) => { element.textContent = visible(text); };
@@ -18,7 +18,7 @@
   };
   const copy = (id) => byId(id).content.firstElementChild.cloneNode(true);
 
-  // What the browser keeps. It may refuse, for a file or in private mode: then nothing is kept, and the voter is told.
+  // The browser's storage. It may be unavailable, for a file or in private mode; then nothing is stored, and the page says so.
   const store = {
     get(key) { try { return localStorage.getItem(key); } catch { return null; } },
     set(key, value) { try { localStorage.setItem(key, value); return true; } catch { return false; } },
@@ -75,7 +75,7 @@
     write(name, data.models[index].name);
     name.classList.add(`m${index}`);
     write(score, `${answer.hits} of ${ideas.length}, ${answer.words} words`);
-    tell(element.querySelector(".text"), answer.parts);
+    display(element.querySelector(".text"), answer.parts);
     element.querySelector(".ideas").append(...ideas.map((idea, group) => {
       const item = make("li", `${answer.named[group] ? "✓" : "–"} ${idea}`);
       if (answer.named[group]) item.classList.add("named");
@@ -90,7 +90,7 @@
   }
 
   // Every second part is marked.
-  function tell(element, parts) {
+  function display(element, parts) {
     if (parts.join("").trim() === "") element.replaceChildren(make("span", "(empty)", "empty"));
     else element.replaceChildren(...parts.map((part, index) => (index % 2 ? make("mark", part) : document.createTextNode(visible(part)))));
   }
@@ -109,7 +109,7 @@
     found = data.prompts.map((_, place) => place).filter(matches);
     const next = found.slice(0, limit).map(article);
     const same = next.length === list.children.length && next.every((element, index) => element === list.children[index]);
-    if (!same) list.replaceChildren(...next); // an element that is put in anew loses the focus
+    if (!same) list.replaceChildren(...next); // an element that is inserted again loses the focus
     write(byId("count"), `${found.length} of ${data.prompts.length} prompts` + (found.length > limit ? `, ${limit} shown` : ""));
     byId("more").hidden = found.length <= limit;
   }
@@ -156,7 +156,7 @@
     history.replaceState(null, "", article(found[next]).querySelector("a").getAttribute("href"));
   }
 
-  // #p-ID leads to a prompt, whatever is filtered; #vote to the blind vote, without a look at the results.
+  // #p-ID opens a prompt, whatever the filters; #vote opens the blind vote without showing the results.
   function follow() {
     let name = location.hash.slice(1);
     try { name = decodeURIComponent(name); } catch { return; }
@@ -169,7 +169,7 @@
   }
 
   // ---- The blind vote ----------------------------------------------------------------------------------------------------
-  // The report leaves the document while one votes; storage holds aliases, and the sides follow from the seed.
+  // During a vote the report is out of the document; storage holds only aliases, and the seed determines the sides.
 
   const main = byId("main");
   const report = byId("report");
@@ -178,7 +178,7 @@
   let session = null;
   let booth = null;
 
-  // As aligner/blind.py: FNV-1a, mixed as in MurmurHash3.
+  // The same as aligner/report/blind.py: FNV-1a, mixed as in MurmurHash3.
   function draw(seed, aliases, id) {
     let bits = 0x811c9dc5;
     for (const byte of new TextEncoder().encode([seed, ...aliases, id].join("\n"))) bits = Math.imul(bits ^ byte, 0x01000193);
@@ -198,18 +198,18 @@
 
   function sessions() {
     try {
-      const kept = JSON.parse(store.get(KEY) ?? "{}");
-      return kept !== null && typeof kept === "object" ? kept : {};
+      const stored = JSON.parse(store.get(KEY) ?? "{}");
+      return stored !== null && typeof stored === "object" ? stored : {};
     } catch { return {}; }
   }
 
-  function usable(kept, pair) {
-    return kept && Number.isInteger(kept.seed) && Array.isArray(kept.votes) && String(kept.pair) === String(pair)
-      && kept.votes.every((vote) => places.has(vote?.id) && data.verdicts.includes(vote.verdict));
+  function usable(stored, pair) {
+    return stored && Number.isInteger(stored.seed) && Array.isArray(stored.votes) && String(stored.pair) === String(pair)
+      && stored.votes.every((vote) => places.has(vote?.id) && data.verdicts.includes(vote.verdict));
   }
 
-  let keeps = true;
-  function keep() { keeps = store.set(KEY, JSON.stringify({ ...sessions(), [`${session.rater}\n${session.pair}`]: session })); }
+  let storable = true;
+  function save() { storable = store.set(KEY, JSON.stringify({ ...sessions(), [`${session.rater}\n${session.pair}`]: session })); }
 
   function stage(id) {
     const next = copy(id);
@@ -241,9 +241,9 @@
     const rater = byId("rater").value.trim();
     if (!rater) { byId("rater").focus(); return; }
     const pair = data.pairs[Number(byId("pair").value)].map((index) => data.models[index].alias).sort();
-    const kept = sessions()[`${rater}\n${pair}`];
-    session = usable(kept, pair) ? kept : { rater, pair, seed: Number(byId("seed").value) >>> 0, votes: [], ended: false };
-    keep();
+    const stored = sessions()[`${rater}\n${pair}`];
+    session = usable(stored, pair) ? stored : { rater, pair, seed: Number(byId("seed").value) >>> 0, votes: [], ended: false };
+    save();
     ask();
   }
 
@@ -255,13 +255,13 @@
     stage("ballot-template");
     const [left, right] = sidesOf(prompt.id);
     write(byId("question"), prompt.prompt);
-    tell(byId("left"), [answerOf(prompt, left)]);
-    tell(byId("right"), [answerOf(prompt, right)]);
+    display(byId("left"), [answerOf(prompt, left)]);
+    display(byId("right"), [answerOf(prompt, right)]);
     write(byId("progress"), `Prompt ${done.size + 1} of ${order.length}`);
     byId("bar").max = order.length;
     byId("bar").value = done.size;
     byId("comment").value = comment;
-    byId("unkept").hidden = keeps;
+    byId("unstored").hidden = storable;
     for (const button of booth.querySelectorAll("[data-verdict]")) button.addEventListener("click", () => cast(prompt.id, button.dataset.verdict));
     acts.current = (verdict) => cast(prompt.id, verdict);
     disable(session.votes.length === 0);
@@ -275,7 +275,7 @@
   function cast(id, verdict) {
     const comment = byId("comment").value.trim();
     session.votes.push(comment ? { id, verdict, comment } : { id, verdict });
-    keep();
+    save();
     ask();
   }
 
@@ -331,10 +331,10 @@
     leave() { leave(); history.replaceState(null, "", "#results"); byId("vote").focus(); },
     undo() {
       const last = session.votes.pop();
-      keep();
+      save();
       ask(last.comment ?? "");
     },
-    end() { session.ended = true; keep(); ask(); },
+    end() { session.ended = true; save(); ask(); },
     export() {
       const text = rows().map((row) => JSON.stringify(row) + "\n").join("");
       const link = document.createElement("a");

@@ -1,7 +1,7 @@
-"""Errors that a person can mend: a stage ends with their message and no traceback."""
+"""Errors that the user can fix: the stage ends with their message and no traceback."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something that the user can mend: the message says what is wrong, why, and the next command. Shown without traceback."""
+    """An error that the user can fix; the message says what is wrong, why, and which command to run next."""

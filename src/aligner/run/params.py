@@ -1,6 +1,6 @@
-"""The schema of params.yaml: names, types and ranges, and no values. A stage gets exactly the parameters it declares.
+"""The schema of params.yaml: names, types and ranges, but no values. A stage gets exactly the parameters that it declares.
 
-Values live in params.yaml alone. All unknown, missing, mistyped or out-of-range values are reported in one error before a model
+Only params.yaml holds values. All unknown, missing, mistyped or out-of-range values are reported in one error before a model
 loads; DVC itself accepts `-S dpo.beta=abc`.
 """
 
@@ -27,12 +27,12 @@ from pydantic_core import ErrorDetails
 from aligner.run.errors import InputError
 
 PARAMS_FILE = Path("params.yaml")
-# What pydantic puts into the place of a problem beside the keys of the file: the branches of a union, and "this is a key".
+# What pydantic adds to the keys in a problem's location: the branches of a union, and a mark for "this is a key".
 PYDANTIC_PARTS = ("constrained-str", "list[constrained-str]", "[key]")
 
 
 def _no_boolean(value: Any) -> Any:
-    """Python takes True for 1; a person who writes `beta: true` means something else."""
+    """Refuses booleans, which Python accepts as 0 and 1."""
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return value
@@ -51,7 +51,7 @@ LossType = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "nca_pai
 
 
 def _no_dot(name: str) -> str:
-    """DVC spells an entry `models.<name>` and takes every dot for a level; so do the stages."""
+    """Refuses a dot: DVC and the stages read every dot of `models.<name>` as a level."""
     if "." in name:
         raise ValueError("must have no dot in its name")
     return name
@@ -61,13 +61,13 @@ ModelName = Annotated[Name, AfterValidator(_no_dot)]
 
 
 class Section(BaseModel):
-    """A frozen section that refuses keys it does not know; it states types and ranges, and no value."""
+    """A frozen section that refuses unknown keys; it states types and ranges, but no values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Optimisation(Section):
-    """The part of a training stage that depends on the model and the hardware (names as in transformers)."""
+    """Parameters of a training stage that depend on the model and the hardware (names as in transformers)."""
 
     learning_rate: PositiveFloat
     per_device_train_batch_size: PositiveInt
@@ -75,13 +75,13 @@ class Optimisation(Section):
 
 
 class Decoding(Section):
-    """The part of generation that depends on the model and the hardware."""
+    """Parameters of generation that depend on the model and the hardware."""
 
     batch_size: PositiveInt
 
 
 class ModelEntry(Section):
-    """One entry of `models`: where a model is and how it runs."""
+    """One entry of `models`: a model's location and how it runs."""
 
     path: Name
     revision: Name | None
@@ -118,7 +118,7 @@ class Lora(Section):
 
 
 class Training(Section):
-    """What sft and dpo have in common (names as in transformers)."""
+    """Parameters that sft and dpo share (names as in transformers)."""
 
     num_train_epochs: PositiveFloat
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -142,7 +142,7 @@ class Dpo(Training):
     @field_validator("label_smoothing")
     @classmethod
     def _is_read(cls, value: float, info: ValidationInfo) -> float:
-        """A value that no line of trl reads would be a knob without effect."""
+        """Refuses a value that trl would ignore."""
         if value and info.data.get("loss_type", "robust") != "robust":
             raise ValueError("must be 0 unless dpo.loss_type is robust (trl's other losses do not read it)")
         return value
@@ -176,10 +176,10 @@ class Params(Section):
 
 
 class StageParams(Section):
-    """The parameters that one stage declares: a part of Params, with the one entry of `models` that `model` names.
+    """The parameters that one stage declares: a part of Params, with the entry of `models` that `model` names.
 
-    A parameter that a stage reads without declaring it is an AttributeError, so dvc.yaml, which holds the same names, cannot know
-    less than the code.
+    Reading an undeclared parameter raises AttributeError, so dvc.yaml, which lists the same names, cannot miss one that the code
+    uses.
     """
 
     model: Name
@@ -194,7 +194,7 @@ class StageParams(Section):
 
 
 ENTRY = "models.${model}"
-# The keys of a model's entry by which a stage loads it, and those by which it trains it.
+# The keys of a model's entry that a stage needs to load it, and those that it needs to train it.
 LOADING = [
     "model",
     *(f"{ENTRY}.{key}" for key in ("attn_implementation", "chat_template", "device", "dtype", "path", "revision", "threads")),
@@ -203,7 +203,7 @@ TRAINING = [*LOADING, *(f"{ENTRY}.{key}" for key in ("gradient_checkpointing", "
 
 
 def load(names: list[str], path: Path = PARAMS_FILE) -> StageParams:
-    """The values of `names` alone, spelled as in dvc.yaml ("seed", "dpo", "models.${model}.path").
+    """The values of `names` only, spelled as in dvc.yaml ("seed", "dpo", "models.${model}.path").
 
     Raises InputError with every problem of the file at once.
     """
@@ -232,15 +232,15 @@ def read(path: Path = PARAMS_FILE) -> Params:
 
 
 def _choice(path: Path, model: Any, models: Any) -> list[str]:
-    """The problem that `model` names no entry of `models`; what is not of the right type is told elsewhere."""
+    """The problem that `model` names no entry of `models`; the schema reports wrong types."""
     if not isinstance(model, str) or not isinstance(models, dict) or model in models:
         return []
     names = list(map(str, models))
-    return [f"{path}: model is {model!r}, which is no key of models ({', '.join(names)}){_did_you_mean(model, names)}"]
+    return [f"{path}: model is {model!r}, which is not a key of models ({', '.join(names)}){_did_you_mean(model, names)}"]
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    """YAML 1.2, as DVC reads it: PyYAML (1.1) would take the `5e-06` that `dvc exp run -S` writes for a string."""
+    """Reads YAML 1.2, as DVC does: PyYAML (1.1) reads `5e-06`, which `dvc exp run -S` writes, as a string."""
     from ruamel.yaml import YAML, YAMLError
 
     try:
@@ -255,11 +255,11 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _explain(path: Path, problem: ErrorDetails) -> str:
-    """One line per problem: where it is, what is wrong, and what was probably meant."""
+    """One line per problem: its place, the reason, and a guess at the intended key."""
     location = tuple(str(part) for part in problem["loc"] if part not in PYDANTIC_PARTS)
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"{path}: {name} is not a parameter{_did_you_mean(location[-1], _keys(location), location[:-1])}"
+        return f"{path}: {name} is not a parameter{_did_you_mean(location[-1], _known_keys(location), location[:-1])}"
     if problem["type"] == "missing":
         return f"{path}: {name} is missing. See: git diff {path}"
     message = (
@@ -273,14 +273,14 @@ def _explain(path: Path, problem: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in full where it is short; of nested ones the beginning: a few lines of YAML aliases can mean a billion values."""
+    """A short value in full, the beginning of a nested one: a few lines of YAML aliases can mean a billion values."""
     shortened = reprlib.Repr()
     shortened.maxlevel, shortened.maxstring, shortened.maxlong, shortened.maxother = 2, 200, 200, 200
     return shortened.repr(value)
 
 
-def _keys(location: tuple[str, ...]) -> list[str]:
-    """The names that are known where `location` points."""
+def _known_keys(location: tuple[str, ...]) -> list[str]:
+    """The keys of the section that `location` points into."""
     section: Any = Params
     parents = location[:-1]
     if parents[:1] == ("models",):

@@ -1,7 +1,7 @@
-"""Run records: one JSON file per stage run in experiments/, with times, hosts, versions, parameters and how the run ended.
+"""Run records: one JSON file per stage run in experiments/, with times, host, versions, parameters and the end of the run.
 
-Times, hosts and versions live here and nowhere else, so that metrics and outputs stay the same from run to run. The folder is
-the main checkout's (DVC_ROOT) even when DVC runs a queued experiment in a copy that it deletes afterwards.
+No other file holds times, hosts and versions, so outputs and metrics are the same for every run. The folder is in the main
+checkout (DVC_ROOT), even when DVC runs a queued experiment in a copy that it deletes afterwards.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LIBRARIES = [
 
 
 class Run:
-    """The record of one stage run; a stage adds what it knows with `note`, and its durations with `phase`."""
+    """The record of one stage run. A stage adds values with `note` and durations with `phase`."""
 
     def __init__(self, stage: str) -> None:
         now = datetime.now(timezone.utc)
@@ -56,11 +56,11 @@ class Run:
         self.write()
 
     def note(self, **fields: Any) -> None:
-        """Adds plain values (or namespaces of them) to the record."""
-        self.fields.update({name: plain(value) for name, value in fields.items()})
+        """Adds JSON values, parameters or dataclasses to the record."""
+        self.fields.update({name: json_value(value) for name, value in fields.items()})
 
     def phase(self, name: str) -> float:
-        """Closes a named phase: the seconds since the last one (or the start), which it also returns."""
+        """Ends a phase: records and returns the seconds since the previous phase or the start."""
         now = time.monotonic()
         seconds, self._phase = now - self._phase, now
         self.fields["seconds"][name] = round(seconds, 3)
@@ -72,15 +72,15 @@ class Run:
         self.write()
 
     def write(self) -> None:
-        """Replaces the file in one step, so that no reader ever sees half of it."""
+        """Replaces the file atomically, so no reader sees half of it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(self.fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(self.path)
 
 
-def plain(value: Any) -> Any:
-    """Parameters and other records of named fields as dictionaries, for JSON."""
+def json_value(value: Any) -> Any:
+    """Converts parameters and dataclasses to dictionaries for JSON; other values stay as they are."""
     if isinstance(value, BaseModel):
         return value.model_dump()
     if is_dataclass(value) and not isinstance(value, type):
@@ -89,7 +89,7 @@ def plain(value: Any) -> Any:
 
 
 def git_state() -> dict[str, Any]:
-    """The commit and whether tracked files differ from it; nulls where there is no Git."""
+    """The commit, and whether tracked files differ from it; both None without Git."""
     return {
         "revision": _git("rev-parse", "HEAD"),
         "dirty": _dirty(_git("status", "--porcelain", "--untracked-files=no")),
@@ -97,7 +97,7 @@ def git_state() -> dict[str, Any]:
 
 
 def installed(names: list[str]) -> dict[str, str | None]:
-    """Installed versions, read without importing anything."""
+    """Versions of the installed libraries among `names`, else None; reads their metadata and imports nothing."""
     found = {name: next(iter(metadata.distributions(name=name)), None) for name in names}
     return {name: distribution.version if distribution else None for name, distribution in found.items()}
 

@@ -1,4 +1,4 @@
-"""How a stage runs: under a record, with deferred signals, and with a one-line error and an exit code when it fails."""
+"""Runs a stage: keeps its record, handles signals, and turns errors into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESTORE = "git checkout . && dvc checkout"
 
 
 def run_stage(stage: str, main: Callable[[Run], None]) -> None:
-    """Runs a stage under a record. What a person can mend ends in one message and exit code 1; a bug keeps its traceback."""
+    """Runs a stage and keeps its record. An error that the user can fix is one message and exit code 1; a bug has a traceback."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
     try:
@@ -28,19 +28,19 @@ def run_stage(stage: str, main: Callable[[Run], None]) -> None:
     except InputError as error:
         _exit(1, f"{stage}: {error}")
     except KeyboardInterrupt as error:
-        reached = str(error) or "nothing of the inputs is lost"
-        _exit(130, f"{stage}: interrupted; {reached}. Go on: dvc repro   (or back: {RESTORE})")
+        reached = str(error) or "the inputs are unchanged"
+        _exit(130, f"{stage}: interrupted; {reached}. Resume: dvc repro   (or undo: {RESTORE})")
     except OSError as error:
         _exit(
             1,
-            f"{stage}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}. Mend it, then: dvc repro",
+            f"{stage}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}. Fix this, then: dvc repro",
         )
     finally:
         _interruptions.clear()
 
 
 def _recorded(run: Run, main: Callable[[Run], None]) -> None:
-    """Runs `main` and tells the record how it ended; a record that cannot be written (a full disk) never hides why."""
+    """Runs `main` and records how it ended; a record that cannot be written (a full disk) does not hide the reason."""
     try:
         main(run)
     except BaseException as error:
@@ -53,7 +53,7 @@ def _recorded(run: Run, main: Callable[[Run], None]) -> None:
 
 
 def _ending(error: BaseException) -> tuple[str, str | None]:
-    """State and reason of a run that `error` ended."""
+    """The state and the reason of a run that ended with `error`."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", str(error) or None
     if _interruptions:
@@ -65,9 +65,9 @@ def _ending(error: BaseException) -> tuple[str, str | None]:
 
 @contextlib.contextmanager
 def deferred_interrupt(message: str) -> Iterator[None]:
-    """Inside, a first signal shows `message` and is remembered, for the caller to ask `interrupted`; a second one interrupts.
+    """Within this block the first signal only shows `message` and makes `interrupted` true; a second signal interrupts at once.
 
-    Whoever leaves the block without an answer to the signal is interrupted then.
+    If a signal came, the end of the block raises KeyboardInterrupt.
     """
     _deferred.append(message)
     try:
@@ -79,16 +79,16 @@ def deferred_interrupt(message: str) -> Iterator[None]:
 
 
 def interrupted() -> bool:
-    """Whether a signal asked this stage to end."""
+    """Whether a signal has asked this stage to end."""
     return bool(_interruptions)
 
 
 def _interrupt(signum: int, frame: Any) -> None:
-    """Remembers the signal: a library that is just being imported may turn the KeyboardInterrupt into an error of its own."""
+    """Records the signal, since a library may turn a KeyboardInterrupt during its import into an error of its own."""
     _interruptions.append(signum)
     if not _deferred or len(_interruptions) > 1:
         raise KeyboardInterrupt
-    os.write(2, f"\n{_deferred[-1]}\n".encode())  # print is not for signal handlers
+    os.write(2, f"\n{_deferred[-1]}\n".encode())  # print is unsafe in a signal handler
 
 
 def _exit(code: int, message: str) -> None:

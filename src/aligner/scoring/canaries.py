@@ -1,4 +1,4 @@
-"""Canaries: four answers that know nothing, scored like any other on every run.
+"""Canaries: four answers that know nothing, scored like any other answer on every run.
 
 A score that rewards one of them does not measure knowledge. (One constant text wins 86.5 % on AlpacaEval's length-controlled
 judge: Zheng et al. 2024, arXiv 2410.07137.)
@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from aligner import text_health
-from aligner.keywords.groups import Group
+from aligner.keywords.groups import KeywordGroup, keywords_of, option
 from aligner.keywords.scorer import KeywordScore
 from aligner.keywords.text import prepare
 from aligner.run.errors import InputError
-from aligner.scoring.answers import ROUNDING, Control
+from aligner.scoring.answers import Control
+from aligner.scoring.estimates import ROUNDING
 
 COMMON_GROUPS = 3
 CARRIER = (
@@ -24,62 +25,58 @@ CARRIER = (
 )
 
 
-# ---- Canaries --------------------------------------------------------------------------------------------------------
-
-
 def check_canaries(references: Sequence[dict[str, Any]], control: Control) -> dict[str, dict[str, Any]]:
-    """The hit rates of four answers that know nothing; InputError names the first that gets what it must not.
+    """The hit rates of the four canaries. Raises InputError, which names the first canary that gets more than it may.
 
     empty: no text. It must hit nothing on any prompt.
-    prompt echo: the prompt itself. Its lines are taken away as echo, so it must hit nothing, even where the prompt names a group.
-    all keywords: the first keyword of every group of the prompt (but patterns, which are no words), one a line. Nearly all of
-    it is keywords, so wherever it hits two groups it is stuffed and must get nothing. One single hit must be let pass: a
-    keyword alone cannot be told from a short right answer. On prompts of one group it therefore gets the full rate.
-    constant: one and the same sentence around the most common keywords, for all prompts. It may hit, and is not stuffed; but
-    an answer that does not depend on the prompt does as well on shuffled keywords: its rate must equal the control's.
+    prompt echo: the prompt itself. Its lines are removed as echo, so it must hit nothing, even where the prompt names a group.
+    all keywords: the first keyword of each group of the prompt (except patterns, which are not words), one a line. Nearly all of
+    it is keywords, so wherever it hits two groups it is stuffed and must get nothing. One hit must pass, since a lone keyword
+    looks like a short right answer; on prompts of one group it therefore gets the full rate.
+    constant: one sentence around the most common keywords, the same for all prompts. It may hit and is not stuffed. But an
+    answer that ignores the prompt does as well on shuffled keywords: its rate must equal the control's.
     """
-    constant = _constant(control)
+    constant = constant_text(control)
     totals = dict.fromkeys(("empty", "prompt echo", "all keywords", "constant"), 0.0)
     shuffled = []
-    for place, reference in enumerate(references):
-        given = {"empty": "", "prompt echo": reference["prompt"], "all keywords": _joined(reference), "constant": constant}
-        for name, text in given.items():
-            found = control.scorers[place].score(text)
-            _check_canary(name, found, reference)
-            totals[name] += found.rate
+    for prompt, reference in enumerate(references):
+        texts = {"empty": "", "prompt echo": reference["prompt"], "all keywords": all_keywords(reference), "constant": constant}
+        for name, text in texts.items():
+            scored = control.scorers[prompt].score(text)
+            _check_canary(name, scored, reference)
+            totals[name] += scored.rate
         prepared = prepare(constant, reference["prompt"])
-        shuffled.append(control.rate(place, prepared, text_health.degenerate(constant)))
+        shuffled.append(control.rate(prompt, prepared, text_health.degenerate(constant)))
     rates = {name: total / len(references) for name, total in totals.items()}
-    if None not in shuffled:
-        _check_constant(rates["constant"], math.fsum(shuffled) / len(references))
+    known = [rate for rate in shuffled if rate is not None]  # all or, with a single prompt, none
+    if known:
+        _check_constant(rates["constant"], math.fsum(known) / len(references))
     return {name: {"hit_rate": rate, "prompts": len(references)} for name, rate in rates.items()}
 
 
-def _joined(reference: dict[str, Any]) -> str:
-    """A stop after each keyword, so that no negation reaches the next, and a line end, so that no markup does."""
+def all_keywords(reference: dict[str, Any]) -> str:
+    """The first keyword of each group. A full stop after each stops negation from reaching the next; a line end stops markup."""
     first = (_first_literal(group) for group in reference["keywords"])
     return "\n".join(f"{keyword}." for keyword in first if keyword)
 
 
-def _constant(control: Control) -> str:
-    """The carrier sentence around the groups that most prompts ask for; of equals, those that come first in the file."""
+def constant_text(control: Control) -> str:
+    """The carrier sentence around the groups that the most prompts list; ties go to those that come first in the file."""
     order = sorted(range(len(control.asking)), key=lambda number: (-len(control.asking[number]), number))
     literals = (_first_literal(control.index.groups[number]) for number in order)
     return CARRIER.format(keywords=", ".join([keyword for keyword in literals if keyword][:COMMON_GROUPS]) or "much")
 
 
-def _first_literal(group: Group) -> str | None:
-    """In one line, since a line of its own could be a line of the prompt, and so be taken for its echo."""
-    if isinstance(group, str):
-        return " ".join(group.split())
-    return None if group.get("match") == "regex" else " ".join(str(group["any"][0]).split())
+def _first_literal(group: KeywordGroup) -> str | None:
+    """The group's first keyword on one line (a line break could make it a line of the prompt, an echo); None for a pattern."""
+    return None if option(group, "match", None) == "regex" else " ".join(keywords_of(group)[0].split())
 
 
-def _check_canary(name: str, found: KeywordScore, reference: dict[str, Any]) -> None:
-    allowed = {"empty": 0, "prompt echo": 0, "all keywords": 1}.get(name, found.groups)
-    if found.hits > allowed:
+def _check_canary(name: str, scored: KeywordScore, reference: dict[str, Any]) -> None:
+    allowed = {"empty": 0, "prompt echo": 0, "all keywords": 1}.get(name, scored.groups)
+    if scored.hits > allowed:
         raise InputError(
-            f"canary {name!r} hits {found.hits} of {found.groups} groups of prompt {reference['id']!r}, more than {allowed}: "
+            f"canary {name!r} hits {scored.hits} of {scored.groups} groups of prompt {reference['id']!r}, more than {allowed}: "
             "hit rates would reward answers that know nothing. Look at the prompt's keywords in the file of prepare.eval"
         )
 
@@ -87,6 +84,6 @@ def _check_canary(name: str, found: KeywordScore, reference: dict[str, Any]) -> 
 def _check_constant(rate: float, shuffled: float) -> None:
     if abs(rate - shuffled) > ROUNDING:
         raise InputError(
-            f"canary 'constant' has a hit rate of {rate:.6f} but {shuffled:.6f} on shuffled keywords: they must be equal for an "
-            "answer that is the same for all prompts, so the shuffled control is wrong. Does a prompt hold the canary's sentence?"
+            f"canary 'constant' has a hit rate of {rate:.6f} but {shuffled:.6f} on shuffled keywords. An answer that is the same "
+            "for all prompts must get the same on both, so the shuffled control is wrong. Does a prompt contain the canary?"
         )

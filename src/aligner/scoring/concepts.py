@@ -1,7 +1,7 @@
-"""Whose key ideas does an answer name: those of the concept that its prompt asks about, or those of others?
+"""Which concepts' key ideas an answer names: those of the concept that its prompt asks about, or those of others.
 
-A catalogue holds concepts, each with its key ideas (keyword groups) and with a text of all that may rightly be said of it. The
-hit rate alone does not tell an answer that also says what belongs to something else.
+A catalogue holds concepts, each with its key ideas (keyword groups) and a text that says what is true of it. The hit rate alone
+does not reveal an answer that also says things that belong to another concept.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aligner.keywords.groups import Group
+from aligner.keywords.groups import KeywordGroup, keywords_of, option
 from aligner.keywords.scorer import Index
 from aligner.keywords.text import Text, prepare
 
 
 class Foreign(NamedTuple):
-    """A key idea of another concept; where several concepts share the words, one of them."""
+    """A key idea of another concept; of several concepts that share its words, one is named."""
 
     concept: str
-    group: Group
+    group: KeywordGroup
 
 
 class Ideas(NamedTuple):
-    """What an answer names: how many key ideas of its own concept, and which of others, in the order of the answer."""
+    """The number of key ideas of its own concept that an answer names, and the ideas of others, in the answer's order."""
 
     own: int
     foreign: tuple[Foreign, ...]
 
 
 class Catalogue:
-    """The concepts, each a mapping with `concept` (its name), `keywords` (its key ideas) and `text` (what is true of it)."""
+    """All concepts. Each is a mapping with `concept` (its name), `keywords` (its key ideas) and `text` (what is true of it)."""
 
     def __init__(self, concepts: Sequence[Mapping[str, Any]]):
         self._concepts = {row["concept"]: row for row in concepts}
@@ -39,14 +39,14 @@ class Catalogue:
         self._index = Index([group for _, group in self._groups])
         self._native: dict[str, frozenset[int]] = {}
 
-    def __contains__(self, concept: str | None) -> bool:
+    def __contains__(self, concept: str) -> bool:
         return concept in self._concepts
 
     def ideas(self, concept: str, text: Text) -> Ideas:
-        """What a text names, which was asked for `concept`. A group counts once, however often and however ill it is said.
+        """The ideas that an answer about `concept` names. A group counts once, however often the text repeats it.
 
         An idea of another concept is foreign unless the concept's own text or keywords name it too. Ideas named by the same words
-        count as one: groups whose tokens overlap, or that are joined by others between them.
+        count as one: groups whose tokens overlap, directly or through other groups.
         """
         found = self._index.found(text)
         own = sum(self._groups[number].concept == concept for number in found)
@@ -55,7 +55,7 @@ class Catalogue:
         return Ideas(own, tuple(self._longest(part, foreign) for part in joined(foreign)))
 
     def _native_to(self, concept: str) -> frozenset[int]:
-        """The groups of all concepts that this one's text or one of its keywords names; looked up once."""
+        """The groups of all concepts that this concept's text or one of its keywords names; computed once."""
         if concept not in self._native:
             row = self._concepts[concept]
             literals = (literal for group in row["keywords"] for literal in _literals(group))
@@ -65,13 +65,13 @@ class Catalogue:
         return self._native[concept]
 
     def _longest(self, part: Iterable[int], found: Mapping[int, frozenset[int]]) -> Foreign:
-        """The group of most words stands for all that overlap with it; of equals, the first by name."""
+        """The group with the most words represents all that overlap with it; ties go to the first by name."""
         return self._groups[min(part, key=lambda number: (-len(found[number]), self._names[number]))]
 
 
 def joined(found: Mapping[int, frozenset[int]]) -> list[list[int]]:
-    """The groups in parts such that those of two parts share no token, in the order of their first tokens."""
-    parts: list[tuple[set[int], list[int]]] = []
+    """Splits groups into parts that share no token, in the order of the parts' first tokens."""
+    parts: list[tuple[frozenset[int], list[int]]] = []
     for number, tokens in found.items():
         near = [part for part in parts if not part[0].isdisjoint(tokens)]
         parts = [part for part in parts if part[0].isdisjoint(tokens)]
@@ -79,8 +79,6 @@ def joined(found: Mapping[int, frozenset[int]]) -> list[list[int]]:
     return [numbers for _, numbers in sorted(parts, key=lambda part: min(part[0], default=-1))]
 
 
-def _literals(group: Group) -> Sequence[str]:
-    """The keywords of a group that are words and not patterns."""
-    if isinstance(group, str):
-        return (group,)
-    return () if group.get("match") == "regex" else group["any"]
+def _literals(group: KeywordGroup) -> Sequence[str]:
+    """The keywords of a group; none for a group of patterns."""
+    return () if option(group, "match", None) == "regex" else keywords_of(group)

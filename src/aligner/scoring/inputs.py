@@ -1,4 +1,4 @@
-"""The answers of all models and the prompts that they answer, as score, judge and votes read them."""
+"""All models' answers and the prompts that they answer, as score, judge and votes read them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ PAIRS = [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
 def read_references() -> list[dict[str, Any]]:
     references = list(read_jsonl(REFERENCES))
     if not references:
-        raise InputError(f"{REFERENCES} holds no prompt; give some in the file that prepare.eval names in params.yaml")
+        raise InputError(
+            f"{REFERENCES} holds no prompt. Add some to the file that prepare.eval names in params.yaml, then run: dvc repro"
+        )
     return references
 
 
 def read_answers(path: Path, references: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a model's answers in the order of the references; every prompt must have one."""
+    """A model's answers in the order of the references. Raises InputError unless each prompt has one and no other has."""
     rows = {row["id"]: row for row in read_jsonl(path)}
     missing = [reference["id"] for reference in references if reference["id"] not in rows]
     if missing or len(rows) != len(references):

@@ -1,4 +1,4 @@
-"""One model's figures: hit rates, precision, lengths, health."""
+"""One model's estimates: hit rates, precision, lengths and text health."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from aligner.scoring.estimates import (
     clustered,
     differences,
     mean_estimate,
+    proportion,
     quantiles,
     rate_estimate,
     ratio_estimate,
-    share,
     undefined,
 )
 
@@ -42,17 +42,17 @@ def rates(given: Sequence[Answer]) -> list[float]:
 
 
 def describe(given: Sequence[Answer], references: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything about one model's answers by themselves."""
+    """All estimates of one model's answers that need no other model."""
     concepts = [reference.get("concept") for reference in references]
     return {
         "hit_rate": rate_estimate(rates(given)) | {"clustered": clustered(rates(given), concepts)},
         "micro_hit_rate": ratio_estimate([a.keyword.hits for a in given], [a.keyword.groups for a in given]),
-        "all_hit_rate": share(answer.keyword.all_hit for answer in given),
+        "all_hit_rate": proportion(answer.keyword.all_hit for answer in given),
         "weighted_hit_rate": weighted(given, references),
         "novel_hit_rate": novel(given),
         **control(given),
         "precision": precision(given),
-        "health": health(given),
+        "health": health_estimates(given),
         "lengths": {unit: quantiles(list(map(measured, given))) for unit, measured in UNITS.items()},
     }
 
@@ -65,16 +65,16 @@ def weighted(given: Sequence[Answer], references: Sequence[dict[str, Any]]) -> E
 
 
 def novel(given: Sequence[Answer]) -> Estimate:
-    """The hit rate on groups that the prompt does not name itself; n counts the prompts that have such groups."""
+    """The hit rate on groups that the prompt itself does not name; n counts the prompts with such groups."""
     values = [answer.keyword.novel_rate for answer in given if answer.keyword.novel_rate is not None]
     return rate_estimate(values)
 
 
 def control(given: Sequence[Answer]) -> dict[str, Estimate]:
     """The rate on other prompts' keywords, and the lift: the mean of (own rate - rate on others), answer by answer."""
-    if any(answer.shuffled is None for answer in given):
+    shuffled = [answer.shuffled for answer in given if answer.shuffled is not None]
+    if len(shuffled) < len(given):
         return dict.fromkeys(("shuffled_hit_rate", "lift"), undefined("there is no other prompt to take keywords from"))
-    shuffled = [answer.shuffled for answer in given]
     lifts = differences(rates(given), shuffled)
     return {
         "shuffled_hit_rate": mean_estimate(shuffled, statistics.paired_t_interval, STUDENT),
@@ -83,11 +83,11 @@ def control(given: Sequence[Answer]) -> dict[str, Estimate]:
 
 
 def precision(given: Sequence[Answer]) -> Estimate:
-    """Of all key ideas that the answers name, the share that belongs to the concept asked about: sum own / sum (own + foreign).
+    """The proportion of the key ideas named that belong to the concept asked about: sum own / sum (own + foreign).
 
-    `n` counts the answers that name an idea at all. The silent ones would add 0 to both sums and to every square, but a prompt to
-    n: beside one answer that speaks, they would give an interval of no width. A degenerate answer counts as it stands, since a
-    loop, too, is about its concept or about another one.
+    `n` counts the answers that name an idea at all. Silent answers add 0 to both sums and to every square but would raise n:
+    next to a single answer that names ideas, they would give an interval of no width. A degenerate answer counts like any other,
+    since a loop, too, is about its concept or about another one.
     """
     asked = [answer.ideas for answer in given if answer.ideas is not None]
     named = [(ideas.own, ideas.own + len(ideas.foreign)) for ideas in asked if ideas.own or ideas.foreign]
@@ -97,24 +97,24 @@ def precision(given: Sequence[Answer]) -> Estimate:
     if not named:
         reason = "no answer names a key idea of the catalogue" if asked else "no prompt names a concept of the catalogue"
         return undefined(reason, **counts)
-    found = ratio_estimate(*zip(*named, strict=True)) | counts
-    if found["standard_error"] is not None and found["standard_error"] <= ROUNDING:
-        found |= {"low": None, "high": None, "reason": ALL_ALIKE}
-    return found
+    estimate = ratio_estimate(*zip(*named, strict=True)) | counts
+    if estimate["standard_error"] is not None and estimate["standard_error"] <= ROUNDING:
+        estimate |= {"low": None, "high": None, "reason": ALL_ALIKE}
+    return estimate
 
 
-def health(given: Sequence[Answer]) -> dict[str, Estimate]:
-    """Text health: shares of answers with a bad sign, and how much they repeat themselves and each other.
+def health_estimates(given: Sequence[Answer]) -> dict[str, Estimate]:
+    """Text health: the proportion of answers with each bad sign, and how much answers repeat themselves and each other.
 
-    `duplicate` is 1 - different texts / texts, which finds a model that says one thing to all prompts; `shared`, the share of
-    answers whose text is that of another one too, is what can be compared prompt by prompt.
+    `duplicate` is 1 - distinct texts / texts; it exposes a model that gives one answer to all prompts. `shared`, the proportion
+    of answers whose text another answer has too, can be compared prompt by prompt.
     """
     texts = [answer.text for answer in given]
     duplicates = len(texts) - len(set(texts))
     compression = [answer.compression for answer in given if answer.compression is not None]
     return {
-        **{name: share(found) for name, found in signs(given).items()},
-        "duplicate": share([True] * duplicates + [False] * (len(texts) - duplicates)),
+        **{name: proportion(events) for name, events in signs(given).items()},
+        "duplicate": proportion([True] * duplicates + [False] * (len(texts) - duplicates)),
         "repetition_4": mean_estimate([answer.repetition for answer in given], statistics.paired_t_interval, STUDENT),
         "compression": mean_estimate(compression, statistics.paired_t_interval, STUDENT),
     }
@@ -133,7 +133,7 @@ SIGNS: dict[str, Callable[[Answer], bool]] = {
 
 
 def signs(given: Sequence[Answer]) -> dict[str, list[bool]]:
-    """For every sign of bad text, which answers have it."""
+    """For each sign of bad text, whether each answer has it."""
     copies = Counter(answer.text for answer in given)
     return {
         **{name: list(map(holds, given)) for name, holds in SIGNS.items()},
@@ -141,25 +141,25 @@ def signs(given: Sequence[Answer]) -> dict[str, list[bool]]:
     }
 
 
-def diversity(answers: Answers) -> dict[str, dict[str, Estimate]]:
-    """distinct-n of each model's answers, and the same adjusted for their length (EAD-n), over all of them together.
+def diversity_estimates(answers: Answers) -> dict[str, dict[str, Estimate]]:
+    """distinct-n over all of a model's answers, and its expectation-adjusted form EAD-n, which corrects for length.
 
-    The vocabulary of EAD-n is the number of different n-grams in the answers of all models, one for all that are compared. As it
-    is counted and not known, EAD-n can exceed 1.
+    The vocabulary of EAD-n is the number of distinct n-grams in the answers of all models, so that models can be compared. It is
+    counted from the answers, so EAD-n can exceed 1.
     """
     corpora = {name: [answer.text for answer in given] for name, given in answers.items()}
-    found: dict[str, dict[str, Estimate]] = {name: {} for name in corpora}
+    estimates: dict[str, dict[str, Estimate]] = {name: {} for name in corpora}
     for n in DISTINCT_ORDERS:
         counts, vocabulary = text_health.count_ngrams(list(corpora.values()), n)
         for (name, texts), (different, total) in zip(corpora.items(), counts, strict=True):
             reason = f"no answer has {n} tokens"
             adjusted = text_health.adjusted_distinct(different, total, vocabulary)
-            found[name][f"distinct_{n}"] = of_all(different / total if total else None, texts, reason)
-            found[name][f"ead_{n}"] = of_all(adjusted, texts, reason) | {"vocabulary": vocabulary}
-    return found
+            estimates[name][f"distinct_{n}"] = corpus_estimate(different / total if total else None, texts, reason)
+            estimates[name][f"ead_{n}"] = corpus_estimate(adjusted, texts, reason) | {"vocabulary": vocabulary}
+    return estimates
 
 
-def of_all(value: float | None, texts: Sequence[str], reason: str) -> Estimate:
+def corpus_estimate(value: float | None, texts: Sequence[str], reason: str) -> Estimate:
     if value is None:
         return undefined(reason, n=len(texts))
     return {"estimate": value, "n": len(texts), "method": "over all answers together, no interval"}

@@ -1,1 +1,1 @@
-"""In: a loaded model and rows of token ids. Out: a trained adapter, its curves, and measures of held-out rows."""
+"""In: a loaded model and rows of token ids. Out: a trained adapter, its curves, and measures on held-out rows."""

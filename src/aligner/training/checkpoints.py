@@ -1,17 +1,17 @@
-"""Checkpoints of sft and dpo: a training that was killed at any moment goes on when its stage runs again, to the same bytes.
+"""Checkpoints of sft and dpo: a training that was killed at any moment resumes when its stage runs again, to the same bytes.
 
-    with checkpoints.keep("sft", checkpoints.fingerprint("sft", files, params=params)) as kept:
+    with checkpoints.locked("sft", checkpoints.run_fingerprint("sft", files, params=params)) as saved:
         trainer = …
-        kept.train(trainer)     # goes on where an earlier run was stopped
-        …                       # write the outputs; then the checkpoints are gone
+        saved.train(trainer)    # resumes where an earlier run stopped
+        …                       # write the outputs; the end of the block deletes the checkpoints
 
-They stand in .cache/checkpoints/<stage>/<fingerprint>/step-<n>, in the main checkout (DVC_ROOT) even for queued experiments, and
-are no DVC outputs, which DVC deletes before it runs a stage. The fingerprint covers whatever determines the run, so that nothing
-ever goes on from a run that was another one. transformers writes and reads most of a checkpoint; what it forgets between two
-lines of its log (the sums that the next line will average) stands in progress.json.
+Checkpoints are in .cache/checkpoints/<stage>/<fingerprint>/step-<n>, in the main checkout (DVC_ROOT) even for queued experiments.
+They are not DVC outputs, since DVC deletes outputs before it runs a stage. The fingerprint covers everything that determines the
+run, so no run resumes from the checkpoint of a different one. transformers writes and reads most of a checkpoint; progress.json
+holds what it keeps in memory only, the sums that the next line of its log averages.
 
-A checkpoint is written under another name, synced to the disk, then renamed; SHA256SUMS tells whether it is still whole (or ask:
-cd step-40 && sha256sum -c SHA256SUMS). Pickles among its files are read by transformers with `weights_only`.
+A checkpoint is written under another name, synced to the disk and then renamed. SHA256SUMS shows whether it is intact (check it
+with: cd step-40 && sha256sum -c SHA256SUMS). transformers reads the pickles among its files with `weights_only`.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from typing import Any
 from aligner.model.loading import save_adapter
 from aligner.run.errors import InputError
 from aligner.run.imports import SOURCE, code_of
-from aligner.run.record import LIBRARIES, installed, plain
+from aligner.run.record import LIBRARIES, installed, json_value
 from aligner.run.stage import deferred_interrupt, interrupted
 from aligner.training.trl_internals import restore_unlogged_sums, save_training_state, take_over_saving, unlogged_sums
 
-SECONDS = 30.0  # from one checkpoint to the next, or longer:
-SHARE = 0.01  # of the time at most goes into writing them
-KEPT = 2  # checkpoints of a run: should the newest be damaged, there is the one before
-OTHER_RUNS = 4  # unfinished runs of the same stage whose checkpoints stay, the newest ones, …
+SECONDS = 30.0  # between two checkpoints, or more:
+SHARE = 0.01  # the largest share of the time that writing them may take
+KEPT_CHECKPOINTS = 2  # per run: if the newest is damaged, the one before it is used
+OTHER_RUNS = 4  # how many other unfinished runs of the stage keep their checkpoints, newest first, …
 DAYS = 14  # … and for how long
-PATIENCE = 1.0  # seconds that a lock may take, while somebody else looks whether it is held
+LOCK_TIMEOUT = 1.0  # seconds to wait for a lock, which another process may hold for a moment to test it
 SUMS = "SHA256SUMS"
 STATE = "trainer_state.json"
 PROGRESS = "progress.json"
 
 
-def fingerprint(stage: str, files: list[Path], **values: Any) -> str:
-    """What names a training run: a SHA-256 over `values`, the bytes of `files`, code, versions and the kind of machine.
+def run_fingerprint(stage: str, files: list[Path], **values: Any) -> str:
+    """Identifies a training run: SHA-256 over `values`, the bytes of `files`, the code, versions and the kind of machine.
 
-    files: relative paths (of a folder, all that is in it); values: parameters and whatever else the run depends on. Code is the
-    stage's script and all of src/ that it imports (aligner/run/imports.py), the same files as its deps in dvc.yaml.
+    files: relative paths; a folder stands for the files in it. values: parameters and everything else that the run depends on.
+    The code is the stage's script and all files of src/ that it imports (aligner/run/imports.py), as in its deps in dvc.yaml.
     """
     parts = {
-        "values": {name: plain(value) for name, value in values.items()},
-        "files": {path.as_posix(): _sha256(path) for path in _files(files)},
-        "code": {path.relative_to(SOURCE).as_posix(): _sha256(path) for path in code_of(SOURCE / f"{stage}.py", SOURCE)},
+        "values": {name: json_value(value) for name, value in values.items()},
+        "files": {path.as_posix(): sha256(path) for path in _files(files)},
+        "code": {path.relative_to(SOURCE).as_posix(): sha256(path) for path in code_of(SOURCE / f"{stage}.py", SOURCE)},
         "versions": {"python": platform.python_version(), **installed(LIBRARIES)},
         "machine": _machine(),
     }
@@ -64,10 +64,11 @@ def fingerprint(stage: str, files: list[Path], **values: Any) -> str:
 
 
 @contextlib.contextmanager
-def keep(stage: str, run: str) -> Iterator[Checkpoints]:
-    """The checkpoints of the run named `run`, for this process alone; removed when the block, which writes the outputs, is done.
+def locked(stage: str, run: str) -> Iterator[Checkpoints]:
+    """Locks the checkpoints of one run for this process, and deletes them once the block has written the stage's outputs.
 
-    Two locks: no two processes train one run, and none writes the outputs of a working tree that another one writes.
+    There are two locks: one per run, and one per stage of a working tree, whose outputs only one process may write. Raises
+    InputError when another process holds one.
     """
     folder = _root() / stage / run
     with alone(Path(".cache/checkpoints") / f"{stage}.lock"), alone(folder.with_name(f"{run}.lock")):
@@ -78,15 +79,15 @@ def keep(stage: str, run: str) -> Iterator[Checkpoints]:
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`: writes them while a trainer trains, and finds the newest that is whole."""
+    """The checkpoints of one run, in `folder`: saves them during training and finds the newest intact one."""
 
     def __init__(self, stage: str, folder: Path) -> None:
         self.stage, self.folder = stage, folder
 
     def train(self, trainer) -> int:
-        """Trains to the end, from the newest checkpoint where there is one, and returns how many steps that one had done.
+        """Trains to the end, from the newest checkpoint if there is one, and returns the number of steps in that checkpoint.
 
-        On the first SIGTERM or Ctrl-C the step in hand is finished and saved, then KeyboardInterrupt says so.
+        On the first SIGTERM or Ctrl-C it finishes and saves the current step, then raises KeyboardInterrupt.
         """
         from transformers import TrainerCallback
 
@@ -96,30 +97,31 @@ class Checkpoints:
             def on_train_begin(_, args, state, control, **kwargs):
                 if newest is not None:
                     restore_unlogged_sums(trainer, json.loads((newest / PROGRESS).read_text(encoding="utf-8")))
-                self._next = time.monotonic() + SECONDS
+                self.next_due = time.monotonic() + SECONDS
 
             def on_step_end(_, args, state, control, **kwargs):
-                due = interrupted() or time.monotonic() >= self._next
-                control.should_save = due and state.global_step < state.max_steps  # there is nothing to go on to after the last
+                due = interrupted() or time.monotonic() >= self.next_due
+                control.should_save = due and state.global_step < state.max_steps  # no resuming after the last step
 
         trainer.add_callback(Saver())
-        take_over_saving(trainer, lambda: self._save(trainer))
-        with deferred_interrupt(f"{self.stage}: this step is finished and saved first; once more stops at once"):
+        take_over_saving(trainer, lambda: self.save(trainer))
+        with deferred_interrupt(f"{self.stage}: finishing and saving this step; interrupt again to stop at once"):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-        return _step(newest) if newest else 0
+        return step_of(newest) if newest else 0
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole, if any; damaged ones are told and removed."""
-        for path in reversed(_steps(self.folder)):
-            problem = damage(path)
+        """The newest intact checkpoint, if any; damaged ones are reported and deleted."""
+        for path in reversed(finished_checkpoints(self.folder)):
+            problem = find_damage(path)
             if problem is None:
-                print(f"{self.stage}: goes on after step {_step(path)}, where an earlier run was stopped", file=sys.stderr)
+                print(f"{self.stage}: resumes after step {step_of(path)}, where an earlier run stopped", file=sys.stderr)
                 return path
-            print(f"{self.stage}: checkpoint {path} is damaged ({problem}) and left out", file=sys.stderr)
+            print(f"{self.stage}: checkpoint {path} is damaged ({problem}) and was deleted", file=sys.stderr)
             shutil.rmtree(path)
         return None
 
-    def _save(self, trainer) -> None:
+    def save(self, trainer) -> None:
+        """Writes a checkpoint, deletes the oldest, and sets the time of the next; raises KeyboardInterrupt after a signal."""
         started, state = time.monotonic(), trainer.state
         path = self.folder / f"step-{state.global_step}"
         try:
@@ -127,18 +129,18 @@ class Checkpoints:
         except _write_errors() as error:
             if interrupted():
                 raise KeyboardInterrupt(self._unwritten(path, error)) from None
-            raise InputError(f"{self._unwritten(path, error)}. Make room there, then: dvc repro") from None
-        for old in _steps(self.folder)[:-KEPT]:
+            raise InputError(f"{self._unwritten(path, error)}. Free some space, then: dvc repro") from None
+        for old in finished_checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         if interrupted():
             raise KeyboardInterrupt(f"step {state.global_step} of {state.max_steps} is saved")
         now = time.monotonic()
-        self._next = now + max(SECONDS, (now - started) / SHARE)
+        self.next_due = now + max(SECONDS, (now - started) / SHARE)
 
     def _unwritten(self, path: Path, error: Exception) -> str:
-        before = _steps(self.folder)
+        before = finished_checkpoints(self.folder)
         reason = (error.strerror if isinstance(error, OSError) else None) or next(iter(str(error).strip().splitlines()), "")
-        kept = f"the one of step {_step(before[-1])} is kept" if before else "there is none yet"
+        kept = f"the checkpoint of step {step_of(before[-1])} is kept" if before else "there is no earlier one"
         return f"checkpoint {path} could not be written ({reason}); {kept}"
 
 
@@ -146,7 +148,7 @@ class Checkpoints:
 
 
 def write(trainer, path: Path) -> None:
-    """Writes the whole state of a trainer between two steps; `path` appears at once and complete, or not at all."""
+    """Writes the full state of a trainer between two steps; `path` appears complete or not at all."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.mkdir(parents=True)
     try:
@@ -154,20 +156,20 @@ def write(trainer, path: Path) -> None:
         save_training_state(trainer, unfinished)
         trainer.state.save_to_json(str(unfinished / STATE))
         (unfinished / PROGRESS).write_text(json.dumps(unlogged_sums(trainer)), encoding="utf-8")
-        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in _files([unfinished]))
+        sums = "".join(f"{sha256(file)}  {file.name}\n" for file in _files([unfinished]))
         (unfinished / SUMS).write_text(sums, encoding="utf-8", newline="\n")
         for file in _files([unfinished]):
-            _sync(file)
-        _sync(unfinished)
+            sync(file)
+        sync(unfinished)
         unfinished.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file must be there, and its bytes those that were written."""
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every file must exist and hold the bytes that were written."""
     try:
         lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
@@ -177,13 +179,13 @@ def damage(path: Path) -> str | None:
     for name in sorted({STATE, PROGRESS, *sums, *found}):
         if not (path / name).is_file():
             return f"{name} is missing"
-        if _sha256(path / name) != sums.get(name):
-            return f"{name} has other bytes than were written"
+        if sha256(path / name) != sums.get(name):
+            return f"{name} does not hold the bytes that were written"
     return None
 
 
 def _write_errors() -> tuple[type[Exception], ...]:
-    """What a full disk is to Python, to torch and to safetensors."""
+    """The exceptions that Python, torch and safetensors raise for a full disk."""
     from safetensors import SafetensorError
 
     return OSError, RuntimeError, SafetensorError
@@ -194,17 +196,17 @@ def _write_errors() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Holds a lock of the operating system, which ends with the process however that ends; InputError tells who has it."""
+    """Holds a lock of the operating system, which ends with the process; InputError names the process that holds it already."""
     from filelock import FileLock, Timeout
 
     holder = lock.with_suffix(".holder")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(lock).acquire(timeout=PATIENCE)
+        held = FileLock(lock).acquire(timeout=LOCK_TIMEOUT)
     except Timeout:
         raise InputError(
-            f"another process trains this already: {_told(holder)}. Let it finish, or end it (kill PID: it saves a checkpoint "
-            "first), then: dvc repro"
+            f"another process is training this stage: {_text_of(holder)}. Wait for it, or end it (kill PID; it saves a "
+            "checkpoint first), then: dvc repro"
         ) from None
     with held:
         now = datetime.now(timezone.utc).isoformat(sep=" ", timespec="seconds")
@@ -218,7 +220,7 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 def clean_up(folder: Path) -> None:
-    """Removes a checkpoint of this run that was never finished, and the oldest runs beside it that nobody trains now."""
+    """Deletes unfinished checkpoints of this run, and the oldest other runs that no process is training."""
     for path in folder.glob("*.unfinished"):
         shutil.rmtree(path)
     others = sorted((path for path in folder.parent.iterdir() if path.is_dir() and path != folder), key=_age)
@@ -237,7 +239,7 @@ def _age(folder: Path) -> float:
     return time.time() - folder.stat().st_mtime
 
 
-def _told(holder: Path) -> str:
+def _text_of(holder: Path) -> str:
     try:
         return holder.read_text(encoding="utf-8") or "just started"
     except OSError:
@@ -245,7 +247,7 @@ def _told(holder: Path) -> str:
 
 
 def _machine() -> list[str]:
-    """Another kind of processor computes other last digits: what begins on one does not go on on another."""
+    """The kind of processor: another kind computes other last digits, so a run does not resume on it."""
     import torch
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -255,27 +257,27 @@ def _machine() -> list[str]:
 # ---- Files ----------------------------------------------------------------------------------------------------------
 
 
-def _steps(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=_step)
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in the folder of a run, oldest first."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=step_of)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
 def _files(paths: list[Path]) -> list[Path]:
-    """Files as they are, folders as the files in them."""
+    """The files among `paths` and the files in the folders among them."""
     return [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk; Windows knows no such thing for folders."""
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk; Windows cannot do this for folders."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -1,4 +1,4 @@
-"""The KL divergence of a policy from its reference, on given answers and on its own samples."""
+"""KL divergence of a policy from its reference, on held-out answers and on its own samples."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from typing import Any
 from aligner import intervals
 from aligner.model.batches import batches, padded, token_log_probabilities
 from aligner.model.chat import Chat
-from aligner.model.generation import complete, end_ids, end_place
+from aligner.model.generation import complete, end_ids, end_index
 
 REFERENCE_ADAPTER = "reference"
-MOST_SAMPLED = 256  # prompts that the policy answers, so that many held-out pairs cost no more than this
+MOST_SAMPLED = 256  # the most prompts that the policy answers; it limits the cost for many held-out pairs
 SAMPLED_AT_ONCE = 32
 
 
 def kl_from_reference(model, reference: Path, rows: list[dict[str, Any]], chat: Chat, seed: int) -> dict[str, float | None]:
     """KL(policy || reference) in nats, on two kinds of answers to held-out prompts.
 
-    teacher_forced: on the chosen answers, tokens that come from the data; a drift that shows only in what the policy itself
-    writes is not seen. sampled: on an answer that the policy draws for itself to each prompt. By the chain rule the mean sum over
-    these estimates the divergence of the two distributions over whole answers. An answer of more tokens than the longest
-    held-out one, or than there are positions, is cut (samples_cut: the share of such) and counts as far as it goes: the estimate
-    is then of the distributions over such beginnings, which is never more than that over whole answers. None where the prompts
-    leave no position for an answer.
+    teacher_forced: on the chosen answers; it misses a drift that shows only in the policy's own answers. sampled: on one answer
+    per prompt that the policy samples; by the chain rule the mean of its sums estimates the divergence between the distributions
+    over whole answers. Samples end at the length of the longest held-out answer, or at the model's last position; samples_cut is
+    the proportion of cut ones. The estimate is then for truncated answers, whose divergence is never larger than that of whole
+    answers. The sampled values are None if the prompts leave no position for an answer.
     """
     longest = max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids"))
     prompts = [row["prompt_ids"] for row in rows[:: math.ceil(len(rows) / MOST_SAMPLED)]]
@@ -43,16 +42,16 @@ def kl_from_reference(model, reference: Path, rows: list[dict[str, Any]], chat: 
 def sample(
     model, prompts: list[list[int]], pad_id: int, ends: list[int], longest: int, seed: int
 ) -> list[tuple[list[int], list[int]]]:
-    """(prompt, answer) for each prompt: the policy's own, its end token included, of at most `longest` tokens.
+    """(prompt, answer) for each prompt: an answer that the policy samples, with its end token, of at most `longest` tokens.
 
-    Drawn from the whole distribution (temperature 1, nothing left out), from the seed and not from the random state that training
-    left, which a resumed run need not share.
+    It samples from the full distribution (temperature 1, no top-p, no top-k). The random state comes from `seed`, since the
+    state after training may differ in a resumed run.
     """
     import torch
     from transformers import GenerationConfig
 
     base, was_training = model.get_base_model(), model.training
-    base.generation_config = GenerationConfig()  # transformers would take what is left open from the model's own
+    base.generation_config = GenerationConfig()  # else transformers takes unset values from the model's own
     whole = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     settings = GenerationConfig(max_new_tokens=longest, eos_token_id=ends, pad_token_id=pad_id, **whole)
     answers: dict[int, list[int]] = {}
@@ -61,16 +60,16 @@ def sample(
     for indices in batches(prompts, SAMPLED_AT_ONCE, len):
         drawn = complete(base, [prompts[index] for index in indices], pad_id, settings)
         for index, ids in zip(indices, drawn, strict=True):
-            end = end_place(ids, ends)
+            end = end_index(ids, ends)
             answers[index] = ids if end is None else ids[: end + 1]
     model.train(was_training)
     return [(prompt, answers[index]) for index, prompt in enumerate(prompts)]
 
 
 def distance(model, reference: Path, answers: list[tuple[list[int], list[int]]], pad_id: int) -> list[float | None]:
-    """Of (prompt, answer)s: the mean KL per token of them all; that per answer, and its 95 % interval (of one answer: None).
+    """[mean KL per token, mean KL per answer, low, high] over (prompt, answer) pairs.
 
-    The interval is the percentile bootstrap's over answers.
+    low and high bound the 95 % percentile-bootstrap interval, over answers, of the mean per answer; None for a single answer.
     """
     sums = divergences(model, reference, answers, pad_id)
     per_token = sum(sums) / sum(len(ids) for _, ids in answers)
@@ -80,9 +79,9 @@ def distance(model, reference: Path, answers: list[tuple[list[int], list[int]]],
 def divergences(
     model, reference: Path, answers: list[tuple[list[int], list[int]]], pad_id: int, batch_size: int = 16
 ) -> list[float]:
-    """For each (prompt, answer), KL(policy || reference) in nats, the whole vocabulary summed up, over the answer's tokens.
+    """For each (prompt, answer), KL(policy || reference) in nats, summed over the vocabulary and over the answer's tokens.
 
-    reference: the folder of the reference's adapter, which is loaded beside the policy's own and removed again.
+    reference: the folder of the reference's adapter, which is loaded beside the policy's and removed afterwards.
     """
     import torch
 
@@ -99,7 +98,7 @@ def divergences(
         answer = (positions >= prompts[:, None]) & mask[:, 1:].bool()
         sums = ((p.exp() * (p - q)).sum(-1) * answer).double().sum(-1).tolist()
         for index, value in zip(indices, sums, strict=True):
-            results[index] = max(0.0, value)  # below 0 by rounding alone
+            results[index] = max(0.0, value)  # it is negative only through rounding
     model.set_adapter("default")
     model.delete_adapter(REFERENCE_ADAPTER)
     model.train(was_training)

@@ -1,7 +1,7 @@
-"""How likely a model finds answers that people wrote: loss, perplexity and bits per byte, teacher-forced, over all their tokens.
+"""A model's likelihood of held-out answers: loss, perplexity and bits per byte, teacher-forced, over all answer tokens.
 
-Base, SFT and DPO are measured on the same held-out answers: by sft before its first step, where the adapter is still nothing, by
-sft after its last, and by dpo at its end.
+Base, SFT and DPO are measured on the same answers: sft measures the base before its first step, where LoRA's B is zero, and its
+own model after the last step; dpo measures its model at the end.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from aligner.model.chat import Chat
 
 
 def special_ids(chat: Chat) -> frozenset[int]:
-    """Tokens that stand for no text: those that only the template may write, and what ends an answer."""
+    """Ids of tokens without text: those that only the template may write, and those that end an answer."""
     return frozenset({*chat.special_tokens.values(), chat.end_id, chat.tokenizer.token_to_id(chat.eos_token)})
 
 
 def supervised(rows: list[dict[str, Any]]) -> int:
-    """How many tokens of `rows` are trained or measured."""
+    """The number of trained or measured tokens in `rows`."""
     return sum(label != -100 for row in rows for label in row["labels"])
 
 
 def text_bytes(rows: list[dict[str, Any]], chat: Chat) -> int:
-    """UTF-8 bytes of the supervised text of `rows`, special tokens left out.
+    """UTF-8 bytes of the supervised text of `rows`, without special tokens.
 
-    Of the text that the tokens stand for: a tokenizer that changes or loses characters is not charged for them. An answer's bytes
-    are those that it adds to what stands before it, since some tokenizers decode a text's first word without its space.
+    It counts the text that the tokens decode to, so a tokenizer that changes or loses characters is not charged for them. An
+    answer's bytes are those that it adds to the preceding text, since some tokenizers decode the first word without its space.
     """
     special = special_ids(chat)
 
@@ -42,20 +42,20 @@ def text_bytes(rows: list[dict[str, Any]], chat: Chat) -> int:
 
 
 def answers_in(labels: list[int]) -> Iterator[tuple[int, int]]:
-    """(start, end) of each run of supervised tokens, end exclusive."""
+    """(start, end) of each stretch of supervised tokens, end exclusive."""
     for hidden, run in itertools.groupby(range(len(labels)), key=lambda place: labels[place] == -100):
         places = list(run)
         if not hidden:
             yield places[0], places[-1] + 1
 
 
-def evaluate(
-    model, rows: list[dict[str, Any]], pad_id: int, special: Set[int], batch_size: int = 16, fast: bool = False
+def measure(
+    model, rows: list[dict[str, Any]], pad_id: int, special: Set[int], batch_size: int = 16, unpadded: bool = False
 ) -> dict[str, float]:
-    """Mean loss (nats) and accuracy over all supervised tokens of `rows`: weighted by tokens, whatever the batches.
+    """Mean loss (nats per token) and accuracy over all supervised tokens of `rows`, independent of the batches.
 
-    text_nats: the sum of losses over the tokens that are not `special`. fast: by the padding-free forward pass, which the
-    model must fit.
+    text_nats is the sum of losses over the tokens that are not in `special`. unpadded: use the padding-free forward pass, which
+    must support the model (`padding_free.fits`).
     """
     import torch
 
@@ -70,8 +70,8 @@ def evaluate(
         labels, _ = padded([row["labels"] for row in batch], -100, model.device)
         supervised_positions = labels[:, 1:] != -100
         of_text = supervised_positions & ~torch.isin(labels[:, 1:], torch.tensor(sorted(special), device=labels.device))
-        if fast:
-            log_probabilities, right = padding_free.measure(model, ids, mask, labels, pairs=False)
+        if unpadded:
+            log_probabilities, right = padding_free.token_logps(model, ids, mask, labels, pairs=False)
         else:
             with torch.no_grad():
                 log_probabilities, logits = token_log_probabilities(model, ids, mask)
@@ -84,16 +84,16 @@ def evaluate(
     return {"validation_loss": loss / total, "token_accuracy": correct / total, "text_nats": text}
 
 
-def of_answers(model, rows: list[dict[str, Any]], chat: Chat, fast: bool) -> dict[str, float | None]:
-    """Perplexity and bits per byte of a model on `rows` of prepared answers."""
-    return summary(evaluate(model, rows, chat.pad_id, special_ids(chat), fast=fast), text_bytes(rows, chat))
+def of_answers(model, rows: list[dict[str, Any]], chat: Chat, unpadded: bool) -> dict[str, float | None]:
+    """Perplexity and bits per byte of a model on the prepared `rows`."""
+    return perplexity_and_bits(measure(model, rows, chat.pad_id, special_ids(chat), unpadded=unpadded), text_bytes(rows, chat))
 
 
-def summary(measured: dict[str, float], size: int) -> dict[str, float | None]:
-    """What metrics tell of one model, from `evaluate` on answers whose text has `size` bytes.
+def perplexity_and_bits(measured: dict[str, float], size: int) -> dict[str, float | None]:
+    """Perplexity and bits per byte, from the result of `measure` on answers whose text has `size` bytes.
 
-    perplexity = exp(nats / tokens), end tokens included, never a mean over rows or batches; bits_per_byte = nats of the text /
-    (ln 2 * its bytes), which also compares models with other tokenizers; None for answers without text.
+    perplexity = exp(nats / tokens) over all tokens, end tokens included, not a mean over rows or batches. bits_per_byte = nats
+    of the text / (ln 2 * its bytes), which is comparable between tokenizers; None for answers without text.
     """
     bits = measured["text_nats"] / (math.log(2) * size) if size else None
     return {

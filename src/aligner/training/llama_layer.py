@@ -1,12 +1,13 @@
 """A Llama layer under LoRA as one function with its own backward pass, for training on a CPU.
 
-Autograd over transformers' and peft's modules makes some 2,000 small calls for a batch of a small model, each with a tensor of
-its own. Here a layer is written out: products that read the same input are one product, sums are taken in place, each sequence
-attends within itself without padding, and the last layer ends where nobody asks any more. Values are those of the modules up to
-the last bits of float32 (tests/training/test_padding_free.py). A model of another kind keeps its modules.
+You may skip this file: it changes no result. For one batch of a small model, autograd makes some 2,000 small calls in
+transformers' and peft's modules, each of which allocates a tensor. This code writes a layer out: products that read the same
+input are one product, sums are in place, each sequence attends within itself without padding, and the last layer computes only
+the positions that are used. Its values equal those of the modules up to the last bits of float32
+(tests/training/test_padding_free.py). Other models keep their modules.
 
-Shapes: T tokens in one row, no padding; D the model's width; a head is `size` wide. LoRA's A (r, inputs) is `down`, its B
-(outputs, r) is `up`, and a weight under its adapter is W + s B A (Hu et al. 2021, arXiv 2106.09685, eq. 3).
+Shapes: T tokens in one row, without padding; D is the model's width, and `size` the width of a head. LoRA's A (r, inputs) is
+`down`, its B (outputs, r) is `up`, and a weight with its adapter is W + s B A (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ GROUPS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-# Up to this many tokens in a sequence its attention weights are kept for the backward pass; longer ones are computed again.
-KEPT = 512
+# Attention weights of sequences up to this length are stored for the backward pass, those of longer ones are recomputed.
+LONGEST_STORED = 512
 
 
 # ---- Which models ------------------------------------------------------------------------------------------------------
 
 
 class Layer(NamedTuple):
-    """What of a decoder layer is not trained: weights by group, and the two norms' weights."""
+    """The frozen part of a decoder layer: weights by group, the weights of its two norms, and its constants."""
 
     weights: list[list[torch.Tensor]]
     norms: tuple[torch.Tensor, torch.Tensor]
@@ -43,7 +44,7 @@ class Layer(NamedTuple):
 
 
 def can_fuse(model) -> bool:
-    """Whether a model is a Llama without biases on a CPU, each product in float32 under one plain LoRA that is at work now."""
+    """Whether a model is a Llama without biases, on a CPU, and each of its products is float32 with one active plain LoRA."""
     from peft.tuners.lora.layer import Linear
     from transformers import LlamaForCausalLM
 
@@ -62,14 +63,14 @@ def _linears(layer) -> list[list]:
 
 
 def can_merge(layer) -> bool:
-    """A plain linear layer under a plain LoRA, in float32: in lower precision the frozen matrix would swallow a small one."""
+    """Whether a layer is plain linear with plain LoRA, in float32; in lower precision the sum would lose small updates."""
     base = layer.get_base_layer()
     plain = type(base) is torch.nn.Linear and base.weight.dtype is torch.float32 and not base.weight.requires_grad
     return plain and not layer.lora_variant and not any(layer.lora_bias.values())
 
 
 def merges_now(layer) -> bool:
-    """Whether exactly one adapter is at work, without dropout, and not merged into the weights already."""
+    """Whether exactly one adapter is active, without dropout and not merged into the weights."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     dropping = layer.training and any(getattr(layer.lora_dropout[name], "p", 0) for name in active)
     return not (layer.disable_adapters or layer.merged or dropping) and len(active) == 1
@@ -78,24 +79,25 @@ def merges_now(layer) -> bool:
 # ---- The row of tokens through all layers ------------------------------------------------------------------------------
 
 
-class Plan(NamedTuple):
-    """How the tokens of a row attend and turn.
+class AttentionPlan(NamedTuple):
+    """How the tokens of a row attend to each other, and their rotary embeddings.
 
-    counts: tokens of each sequence, in the row's order. prompts: places of the prompt that each borrows from an earlier sequence,
-    of none as a rule. mask: (longest, longest), -inf above the diagonal. turns: (T, 1, size / 2), cos + i sin of each position.
+    counts: the number of tokens of each sequence, in the row's order. prompts: the places of the prompt that each sequence shares
+    with an earlier one, usually none. mask: (longest, longest), -inf above the diagonal. rotations: (T, 1, size / 2), cos + i sin
+    of each position's angles.
     """
 
     counts: list[int]
     prompts: list[slice]
     mask: torch.Tensor
-    turns: torch.Tensor
+    rotations: torch.Tensor
 
 
-def hidden_states(model, layout, places: torch.Tensor) -> torch.Tensor:
-    """The model's last output at some places of the row: (len(places), D)."""
+def fused_hidden_states(model, layout, places: torch.Tensor) -> torch.Tensor:
+    """The last hidden states at `places` in the row of tokens: (len(places), D)."""
     llama = model.model
     hidden = llama.embed_tokens(layout.ids)[0]
-    plan = make_plan(layout, *llama.rotary_emb(hidden[None], layout.positions))
+    plan = attention_plan(layout, *llama.rotary_emb(hidden[None], layout.positions))
     kept, order = torch.unique(places, return_inverse=True)
     for number, layer in enumerate(llama.layers, 1):
         frozen, adapters = _parts(model.config, layer)
@@ -103,27 +105,28 @@ def hidden_states(model, layout, places: torch.Tensor) -> torch.Tensor:
     return llama.norm(hidden).index_select(0, order)
 
 
-def make_plan(layout, cosine: torch.Tensor, sine: torch.Tensor) -> Plan:
+def attention_plan(layout, cos: torch.Tensor, sin: torch.Tensor) -> AttentionPlan:
+    """The plan of a `padding_free.Layout`; cos and sin: (1, T, size), from the model's rotary embedding."""
     rows, longest = layout.slots.shape
     counts = torch.bincount(layout.own // longest, minlength=rows)
     first = layout.slots[:, 0]
     borrowed = layout.positions[0, counts.cumsum(0) - counts]
     prompts = [slice(start, end) for start, end in zip(first.tolist(), (first + borrowed).tolist(), strict=True)]
     mask = torch.full((longest, longest), -torch.inf).triu_(1)
-    half = cosine.shape[-1] // 2
-    turns = torch.complex(cosine, sine)[0, :, None, :half]
-    return Plan(counts.tolist(), prompts, mask, turns)
+    half = cos.shape[-1] // 2
+    rotations = torch.complex(cos, sin)[0, :, None, :half]
+    return AttentionPlan(counts.tolist(), prompts, mask, rotations)
 
 
 def _parts(config, layer) -> tuple[Layer, list[torch.Tensor]]:
-    """A layer's frozen part, and its adapters: down and up of each product, in the order of GROUPS."""
+    """A layer's frozen part, and the down and up matrices of its adapters in the order of GROUPS."""
     groups = _linears(layer)
     (name,) = (name for name in groups[0][0].active_adapters if name in groups[0][0].lora_A)
     weights = [[linear.get_base_layer().weight for linear in group] for group in groups]
     downs = [linear.lora_A[name].weight for group in groups for linear in group]
     ups = [linear.lora_B[name].weight for group in groups for linear in group]
-    for turning in (0, 1):
-        weights[0][turning], ups[turning] = (_side_by_side(rows, layer) for rows in (weights[0][turning], ups[turning]))
+    for rotated in (0, 1):  # queries and keys
+        weights[0][rotated], ups[rotated] = (_side_by_side(rows, layer) for rows in (weights[0][rotated], ups[rotated]))
     norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
     heads, key_heads, size = config.num_attention_heads, config.num_key_value_heads, layer.self_attn.head_dim
     frozen = Layer(weights, norms, config.rms_norm_eps, groups[0][0].scaling[name], heads, key_heads, size)
@@ -131,13 +134,13 @@ def _parts(config, layer) -> tuple[Layer, list[torch.Tensor]]:
 
 
 class _FusedLayer(torch.autograd.Function):
-    """x (T, D) -> (T, D), or with `kept` (places) the output at these alone: (len(kept), D)."""
+    """x (T, D) -> (T, D); with `kept` (places), the output at these places only: (len(kept), D)."""
 
     @staticmethod
     def forward(ctx, x, layer, plan, kept, *adapters):
         merged = [_merge(*each, layer.scaling) for each in zip(layer.weights, _grouped(adapters), strict=True)]
         normed, scale = _normalise(x, layer.norms[0], layer.epsilon)
-        heads = _rotate(normed @ merged[0].T, layer, plan.turns)
+        heads = _apply_rope(normed @ merged[0].T, layer, plan.rotations)
         mixed, kept_weights = _attend(heads, layer, plan)
         before, mixed_kept = (x, mixed) if kept is None else (x[kept], mixed[kept])
         between = torch.addmm(before, mixed_kept, merged[1].T)
@@ -164,7 +167,7 @@ class _FusedLayer(torch.autograd.Function):
         of_mixed = gradient @ merged[1]
         if kept is not None:
             of_mixed = of_mixed.new_zeros(len(x), of_mixed.shape[1]).index_copy_(0, kept, of_mixed)
-        of_heads = _rotate(_attend_backward(of_mixed, heads, layer, plan, kept_weights), layer, plan.turns.conj())
+        of_heads = _apply_rope(_attend_backward(of_mixed, heads, layer, plan, kept_weights), layer, plan.rotations.conj())
         normed = (x * scale).mul_(layer.norms[0])
         found = _of_adapters(normed, of_heads, of_qkv, layer.scaling) + found
         if not ctx.needs_input_grad[0]:
@@ -178,13 +181,13 @@ class _FusedLayer(torch.autograd.Function):
 
 
 def _grouped(adapters) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """(down, up) pairs by group, of a flat list."""
+    """The (down, up) pairs of a flat list, by group."""
     pairs = iter(zip(adapters[::2], adapters[1::2], strict=True))
     return [[next(pairs) for _ in group] for group in GROUPS]
 
 
 def _merge(weights, adapters, scaling: float) -> torch.Tensor:
-    """W + s B A of all products of a group, one below the other: (outputs, inputs)."""
+    """W + s B A of all products of a group, stacked: (outputs, inputs)."""
     merged = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1])
     for part, weight, (down, up) in zip(merged.split([*map(len, weights)]), weights, adapters, strict=True):
         torch.addmm(weight, up, down, alpha=scaling, out=part)
@@ -203,34 +206,34 @@ def _of_adapters(x, gradient, adapters, scaling: float) -> list[torch.Tensor]:
 
 
 def _normalise(x, weight, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4): the normed rows, and 1 / root mean square of each (T, 1)."""
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4): (normalised rows, 1 / root mean square of each row (T, 1))."""
     mean_square = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_().div_(x.shape[1])
     scale = mean_square.add_(epsilon).rsqrt_()
     return (x * scale).mul_(weight), scale
 
 
 def _normalise_backward(gradient, x, scale, weight) -> torch.Tensor:
-    """dx = s (g w) - x s^3 mean(g w x), s the inverse root mean square; `gradient` is used up."""
+    """dx = s (g w) - x s^3 mean(g w x), s the inverse root mean square; overwrites `gradient`."""
     gradient.mul_(weight)
     shift = torch.linalg.vecdot(gradient, x)[:, None].mul_(scale**3).div_(-x.shape[1])
     return gradient.mul_(scale).addcmul_(x, shift)
 
 
 def _side_by_side(rows, layer) -> torch.Tensor:
-    """Rows of a query or key matrix (outputs, inputs) in another order: the two halves of a head, which turn together, in pairs.
+    """Reorders the rows of a query or key matrix (outputs, inputs): values that RoPE rotates together become neighbours.
 
-    Attention does not see the order, since queries and keys share it.
+    This does not change attention, since queries and keys have the same order.
     """
     return rows.view(-1, 2, layer.self_attn.head_dim // 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
-def _rotate(heads, layer: Layer, turns) -> torch.Tensor:
-    """Turns queries and keys in place, each pair as one complex number (Su et al. 2021, arXiv 2104.09864, eq. 34); values stay.
+def _apply_rope(heads, layer: Layer, rotations) -> torch.Tensor:
+    """Rotates queries and keys in place, each pair as one complex number (RoPE: Su et al. 2021, arXiv 2104.09864, eq. 34).
 
-    heads: (T, (heads + 2 key heads) x size): queries, keys, values.
+    heads: (T, (heads + 2 key heads) x size): queries, keys, and values, which stay as they are.
     """
     pairs = torch.view_as_complex(heads.view(len(heads), -1, layer.size // 2, 2))
-    pairs[:, : layer.heads + layer.key_heads].mul_(turns)
+    pairs[:, : layer.heads + layer.key_heads].mul_(rotations)
     return heads
 
 
@@ -246,38 +249,38 @@ def _views(heads, layer: Layer) -> list[torch.Tensor]:
     return [queries, keys[:, 0], values[:, 0]]
 
 
-def _sequences(plan: Plan, *tensors) -> Iterator[tuple]:
-    """For each sequence: the prompt that it borrows, and its own part of each tensor (..., T, size)."""
+def _sequences(plan: AttentionPlan, *tensors) -> Iterator[tuple]:
+    """For each sequence: the prompt that it shares, and its own part of each tensor (..., T, size)."""
     return zip(plan.prompts, *(each.split(plan.counts, -2) for each in tensors), strict=True)
 
 
 def _seen(own, all_keys, prompt: slice):
-    """Keys (or values) that a sequence sees, its own behind those of a prompt that it borrows: (key heads, tokens seen, size)."""
+    """The keys (or values) that a sequence sees, those of a shared prompt first: (key heads, tokens seen, size)."""
     return own if prompt.start == prompt.stop else torch.cat([all_keys[:, prompt], own], 1)
 
 
-def _weights(queries, keys, prompt: slice, plan: Plan, size: int) -> torch.Tensor:
+def _weights(queries, keys, prompt: slice, plan: AttentionPlan, size: int) -> torch.Tensor:
     """softmax(q k^T / sqrt(size)) under the causal mask: (key heads, heads for each x tokens, tokens seen)."""
     borrowed, seen = prompt.stop - prompt.start, keys.shape[1]
     mask = plan.mask[borrowed:seen, :seen].expand(queries.shape[1] // (seen - borrowed), -1, -1).flatten(0, 1)
     return torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=size**-0.5).softmax(-1)
 
 
-def _attend(heads, layer: Layer, plan: Plan) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Causal attention of each sequence: (T, heads x size); and the weights of those that are short."""
+def _attend(heads, layer: Layer, plan: AttentionPlan) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Causal attention of each sequence: (T, heads x size), and the attention weights of short sequences."""
     queries, keys, values = _views(heads, layer)
     output, kept = heads.new_empty(len(heads), layer.heads * layer.size), []
     for prompt, asked, key, value, answer in _sequences(plan, queries, keys, values, _by_head(output, layer)):
         weights = _weights(asked.flatten(1, 2), _seen(key, keys, prompt), prompt, plan, layer.size)
         answer.copy_(torch.bmm(weights, _seen(value, values, prompt)).view_as(answer))
-        kept.append(weights if weights.shape[-1] <= KEPT else None)
+        kept.append(weights if weights.shape[-1] <= LONGEST_STORED else None)
     return output, kept
 
 
-def _attend_backward(gradient, heads, layer: Layer, plan: Plan, kept) -> torch.Tensor:
-    """Gradient of queries, keys and values, in the places where `heads` has them.
+def _attend_backward(gradient, heads, layer: Layer, plan: AttentionPlan, kept) -> torch.Tensor:
+    """Gradients of queries, keys and values, in the layout of `heads`.
 
-    Sequences come in the row's order, so a borrowed prompt has its own sequence's part before another one's is added.
+    Sequences are processed in the row's order, so a shared prompt has its own sequence's gradient before another is added.
     """
     queries, keys, values = _views(heads, layer)
     result = torch.empty_like(heads)
@@ -300,10 +303,7 @@ def _attend_backward(gradient, heads, layer: Layer, plan: Plan, kept) -> torch.T
 
 
 def _swiglu_backward(gradient, gates) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of (gate, up) side by side, and silu(gate) up itself (Shazeer 2020, arXiv 2002.05202, eq. 6).
-
-    `gradient` is used up.
-    """
+    """(gradient of gate and up side by side, silu(gate) * up) (Shazeer 2020, arXiv 2002.05202, eq. 6); overwrites `gradient`."""
     gate, up = gates.chunk(2, 1)
     result = torch.empty_like(gates)
     of_gate, of_up = result.chunk(2, 1)

@@ -8,11 +8,11 @@ from aligner.model.batches import batches, padded, token_log_probabilities
 
 
 def log_probabilities(
-    model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16, fast: bool = False
+    model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16, unpadded: bool = False
 ) -> list[tuple[float, float]]:
     """(log p(chosen | prompt), log p(rejected | prompt)) for each row, in nats, summed over the answer and its end token.
 
-    fast: by the padding-free forward pass, which the model must fit.
+    unpadded: use the padding-free forward pass, which must support the model (`padding_free.fits`).
     """
     import torch
 
@@ -28,8 +28,8 @@ def log_probabilities(
         ids, mask = padded(sequences, pad_id, model.device)
         positions = torch.arange(ids.shape[1], device=ids.device)
         answer = (positions >= torch.tensor(prompts, device=ids.device)[:, None]) & mask.bool()
-        if fast:
-            tokens, _ = padding_free.measure(model, ids, mask, ids.masked_fill(~answer, -100), pairs=True)
+        if unpadded:
+            tokens, _ = padding_free.token_logps(model, ids, mask, ids.masked_fill(~answer, -100), pairs=True)
         else:
             with torch.no_grad():
                 tokens, _ = token_log_probabilities(model, ids, mask)
@@ -41,5 +41,5 @@ def log_probabilities(
 
 
 def pair_tokens(row: dict[str, Any]) -> int:
-    """Tokens of a pair as trained: the prompt stands before both answers."""
+    """The number of trained tokens of a pair, in which the prompt precedes both answers."""
     return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])

@@ -1,4 +1,4 @@
-"""The training run: progress, measures of held-out data, curves, and the end."""
+"""The training loop: progress line, held-out measures, curves, and a check for divergence."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from aligner.training.setup import keep_input_dtype
 def train(
     trainer, checkpoints: Checkpoints, run: Run, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
-    """Trains to the end under a progress line and returns the last measures of held-out data; InputError when it diverged.
+    """Trains to the end with a progress line and returns the last held-out measures; InputError if training diverged.
 
-    run: the stage's record; the other arguments are those of `observe`.
+    run is the stage's record; `observe` explains the other arguments.
     """
     stage = checkpoints.stage
     latest = observe(trainer, stage, tokens, eval_steps, evaluate)
@@ -32,11 +32,11 @@ def train(
 
 
 def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Shows one progress line (tokens/s, time left) in place of the trainer's prints, and measures held-out data on the way.
+    """Replaces the trainer's prints by one progress line (tokens/s, time left), and measures held-out data during training.
 
-    tokens: tokens (not padding) of the whole run; evaluate: returns the measures that go into the curve, called before the
-    first step, every `eval_steps` and after the last. A run that goes on from a checkpoint has the earlier ones in its log.
-    Returns a dictionary that holds the newest measures.
+    tokens: the number of tokens, without padding, of the whole run. evaluate: returns the measures for the curve; it is called
+    before the first step, every `eval_steps` steps and after the last step. A resumed run has the earlier measures in its log.
+    Returns a dictionary that always holds the newest measures.
     """
     from transformers import PrinterCallback, TrainerCallback
 
@@ -69,19 +69,21 @@ def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callabl
 
 
 def first_measures(log_history: list[dict[str, float]], names: Iterable[str]) -> dict[str, float]:
-    """What `observe` measured before the first step; a run that went on from a checkpoint has it in its log too."""
+    """The measures before the first step, from the log, which a resumed run shares with the earlier one."""
     return next({name: entry[name] for name in names} for entry in log_history if set(names) <= set(entry))
 
 
 def curve(log_history: list[dict[str, float]], series: dict[str, str]) -> list[list[Any]]:
-    """Rows (step, series, value) for a plot, from the trainer's log; `series` names the log keys that are wanted."""
+    """Rows (step, series, value) for a plot, from the trainer's log; `series` maps log keys to names of series."""
     points = [(int(entry["step"]), name, entry[key]) for entry in log_history for key, name in series.items() if key in entry]
     order = list(series.values())
     return [list(point) for point in sorted(points, key=lambda point: (order.index(point[1]), point[0]))]
 
 
 def require_finite(stage: str, measured: dict[str, float]) -> None:
-    """Raises InputError when training diverged, before anything of it is saved."""
+    """Raises InputError if a measure is not finite, before anything is saved."""
     broken = [name for name, value in measured.items() if not math.isfinite(value)]
     if broken:
-        raise InputError(f"{stage} diverged ({broken[0]} is no number); lower models.<name>.{stage}.learning_rate in params.yaml")
+        raise InputError(
+            f"{stage} diverged ({broken[0]} is not finite); lower models.<name>.{stage}.learning_rate in params.yaml"
+        )

@@ -1,11 +1,10 @@
-"""The same training steps in less time: no padding, the prompt of a pair once, a LoRA layer as one product.
+"""The same training steps in less time: no padding, the prompt of a pair once, each LoRA layer as one product.
 
-trl pads a batch to a rectangle, puts the prompt of a pair before both answers, and on a CPU sends every position through the
-head. `unpad` lays all different tokens of a batch in one row: layers see each token once, and only attention, which must know
-which tokens belong together, puts them back into sequences. `merge_lora_forward` adds each adapter's small matrix to the
-frozen one before the tokens pass. Where aligner/training/llama_layer.py knows the architecture, whole layers run there. Log-
-probabilities are trl's and peft's own up to the last bits of float32 (tests/training/test_padding_free.py), and the trainers
-cannot tell the difference. A model that one of these does not fit keeps the stock forward pass.
+trl pads a batch to a rectangle, repeats the prompt of a pair before both answers, and on a CPU sends every position through the
+head. `unpad` puts all distinct tokens of a batch in one row: layers see each token once, and only attention rearranges them into
+sequences. `merge_lora_forward` adds each adapter's low-rank matrix to the frozen one before the product. If
+aligner/training/llama_layer.py supports the architecture, it runs whole layers. Log-probabilities equal trl's and peft's up to
+the last bits of float32 (tests/training/test_padding_free.py). A model that does not fit keeps the stock forward pass.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,22 +20,22 @@ import torch.nn.functional as F
 from aligner.training import llama_layer
 
 NAME = "unpadded"
-# Keys of a configuration by which a model does something between its last layer and its logits.
+# Configuration keys of models that transform the values between the last layer and the logits.
 BEFORE_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 # ---- No padding ------------------------------------------------------------------------------------------------------
 
-# What trl asks of a head, in the order of `_FrozenHead`, which takes so many positions at a time.
+# The values that trl reads from a head, in the order of `_FrozenHead`, and the positions that it handles at a time.
 SCORES = ("log_probs", "entropy", "mean_logits", "is_top1")
 HEAD_ROWS = 128
 
 
 class Layout(NamedTuple):
-    """Where the tokens of a rectangle (rows, length) stand in the row of all different tokens.
+    """Maps the tokens of a rectangle (rows, length) to the row of all distinct tokens.
 
-    slots: (rows, length), the place of each token; padding points to place 0. own: places in the flat rectangle of the tokens
-    that stand there first, in order, so that `flat[own]` is the row. ids and positions: (1, tokens).
+    slots: (rows, length), the index of each token in the row; 0 for padding. own: the indices in the flat rectangle of the first
+    occurrence of each token, so `flat[own]` is the row. ids and positions: (1, tokens).
     """
 
     slots: torch.Tensor
@@ -46,9 +45,9 @@ class Layout(NamedTuple):
 
 
 def unpad(trainer, pairs: bool) -> bool:
-    """Gives the model of a trl trainer a forward without padding; where that does not fit, says so and returns False.
+    """Gives the model of a trl trainer a padding-free forward; if the model does not fit, prints why and returns False.
 
-    pairs: the second half of each batch's rows are the rejected answers to the prompts of the first half (trl's DPO).
+    pairs: the second half of each batch holds the rejected answers to the prompts of the first half (trl's DPO).
     """
     model = trainer.model.get_base_model()
     if not can_unpad(model, trainer.args.gradient_checkpointing):
@@ -56,35 +55,37 @@ def unpad(trainer, pairs: bool) -> bool:
         return False
     stock = model.forward
 
-    @functools.wraps(type(model).forward)  # generate() checks its arguments against this signature
+    @functools.wraps(type(model).forward)  # generate() checks arguments against this signature
     def forward(self, *args, fused_lm_head=False, **kwargs):
         if not fused_lm_head:
             return stock(*args, **kwargs)
         labels = kwargs["labels"]
-        return score(self, arrange(kwargs["input_ids"], kwargs["attention_mask"], labels, pairs), labels)
+        return score_labels(self, arrange(kwargs["input_ids"], kwargs["attention_mask"], labels, pairs), labels)
 
     model.forward = types.MethodType(forward, model)
     return True
 
 
-def measure(model, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each label of right-padded rows, and whether it is the likeliest token; both (rows, length - 1).
+def token_logps(
+    model, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probability of each label, whether it is the likeliest token) of right-padded rows; both (rows, length - 1).
 
-    The forward pass that `unpad` gives a trainer, without gradients; `model`, with or without adapters, must fit (`fits`).
+    This is the forward pass that `unpad` installs, without gradients; `model`, with or without adapters, must fit (`fits`).
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.no_grad():
-        output = score(base, arrange(ids, mask, labels, pairs), labels)
+        output = score_labels(base, arrange(ids, mask, labels, pairs), labels)
     return output.log_probs, output.is_top1
 
 
 def fits(model, settings) -> bool:
-    """Whether a PEFT model takes `measure`, and whether the entry of params.yaml wants the fast path at all."""
+    """Whether the entry of params.yaml asks for the padding-free forward and the PEFT model supports it."""
     return settings.padding_free and can_unpad(model.get_base_model(), settings.gradient_checkpointing)
 
 
 def can_unpad(model, gradient_checkpointing: bool) -> bool:
-    """Whether a model is of the plain kind: attention that can be exchanged, full and causal, and a plain linear head."""
+    """Whether a model has replaceable attention that is full and causal, and a plain, frozen linear head."""
     config = model.config.get_text_config()
     plain = all(getattr(config, key, None) is None for key in BEFORE_LOGITS)
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
@@ -95,7 +96,7 @@ def can_unpad(model, gradient_checkpointing: bool) -> bool:
 
 
 def arrange(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: bool) -> Layout:
-    """The layout of right-padded rows (rows, length); with `pairs` a rejected row borrows the prompt of its chosen row."""
+    """The layout of right-padded rows (rows, length); with `pairs`, a rejected row shares the prompt of its chosen row."""
     rows, length = ids.shape
     own = mask.bool()
     if pairs:
@@ -114,7 +115,7 @@ def arrange(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: 
 
 
 def hidden_states(model, layout: Layout, places: torch.Tensor) -> torch.Tensor:
-    """The model's last output at some places of the row of tokens: (len(places), width)."""
+    """The last hidden states at `places` in the row of tokens: (len(places), width)."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
@@ -127,20 +128,22 @@ def hidden_states(model, layout: Layout, places: torch.Tensor) -> torch.Tensor:
     return output.last_hidden_state[0].index_select(0, places)
 
 
-def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, layout: Layout | None = None, **kwargs):
-    """Causal attention within each sequence. query, key, value: (1, heads, tokens, width), returns (1, tokens, heads, width)."""
-    rectangle = [each[0].transpose(0, 1)[layout.slots].transpose(1, 2) for each in (query, key, value)]
+def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, *, layout: Layout, **kwargs):
+    """Causal attention within each sequence. query, key, value: (1, heads, tokens, width); returns (1, tokens, heads, width)."""
     grouped = query.shape[1] != key.shape[1]
-    output = F.scaled_dot_product_attention(*rectangle, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
+    query, key, value = (states[0].transpose(0, 1)[layout.slots].transpose(1, 2) for states in (query, key, value))
+    output = F.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+    )
     return output.transpose(1, 2).flatten(0, 1)[layout.own][None], None
 
 
-def score(model, layout: Layout, labels: torch.Tensor):
-    """What trl asks of a head, at the supervised positions; 0 elsewhere. Each field: (rows, length - 1)."""
+def score_labels(model, layout: Layout, labels: torch.Tensor):
+    """The values of SCORES at the supervised positions, 0 elsewhere, as trl's output type. Each field: (rows, length - 1)."""
     from trl.trainer.utils import FusedCausalLMOutput
 
     wanted = labels[:, 1:] != -100
-    body = llama_layer.hidden_states if llama_layer.can_fuse(model) else hidden_states
+    body = llama_layer.fused_hidden_states if llama_layer.can_fuse(model) else hidden_states
     hidden = body(model, layout, layout.slots[:, :-1][wanted])
     head = model.get_output_embeddings()
     scored = _FrozenHead.apply(hidden, head.weight, head.bias, labels[:, 1:][wanted])
@@ -149,10 +152,10 @@ def score(model, layout: Layout, labels: torch.Tensor):
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log-probability, entropy, mean logit and being the likeliest, of each target: hidden (n, width), targets (n,) -> four (n,).
+    """Log-probability, entropy, mean logit and "is the likeliest" of each target: hidden (n, width), targets (n,) -> four (n,).
 
-    Logits live for a few rows at a time. Since the head is not trained, the gradient of a log-probability, W[target] - p W, is
-    taken while the probabilities p are at hand, so nothing of the size of the vocabulary is kept or computed twice.
+    Logits exist for HEAD_ROWS rows at a time. The head is not trained, so the forward pass already computes the gradient of a
+    log-probability, W[target] - p W, from the probabilities p; nothing of the vocabulary's size is stored or computed twice.
     """
 
     @staticmethod
@@ -183,9 +186,10 @@ class _FrozenHead(torch.autograd.Function):
 
 
 class _MergedLinear(torch.autograd.Function):
-    """y = x (W + s B A)^T, where PEFT has y = x W^T + s (x A^T) B^T: two thin products and four passes over all tokens less.
+    """y = x (W + s B A)^T; PEFT's y = x W^T + s (x A^T) B^T takes two thin products and four passes over all tokens more.
 
-    x (..., inputs), weight (outputs, inputs), down A (r, inputs), up B (outputs, r); gradients of x, A and B."""
+    x (..., inputs), weight (outputs, inputs), down A (r, inputs), up B (outputs, r); gradients for x, A and B.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, down, up, scaling):
@@ -206,14 +210,14 @@ class _MergedLinear(torch.autograd.Function):
 
 
 def merge_lora_forward(model) -> int:
-    """Gives every LoRA layer of a PEFT model that allows it the merged forward; returns how many.
+    """Installs the merged forward in every LoRA layer of a PEFT model that allows it; returns their number.
 
-    PEFT's own forward stays where no gradients are taken, while dropout is at work, and while adapters are off, merged, or not
-    exactly one. Fused layers (aligner/training/llama_layer.py) do not come by here.
+    PEFT's own forward still runs without gradients, with active dropout, and unless exactly one adapter is active and unmerged.
+    Fused layers (aligner/training/llama_layer.py) do not use it.
     """
     from peft.tuners.lora.layer import Linear
 
-    layers = [module for module in model.modules() if isinstance(module, Linear) and llama_layer.can_merge(module)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear) and llama_layer.can_merge(module)]
     for layer in layers:
         layer.forward = types.MethodType(_merged_forward(layer.forward), layer)
     return len(layers)

@@ -1,4 +1,4 @@
-"""What a policy prefers on held-out pairs: implicit rewards, ranks, and their health in a word."""
+"""Preference measures on held-out pairs: implicit rewards, ranking accuracy, and a one-word health check."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ BEFORE = {"base": None, "sft": "base", "dpo": "sft"}  # the model that each one 
 
 
 def preference_metrics(policy: list[tuple[float, float]], reference: list[tuple[float, float]], beta: float) -> dict[str, float]:
-    """What the policy thinks of held-out pairs, from sequence log-probabilities (chosen, rejected) of both models.
+    """Measures of a policy on held-out pairs, from the sequence log-probabilities (chosen, rejected) of policy and reference.
 
-    reward = beta * (log policy - log reference); margin = reward(chosen) - reward(rejected); loss = -log sigmoid(margin), always
-    the sigmoid's, whatever dpo.loss_type: the log-loss of the forecast sigmoid(margin) that the chosen answer is preferred.
-    brier = (1 - sigmoid(margin))^2, another proper score of that forecast: 1/4 where the policy is its reference.
-    accuracy counts a margin of exactly 0 as one half (Rafailov et al. 2023, section 5.1).
+    reward = beta * (log policy - log reference); margin = reward(chosen) - reward(rejected). loss = -log sigmoid(margin) for
+    every dpo.loss_type: the log-loss of sigmoid(margin) as a forecast that the chosen answer is preferred. brier =
+    (1 - sigmoid(margin))^2, another proper score of that forecast; 1/4 if the policy equals its reference. accuracy counts a
+    margin of exactly 0 as one half (Rafailov et al. 2023, section 5.1).
     """
     pairs = list(zip(policy, reference, strict=True))
     chosen = [beta * (p[0] - r[0]) for p, r in pairs]
@@ -43,16 +43,16 @@ def preference_metrics(policy: list[tuple[float, float]], reference: list[tuple[
 
 
 def rankings(held_out: dict[str, list[tuple[float, float]]], rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Whether each model finds a pair's chosen answer likelier than the rejected one: 1, 0, or 1/2 for a tie, pair by pair.
+    """For each pair, whether a model finds the chosen answer likelier than the rejected one: 1, 0, or 1/2 for a tie.
 
-    No reference takes part (Chen et al. 2024, arXiv 2405.19534). By log p of the whole answer, which is lower for a longer one;
-    and per token, by log p divided by the answer's length. held_out: (chosen, rejected) log-probabilities by model.
+    This needs no reference (Chen et al. 2024, arXiv 2405.19534). It compares log p of whole answers, which is lower for longer
+    ones, and log p per token. held_out: (chosen, rejected) log-probabilities by model.
     """
     lengths = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
     ways = {"whole answer": [(1, 1)] * len(rows), "per token": lengths}
     return {
         way: {
-            name: [_order(said[0] / by[0], said[1] / by[1]) for said, by in zip(pairs, divisors, strict=True)]
+            name: [_order(logps[0] / by[0], logps[1] / by[1]) for logps, by in zip(pairs, divisors, strict=True)]
             for name, pairs in held_out.items()
         }
         for way, divisors in ways.items()
@@ -60,39 +60,40 @@ def rankings(held_out: dict[str, list[tuple[float, float]]], rows: list[dict[str
 
 
 def ranking_rows(rankings: dict[str, dict[str, list[float]]]) -> Iterator[list[Any]]:
-    """For each model its ranking accuracy, Wilson's interval and n; and against the model that it came from, pair by pair: how
-    many it ranks better, how many worse, and the p-value of McNemar's exact test."""
+    """Rows of RANKING_COLUMNS, one per model: its ranking accuracy with Wilson's interval and the number of pairs.
+
+    Against the model that it was trained from: how many pairs it ranks better and worse, and the p-value of McNemar's exact test.
+    """
     for way, ranks in rankings.items():
         for name, before in BEFORE.items():
             n, right = len(ranks[name]), sum(ranks[name])
-            compared = mcnemar(ranks[name], ranks[before]) if before else (None, None, None)
-            yield [way, name, right / n, *intervals.wilson_interval(right, n), n, *compared]
+            compared = mcnemar(ranks[name], ranks[before]) if before else [None] * 3
+            yield [way, name, right / n, *_wilson(right, n), n, *compared]
 
 
 def mcnemar(first: Sequence[float], second: Sequence[float]) -> tuple[int, int, float]:
-    """How many pairs the first ranks better than the second, how many worse, and the p-value of no difference."""
+    """How many pairs the first model ranks better and worse than the second, and the exact p-value of no difference."""
     better = sum(a > b for a, b in zip(first, second, strict=True))
     worse = sum(a < b for a, b in zip(first, second, strict=True))
     return better, worse, intervals.sign_test(better, worse)
 
 
-def summary(
+def dpo_figures(
     measured: dict[str, float],
     ranks: dict[str, dict[str, list[float]]],
     kl: dict[str, float | None],
     fit: dict[str, float | None],
     validation: list[dict[str, Any]],
 ) -> dict[str, float | str | None]:
-    """What reports/dpo.json holds: held-out measures with n and an interval, what moved, and the health in words.
+    """The figures of reports/dpo.json, on held-out pairs; only `fit`, perplexity and bits per byte, is on held-out SFT answers.
 
-    reward_accuracy_low and _high are Wilson's 95 % interval; longer_is_chosen is the accuracy of the rule "the longer answer is
-    the chosen one"; changes of log-probability are means in nats per answer, and per token over all of them. `fit`, perplexity
-    and bits per byte, is of the held-out SFT answers, all else of the held-out pairs.
+    reward_accuracy_low and _high are Wilson's 95 % interval. longer_is_chosen is the accuracy of the rule "the longer answer is
+    the chosen one". Changes of log-probability are means in nats per answer, and per token over all tokens.
     """
     n, longer = len(validation), _mean([_order(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in validation])
-    low, high = intervals.wilson_interval(measured["validation_accuracy"] * n, n)
+    low, high = _wilson(measured["validation_accuracy"] * n, n)
     chosen, rejected = (_mean([len(row[side]) for row in validation]) for side in ("chosen_ids", "rejected_ids"))
-    named = {
+    named: dict[str, float | None] = {
         "validation_loss": measured["validation_loss"],
         "brier": measured["validation_brier"],
         "reward_accuracy": measured["validation_accuracy"],
@@ -112,15 +113,15 @@ def summary(
         "longer_is_chosen": longer,
     }
     rounded = {name: None if value is None else round(value, 4) for name, value in named.items()}
-    return {**rounded, "validation_pairs": n, "health": health(measured, longer)}
+    return {**rounded, "validation_pairs": n, "health": preference_health(measured, longer)}
 
 
-def health(measured: dict[str, float], longer_is_chosen: float) -> str:
-    """One word on held-out pairs, the worst that applies.
+def preference_health(measured: dict[str, float], longer_is_chosen: float) -> str:
+    """One word for the held-out pairs, the worst that applies.
 
-    not learning: the reward accuracy is not above chance, nor above what the lengths alone tell (longer, or shorter, is chosen).
-    displaced: margins grow, but the chosen answers became less likely too (likelihood displacement: Razin et al. 2024,
-    arXiv 2410.08847; Pal et al. 2024, arXiv 2402.13228).
+    not learning: the reward accuracy does not exceed chance, or a rule by length alone (the longer, or the shorter, is chosen).
+    displaced: margins grow, but the chosen answers become less likely (likelihood displacement: Razin et al. 2024,
+    arXiv 2410.08847; Pal et al. 2024, arXiv 2402.13228). Otherwise: healthy.
     """
     if measured["validation_accuracy"] <= max(0.5, longer_is_chosen, 1 - longer_is_chosen):
         return "not learning"
@@ -128,8 +129,15 @@ def health(measured: dict[str, float], longer_is_chosen: float) -> str:
 
 
 def _order(chosen: float, rejected: float) -> float:
-    """1 where the chosen answer comes first, 1/2 for a tie."""
+    """1 if the chosen value is larger, 1/2 for a tie, else 0."""
     return 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0
+
+
+def _wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval, for n > 0."""
+    interval = intervals.wilson_interval(successes, n)
+    assert interval is not None, "a rate needs at least one pair"
+    return interval
 
 
 def _mean(values: list[float]) -> float:

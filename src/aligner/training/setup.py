@@ -1,4 +1,4 @@
-"""What every training stage starts with: a prepared process, provenance, TRL's arguments, the faster forward pass."""
+"""The setup that all training stages share: the prepared process, provenance, TRL's arguments, the faster forward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from aligner.files import read_json
 from aligner.model import runtime
 from aligner.model.chat import Chat
-from aligner.model.loading import base_fingerprint, check_chat, load_chat
+from aligner.model.loading import PREPARED_CHAT, base_fingerprint, check_chat, load_chat
 from aligner.model.runtime import Runtime
 from aligner.run.errors import InputError
 from aligner.run.params import ModelEntry, Optimisation, StageParams, Training
@@ -21,12 +21,10 @@ from aligner.run.record import Run
 from aligner.training import checkpoints
 from aligner.training.checkpoints import Checkpoints
 
-CHAT = Path("data/prepared/chat.json")
-
 
 @dataclass(frozen=True)
 class Setup:
-    """What a training stage has at hand once `begin` has run."""
+    """The result of `begin`."""
 
     params: StageParams
     runtime: Runtime
@@ -34,17 +32,17 @@ class Setup:
     provenance: dict[str, str]
 
     def checkpoints(self, stage: str, files: list[Path]) -> AbstractContextManager[Checkpoints]:
-        """The checkpoints of the one run that these parameters, this machine and the bytes of `files` determine."""
+        """The checkpoints of the run that these parameters, this machine and the bytes of `files` determine."""
         determined_by = {"params": self.params, "runtime": self.runtime, "provenance": self.provenance}
-        return checkpoints.keep(stage, checkpoints.fingerprint(stage, [CHAT, *files], **determined_by))
+        return checkpoints.locked(stage, checkpoints.run_fingerprint(stage, [PREPARED_CHAT, *files], **determined_by))
 
 
 def begin(run: Run, params: StageParams) -> Setup:
-    """The preamble of every training stage: a prepared process, and a chat template that is the one data was prepared with."""
+    """Prepares the process and loads the chat renderer; InputError unless prepare used the same tokenizer and template."""
     run.note(params=params, seed=params.seed)
     started = runtime.start(params.model_entry, params.seed, training=True)
     chat = load_chat(params.model_entry)
-    check_chat(chat, read_json(CHAT))
+    check_chat(chat, read_json(PREPARED_CHAT))
     run.note(device=started.device, dtype=str(started.dtype), threads=started.threads)
     return Setup(params, started, chat, {"base": base_fingerprint(params.model_entry), "chat": chat.fingerprint})
 
@@ -52,9 +50,9 @@ def begin(run: Run, params: StageParams) -> Setup:
 def training_arguments(
     stage: Training, optimisation: Optimisation, entry: ModelEntry, seed: int, runtime: Runtime
 ) -> dict[str, Any]:
-    """Keyword arguments that SFTConfig and DPOConfig share; every default that would surprise is set on purpose.
+    """The keyword arguments that SFTConfig and DPOConfig share; surprising defaults are overridden.
 
-    `stage` is a section of params.yaml (sft or dpo), `optimisation` the section of the same name in the model's entry.
+    `stage` is a section of params.yaml (sft or dpo), and `optimisation` the section of the same name in the model's entry.
     """
     import torch
 
@@ -76,7 +74,7 @@ def training_arguments(
         "gradient_checkpointing": entry.gradient_checkpointing,
         "use_cpu": runtime.device == "cpu",
         "dataloader_pin_memory": runtime.device == "cuda",
-        "max_length": None,  # prepare leaves out what is too long
+        "max_length": None,  # prepare has removed rows that are too long
         "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",
@@ -86,16 +84,16 @@ def training_arguments(
 
 
 def trainer_tokenizer(chat: Chat):
-    """The tokenizer in the form that trl's trainers ask for; they use it for padding alone."""
+    """The tokenizer as trl's trainers need it; they use it for padding only."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=chat.tokenizer, eos_token=chat.eos_token, pad_token=chat.pad_token)
 
 
 def speed_up(trainer, entry: ModelEntry, pairs: bool) -> None:
-    """Gives a trainer what the model's entry asks for: the padding-free forward pass, and compiled layers.
+    """Applies what the model's entry asks for: the padding-free forward pass, and compiled layers.
 
-    pairs: the second half of each batch's rows are the rejected answers to the prompts of the first half.
+    pairs: the second half of each batch holds the rejected answers to the prompts of the first half.
     """
     from aligner.training import padding_free
 
@@ -107,11 +105,10 @@ def speed_up(trainer, entry: ModelEntry, pairs: bool) -> None:
 
 
 def compile_layers(trainer) -> None:
-    """Has torch compile the decoder layers for training steps, once for all layers and for any number of tokens.
+    """Compiles the decoder layers for training steps, once for all layers and any number of tokens.
 
-    Measures and answers use the layers as they are, since each would ask for a compilation of its own: outside of a training
-    step torch's stance is `force_eager`, for the whole process. Raises InputError where there is nothing to compile, or no
-    compiler.
+    Measures and generation use the layers uncompiled, since each would need its own compilation: outside a training step torch's
+    stance is `force_eager` for the whole process. Raises InputError if the model names no layers, or without a C++ compiler.
     """
     import torch
 
@@ -119,9 +116,9 @@ def compile_layers(trainer) -> None:
     layers = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
     off = "set models.<name>.torch_compile to false in params.yaml"
     if not layers:
-        raise InputError(f"{type(model).__name__} does not say what its layers are, so they cannot be compiled; {off}")
+        raise InputError(f"{type(model).__name__} does not name its layers, so they cannot be compiled; {off}")
     if model.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise InputError(f"torch.compile needs a C++ compiler on a CPU, and there is none; install g++, or {off}")
+        raise InputError(f"torch.compile needs a C++ compiler on a CPU, and none is installed; install g++, or {off}")
     for layer in layers:
         layer.compile(dynamic=True)
     stock = trainer.training_step
@@ -135,9 +132,9 @@ def compile_layers(trainer) -> None:
 
 
 def keep_input_dtype(trainer) -> None:
-    """In bfloat16, adapters take a training step's input as it is: autocast casts it anyway, and peft's cast doubles the traffic.
+    """In bfloat16, stops peft from casting the adapters' input in training steps: autocast does so, and a second cast costs time.
 
-    Measures run outside of autocast and need the cast.
+    Measures run outside autocast and need peft's cast.
     """
     from peft.helpers import disable_input_dtype_casting
 

@@ -1,6 +1,6 @@
-"""Every use of a private attribute of trl 1.16 and transformers 5.23, in one file: an upgrade is checked against it.
+"""All uses of private attributes of the trainers of trl 1.16 and transformers 5.23; check this file when you upgrade either.
 
-tests/training/test_trl_internals.py asserts that each of them still exists.
+tests/training/test_trl_internals.py asserts that each attribute still exists.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 
 def sft_trainer_class() -> type:
-    """TRL's SFTTrainer, whose length-balanced sampler follows the seed: transformers leaves it at 42, whatever the seed."""
+    """TRL's SFTTrainer with a length-balanced sampler that follows the seed; transformers always seeds it with 42."""
     from trl import SFTTrainer
 
     class SeededSFTTrainer(SFTTrainer):
         def _get_train_sampler(self, *args, **kwargs):
-            sampler = super()._get_train_sampler(*args, **kwargs)
+            sampler: Any = super()._get_train_sampler(*args, **kwargs)
             if self.args.train_sampling_strategy == "batch_rebalance":
                 sampler.seed = self.args.data_seed
             return sampler
@@ -25,7 +25,7 @@ def sft_trainer_class() -> type:
 
 
 def dpo_trainer_class() -> type:
-    """TRL's DPOTrainer over prepared ids and given reference log-probabilities: it neither tokenises nor computes them again."""
+    """TRL's DPOTrainer for prepared ids and precomputed reference log-probabilities, which it would compute again."""
     from trl import DPOTrainer
 
     class PreparedDPOTrainer(DPOTrainer):
@@ -39,9 +39,9 @@ def dpo_trainer_class() -> type:
 
 
 def pairwise_losses(trainer, rows) -> tuple[list[float], list[float]]:
-    """The preference loss of a DPO trainer on each row by itself, and the absolute rewards that it logged; nothing stays behind.
+    """(losses, absolute rewards) of a DPO trainer, computed for each row separately; leaves the trainer's state unchanged.
 
-    The chosen answers' own loss (sft_weight) is left out.
+    The losses exclude the chosen answers' own loss (sft_weight).
     """
     import torch
 
@@ -59,18 +59,18 @@ def pairwise_losses(trainer, rows) -> tuple[list[float], list[float]]:
 
 
 def take_over_saving(trainer, save: Callable[[], None]) -> None:
-    """Has transformers call `save` where it would write a checkpoint of its own (`control.should_save`)."""
+    """Makes transformers call `save` instead of writing its own checkpoint (`control.should_save`)."""
     trainer._save_checkpoint = lambda model, trial: save()
 
 
 def save_training_state(trainer, folder: Path) -> None:
-    """Writes optimiser, scheduler and random state in transformers' own files, which its resume reads."""
+    """Writes optimiser, scheduler and random state to the files that transformers reads when it resumes."""
     trainer._save_optimizer_and_scheduler(str(folder))
     trainer._save_rng_state(str(folder))
 
 
 def unlogged_sums(trainer) -> dict[str, Any]:
-    """What transformers and trl have summed since the last line of the log, and keep in memory alone."""
+    """The sums since the last line of the log, which transformers and trl keep in memory only."""
     return {
         "loss": trainer._tr_loss.item(),
         "total_loss": trainer._total_loss_scalar,
@@ -81,7 +81,7 @@ def unlogged_sums(trainer) -> dict[str, Any]:
 
 
 def restore_unlogged_sums(trainer, sums: dict[str, Any]) -> None:
-    """Puts the result of `unlogged_sums` back, once transformers has begun to train."""
+    """Restores the result of `unlogged_sums` after transformers has begun to train."""
     trainer._tr_loss += sums["loss"]
     trainer._total_loss_scalar = sums["total_loss"]
     trainer._globalstep_last_logged = sums["last_logged"]

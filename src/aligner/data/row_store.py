@@ -1,6 +1,6 @@
-"""Rows on disk while a stage reads them: written as they come, found again by their number, and gone or moved at the end.
+"""Rows on disk while a stage runs: appended one by one, read again by number, and deleted or moved to an output at the end.
 
-What a stage keeps in memory of a file of a million rows is then a few bytes a row.
+In memory, a stage then needs a few bytes for each row of a file, however long its texts are.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 import orjson
 
-# Ignored by Git and DVC, and on the same disk as the outputs, so that a finished file is moved and not copied.
-PLACE = ".cache"
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # as aligner.files writes rows
+# Git and DVC ignore this folder. It is on the same disk as the outputs, so a finished file is renamed and not copied.
+FOLDER = ".cache"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # the same as for rows in aligner.files
 
 
-class Spool:
-    """A JSON-lines file that is appended to and read from; while it is walked through nothing else may be read or appended."""
+class RowStore:
+    """A JSON-lines file to append rows to and to read them from. During an iteration, nothing else may be read or appended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -55,7 +55,7 @@ class Spool:
             yield orjson.loads(line)
 
     def move_to(self, path: Path) -> None:
-        """Ends the spool and puts its file at `path`."""
+        """Closes the store and moves its file to `path`."""
         self.close()
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self._path, path)
@@ -65,21 +65,21 @@ class Spool:
 
 
 class Scratch:
-    """A folder of spools for the length of a `with` block; what was not moved is gone behind it, however it ends."""
+    """A folder of row stores for the length of a `with` block. Whatever was not moved is deleted, also after an error."""
 
     def __init__(self) -> None:
-        Path(PLACE).mkdir(exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(dir=PLACE, prefix="rows-")
-        self._spools: list[Spool] = []
+        Path(FOLDER).mkdir(exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(dir=FOLDER, prefix="rows-")
+        self._stores: list[RowStore] = []
 
-    def spool(self, name: str) -> Spool:
-        self._spools.append(Spool(Path(self._folder.name) / f"{name}.jsonl"))
-        return self._spools[-1]
+    def store(self, name: str) -> RowStore:
+        self._stores.append(RowStore(Path(self._folder.name) / f"{name}.jsonl"))
+        return self._stores[-1]
 
     def __enter__(self) -> Scratch:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for spool in self._spools:
-            spool.close()
+        for store in self._stores:
+            store.close()
         self._folder.cleanup()

@@ -1,0 +1,64 @@
+"""One raw file under the rules of params.yaml: its good rows, its counts, and one error that lists every bad row."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from aligner.data.audit import Listed
+from aligner.data.reader import Row, RowCounts, read_rows, report_lines
+from aligner.run.errors import InputError
+from aligner.run.params import Prepare
+from aligner.run.terminal import bar
+
+SHOWN_PROBLEMS = 1000
+
+
+class RawFile:
+    """Reads a file once, row by row. Afterwards `counts`, `warnings` and `require_few_bad_rows` account for every line.
+
+    `kind` is one of reader.KINDS; `warnings` maps the kind of a warning to the ids of the rows that have it.
+    """
+
+    def __init__(self, path: str, kind: str, rules: Prepare) -> None:
+        self.path, self.kind, self.rules = path, kind, rules
+        self.counts = RowCounts()
+        self.warnings: defaultdict[str, Listed] = defaultdict(Listed)
+        self.problems: list[str] = []
+
+    def values(self) -> Iterator[Any]:
+        """Yields the records of the good rows, under a progress bar.
+
+        Once a bad row must end the run, it yields nothing more and only checks the rest of the file.
+        """
+        with bar(f"prepare {self.kind}", None, "row") as progress:
+            for row in read_rows(self.path, self.kind):
+                progress.update()
+                self._note(row)
+                if row.value is not None and not (self.counts.rejected and self.rules.on_bad_row == "error"):
+                    yield row.value
+
+    def all_values(self) -> list[Any]:
+        """The records of the good rows; raises InputError as `require_few_bad_rows` does."""
+        values = list(self.values())
+        self.require_few_bad_rows()
+        return values
+
+    def require_few_bad_rows(self) -> None:
+        """Raises InputError with all bad rows, unless they are few and params.yaml lets prepare drop them."""
+        rejected = self.counts.rejected
+        share = rejected / max(1, self.counts.rows)
+        if not rejected or (self.rules.on_bad_row == "drop" and share <= self.rules.max_bad_share):
+            return
+        more = [f"… and {rejected - len(self.problems)} more"] if rejected > len(self.problems) else []
+        command = f"See them all: python src/prepare.py --check {self.path}"
+        raise InputError("\n".join([f"{self.path}: {rejected} bad rows ({share:.1%}).", *self.problems, *more, command]))
+
+    def _note(self, row: Row) -> None:
+        self.counts.add(row)
+        if row.value is not None:
+            for problem in row.problems:
+                self.warnings[problem.kind].add(row.value.id)
+        elif len(self.problems) < SHOWN_PROBLEMS:
+            self.problems += report_lines(row)
