@@ -17,6 +17,8 @@ import flops
 import gpu
 import growth
 import growth_page
+import interval_coverage
+import prepare_rows
 from legs import Leg
 from render_readme import between, read_csv
 
@@ -250,3 +252,16 @@ def test_help_takes_less_than_half_a_second(stage, tmp_path):
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(cpu_seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.slow
+def test_prepare_gives_the_ids_and_labels_of_stock_trl():
+    """`speedup` compares both before it measures, and ends where they differ."""
+    found = prepare_rows.speedup(size=40, runs=1)
+    assert found["rows"] == 40 and found["stock_us"] > 0 and found["prepare_us"] > 0
+
+
+@pytest.mark.slow
+def test_intervals_have_the_coverage_that_they_were_chosen_by():
+    for row in interval_coverage.table(20):
+        assert row["found"] == pytest.approx(interval_coverage.EXPECTED[row["method"]][20], abs=0.0015), row["method"]

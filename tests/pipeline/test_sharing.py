@@ -57,7 +57,7 @@ def test_a_colleague_pulls_and_has_nothing_to_run(origin: Clone, store: Path, tm
     name_remote(clone, store)
     assert clone.outputs() == {}
     clone("dvc", "pull")
-    assert clone.outputs() == origin.outputs() and len(clone.outputs()) == 18
+    assert clone.outputs() == origin.outputs() and len(clone.outputs()) == 21
     output = clone("dvc", "repro")
     assert started(output) == [] and "up to date" in output
     assert clone("git", "status", "--porcelain") == ""
