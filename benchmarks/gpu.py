@@ -5,7 +5,7 @@ bfloat16 with SDPA attention, without checkpointing, with LoRA of the rank in pa
 log-probabilities of DPO once. Ours is what src/ does with these settings. Model FLOPs utilisation is by benchmarks/flops.py,
 against matrix products measured between the steps.
 
-command python benchmarks/gpu.py          needs CUDA: without, it says so and exits with 2
+command python benchmarks/gpu.py          needs CUDA; without, it exits with 2
 It prints a table, and one JSON document as its last line. docs/performance.md keeps the result.
 """
 
@@ -28,7 +28,7 @@ WARM_UP = 2
 
 
 class Scale(NamedTuple):
-    """What is run: a model, lengths in tokens, and how many rows and prompts at once."""
+    """The size of a benchmark: a model, lengths in tokens, and the numbers of rows and prompts in a batch."""
 
     shape: dict[str, Any]
     dtype: str
@@ -73,7 +73,7 @@ TINY = Scale(
     new_tokens=4,
     steps=4,
 )
-STOCK_PROMPTS = 3  # one after the other takes its time
+STOCK_PROMPTS = 3  # one at a time is slow
 
 
 def main(options: argparse.Namespace) -> None:
@@ -115,7 +115,7 @@ def settings(scale: Scale, device: str, model: Path) -> tuple[dict[str, Any], di
 
 
 def training(kind: str, scale: Scale, config: dict[str, Any], params: Path, folder: Path) -> dict[str, Any]:
-    """Steps of both ways and matrix products in turn; both must give the same losses, as far as the precision goes."""
+    """Steps of ours, of stock and matrix products in turn; both must give equal losses within the precision."""
     prompt, answer = scale.sft_row if kind == "sft" else scale.dpo_row
     count = scale.steps * scale.batch * scale.accumulation
     rows = random_rows(folder / f"{kind}.jsonl", kind, count, prompt, answer, config["vocab_size"])
@@ -146,7 +146,7 @@ def training(kind: str, scale: Scale, config: dict[str, Any], params: Path, fold
 
 
 def generation(scale: Scale, vocabulary: int, params: Path, folder: Path) -> dict[str, Any]:
-    """Tokens per second: all prompts at once, and STOCK_PROMPTS of them one after the other."""
+    """Tokens per second: all prompts in one batch, and STOCK_PROMPTS of them one at a time."""
     counts = {"ours": scale.prompts, "stock": min(STOCK_PROMPTS, scale.prompts)}
     with contextlib.ExitStack() as running:
         legs = []

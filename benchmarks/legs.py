@@ -1,8 +1,8 @@
-"""The legs of a benchmark: processes that wait for the word, do one piece of work, and say what it took.
+"""The legs of a benchmark: processes that wait for a command, do one unit of work, and report its cost.
 
-A leg is a fresh process, so that what one implementation patches, caches or allocates cannot reach another one. The legs of a
-comparison live side by side and take turns, one optimiser step or one batch of answers each, so that whatever else the machine
-does meets all of them alike; while one works the others wait for their input and need no CPU.
+A leg is a new process, so that patches, caches and allocations of one implementation cannot reach another. The legs of a
+comparison run side by side and take turns, one optimiser step or one batch of answers each, so that other load on the machine
+affects all of them alike; while one works, the others wait for input and use no CPU.
 
 A leg's description is a dictionary:
   kind     sft | dpo | generate | matmul
@@ -40,13 +40,13 @@ MATMUL_SIDE = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 MATMULS = 16
 
 
-# ---- The side that gives the word ------------------------------------------------------------------------------------
+# ---- The side that commands -------------------------------------------------------------------------------------------
 
 
 class Leg:
-    """A running leg. The first `go` answers with what its start cost, each later one with what a piece of work took.
+    """A running leg. The first `go` returns the cost of its start, each later one the cost of a unit of work.
 
-    threads: of torch on the CPU; 0 leaves them to torch.
+    threads: torch's CPU threads; 0 means torch's default.
     """
 
     def __init__(self, name: str, threads: int, **description: Any) -> None:
@@ -73,7 +73,7 @@ class Leg:
         self.orders, self.answers = self.process.stdin, self.process.stdout
 
     def go(self) -> dict[str, Any]:
-        """One piece of work: at least wall and cpu (seconds) and peak_mb, the process's largest memory so far."""
+        """Does one unit of work; returns at least wall and cpu (seconds) and peak_mb, the process's peak memory so far."""
         try:
             self.orders.write("go\n")
             self.orders.flush()
@@ -89,7 +89,7 @@ class Leg:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """A leg that no longer hears anything ends by itself."""
+        """Closes the leg's input, upon which it ends."""
         self.orders.close()
         self.answers.close()
         try:
@@ -100,7 +100,7 @@ class Leg:
 
 
 def take_turns(legs: list[Leg], rounds: int, shown: str = "") -> dict[str, list[dict[str, Any]]]:
-    """Every leg's answers over so many rounds; the order of the legs turns round from one round to the next."""
+    """Each leg's answers over all rounds; the order of the legs reverses from round to round."""
     answers: dict[str, list[dict[str, Any]]] = {leg.name: [] for leg in legs}
     for number in range(rounds):
         for leg in legs if number % 2 == 0 else legs[::-1]:
@@ -111,7 +111,7 @@ def take_turns(legs: list[Leg], rounds: int, shown: str = "") -> dict[str, list[
 
 
 def random_llama(folder: Path, dtype: str, **shape: int) -> Path:
-    """A checkpoint with random weights and the embedded base's tokenizer: speed does not depend on what a model knows."""
+    """A checkpoint with random weights and the embedded base's tokenizer: speed does not depend on the weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -128,7 +128,7 @@ def random_llama(folder: Path, dtype: str, **shape: int) -> Path:
 
 
 def write_params(path: Path, entry: dict[str, Any], **sections: dict[str, Any]) -> Path:
-    """params.yaml with some values changed: `entry` in that of the chosen model, `sections` in those of their names."""
+    """Writes params.yaml with changes: `entry` to the chosen model's entry, `sections` to the sections of these names."""
     from ruamel.yaml import YAML
 
     params = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -147,7 +147,7 @@ def lora_rank(params: Path) -> int:
 
 
 def random_rows(path: Path, kind: str, count: int, prompt: int, answer: int, vocabulary: int) -> Path:
-    """Prepared rows of random ids, all of one length: prompts alone (generate), with an answer (sft), or with two (dpo)."""
+    """Prepared rows of random ids and equal length: prompts (generate), with one answer (sft) or with two (dpo)."""
     rng = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
@@ -165,7 +165,7 @@ def random_rows(path: Path, kind: str, count: int, prompt: int, answer: int, voc
 
 
 class Word:
-    """The leg's end of the line. Whatever else writes to standard output is sent to standard error."""
+    """The leg's end of the pipe. All other standard output goes to standard error."""
 
     def __init__(self) -> None:
         self.line = os.fdopen(os.dup(1), "w", buffering=1)
@@ -173,13 +173,13 @@ class Word:
         self.settle: Callable[[], None] = lambda: None
 
     def wait(self) -> bool:
-        """Until the word comes; False when none will."""
+        """Waits for the next command; False if none will come."""
         heard = sys.stdin.readline().strip() == "go"
         self.wall, self.cpu = time.perf_counter(), time.process_time()
         return heard
 
     def report(self, **found: Any) -> None:
-        """Says what the work since the word took."""
+        """Reports the cost of the work since the command."""
         self.settle()
         spent = {"wall": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
         self.line.write(json.dumps({**spent, "peak_mb": peak_mb(), **found}) + "\n")
@@ -194,7 +194,7 @@ def peak_mb() -> float:
 
 
 def work(leg: SimpleNamespace) -> None:
-    """The life of a leg: imports, then one word for its start and one for each piece of work."""
+    """The life of a leg: imports, then one command for its start and one for each unit of work."""
     from aligner.model import runtime
     from aligner.model.loading import load_chat
     from aligner.run import params as parameters
@@ -204,7 +204,7 @@ def work(leg: SimpleNamespace) -> None:
     params = with_changes(parameters.load(names, Path(leg.params)), leg)
     started = runtime.start(params.model_entry, params.seed)
     for library in {"matmul": [], "generate": ["peft"]}.get(leg.kind, ["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer"]):
-        importlib.import_module(library)  # before the word: the time of imports is nobody's speed
+        importlib.import_module(library)  # before the first command: imports are not timed
     if started.device == "cuda":
         import torch
 
@@ -240,9 +240,9 @@ def script(stage: str):
 
 
 def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
-    """A run of a trl trainer that stops before each optimiser step until the word comes.
+    """A run of a TRL trainer that waits for a command before each optimiser step.
 
-    A step is everything from one to the next: fetching and collating, forward, backward, the optimiser, and the log.
+    A step includes fetching and collating, forward, backward, the optimiser, and the log.
     """
     from transformers import PrinterCallback, TrainerCallback
 
@@ -277,9 +277,9 @@ def train(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
 
 
 def observe(trainer, seen: dict[str, Any]) -> None:
-    """Notes the lengths in every micro-batch of a stock trainer: (prompt, answer), for DPO (prompt, chosen, rejected).
+    """Records the lengths in each micro-batch of a stock trainer: (prompt, answer), or (prompt, chosen, rejected) for DPO.
 
-    The other way meets the same samples, which equal losses show, so its work is counted by these.
+    Ours sees the same samples, as equal losses show, so these lengths count its work too.
     """
     stock = trainer.training_step
 
@@ -305,7 +305,7 @@ def sft_trainer(leg: SimpleNamespace, known: SimpleNamespace):
 
 
 def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
-    """DPO's trainer of either way, and what its reference pass over all rows took (trl's is precompute_ref_log_probs)."""
+    """DPO's trainer, ours or stock, and the cost of its reference pass (TRL's is precompute_ref_log_probs)."""
     params, rows = known.params, known.rows
     policy = starting_policy(leg, known)
     if leg.way == "ours":
@@ -354,14 +354,14 @@ def dpo_trainer(leg: SimpleNamespace, known: SimpleNamespace):
 
 
 def clocked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, dict[str, float]]:
-    """What a function returns, and its seconds; what it returns lies in the process's memory, so a GPU has finished too."""
+    """A function's result and its seconds; the result is in the process's memory, so a GPU has finished too."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = function(*args, **kwargs)
     return found, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
 def starting_policy(leg: SimpleNamespace, known: SimpleNamespace):
-    """The base under the given adapter, or under a new one that every way draws alike."""
+    """The base with the leg's adapter, or with a new one that is equal in all legs."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
@@ -375,7 +375,7 @@ def starting_policy(leg: SimpleNamespace, known: SimpleNamespace):
 
 
 def answer(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
-    """All prompts, each time: by the stage's own loop, or one after the other by transformers' generate on the same model."""
+    """Answers all prompts: by the stage's own loop, or one at a time by transformers' generate on the same model."""
     generate = script("generate")
     adapter = Path(leg.adapter) if leg.adapter else None
     model = generate.load_model(known.params.model_entry, known.runtime, known.chat, adapter)
@@ -400,7 +400,7 @@ def one_answer(generate, model, row: dict[str, Any], chat, settings) -> dict[str
 
 
 def multiply(leg: SimpleNamespace, known: SimpleNamespace, word: Word) -> None:
-    """Square matrix products in the precision of the run, by which its peak is measured; answers with their FLOPs."""
+    """Square matrix products in the run's precision, which measure the machine's peak; reports their FLOPs."""
     import torch
 
     side = MATMUL_SIDE[known.runtime.device]

@@ -83,7 +83,7 @@ def measure(size: int) -> dict[str, Any]:
     }
 
 
-def speedup(size: int = 2000, runs: int = 5) -> dict[str, float]:
+def speedup(size: int = 2000, runs: int = 5) -> dict[str, Any]:
     """CPU time of tokenising `size` rows by stock TRL and by prepare in turn, and the median of the ratios."""
     with tempfile.TemporaryDirectory() as folder:
         written = list(rows(size))

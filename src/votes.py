@@ -1,13 +1,13 @@
-"""votes: check the blind votes that people exported from reports/index.html, say what they show, and make pairs of them.
+"""votes: checks the blind votes that people exported from reports/index.html, reports their results, and makes pairs of them.
 
 reads   files of votes (JSON lines), data/prepared/references.jsonl and data/generated/*.jsonl
 writes  with --pairs, preference pairs in the format of prepare.pairs
 command python src/votes.py votes-ann.jsonl votes-bob.jsonl
         python src/votes.py votes-*.jsonl --pairs data/raw/voted_pairs.jsonl
 
-A vote counts for the run whose answers it judged: the one that lies in data/generated, or another by --run FINGERPRINT.
+A vote counts for the run whose answers it judged: the one in data/generated, or another by --run FINGERPRINT.
 
-What is evaluated cannot be trained on: prepare refuses pairs whose prompts are eval prompts. So vote on prompts of their own,
+Prompts for evaluation cannot be trained on: prepare refuses pairs whose prompts are eval prompts. So vote on separate prompts,
 and evaluate on others:
 
     dvc exp run -S prepare.eval=data/raw/eval_prompts_dev.jsonl
@@ -17,7 +17,7 @@ and evaluate on others:
     cat data/raw/dpo_pairs.jsonl data/raw/voted_pairs.jsonl > data/raw/all_pairs.jsonl
     dvc exp run -S prepare.pairs=data/raw/all_pairs.jsonl -S prepare.eval=data/raw/eval_prompts.jsonl
 
-The prompts that were voted on have then been trained on, and serve no longer to choose hyperparameters.
+The model has then trained on the prompts with votes, so they can no longer serve to choose hyperparameters.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import TextIO
 
 from aligner.files import write_jsonl
-from aligner.judging.agreement import report
+from aligner.judging.agreement import vote_report
 from aligner.judging.votes import preference_pairs, read_run, read_votes
 from aligner.run.errors import InputError
 from aligner.run.terminal import write_line
 
 
 def main(arguments: argparse.Namespace, out: TextIO) -> int:
-    """The exit code: 0, or 1 where a vote is bad."""
+    """Returns the exit code: 0, or 1 if a vote is invalid."""
     judged = read_run() if arguments.run is None else None
     votes, problems = read_votes(arguments.files, judged.run if judged else arguments.run, judged)
     for problem in problems:
@@ -44,18 +44,18 @@ def main(arguments: argparse.Namespace, out: TextIO) -> int:
     if problems or not votes:
         write_line(out, f"{len(problems)} problems, {len(votes)} good votes; nothing was counted")
         return 1
-    for line in report(votes):
+    for line in vote_report(votes):
         write_line(out, line)
     if arguments.pairs:
         pairs, left_out = preference_pairs(votes)
         if not pairs:
-            raise InputError(f"no vote prefers an answer, so there is no pair to write ({told(left_out)})")
+            raise InputError(f"no vote prefers an answer, so there is no pair to write ({listed(left_out)})")
         write_jsonl(arguments.pairs, pairs)
-        write_line(out, f"{arguments.pairs}: {len(pairs)} pairs; left out: {told(left_out)}")
+        write_line(out, f"{arguments.pairs}: {len(pairs)} pairs; left out: {listed(left_out)}")
     return 0
 
 
-def told(counts: Counter) -> str:
+def listed(counts: Counter) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
 
 

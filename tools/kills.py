@@ -1,10 +1,10 @@
-"""How many kills a training survives: sft and dpo are killed with SIGKILL at random moments, run again, and their bytes compared.
+"""Kills sft and dpo by SIGKILL at random moments, runs them again, and compares the bytes of their outputs.
 
-On a tiny random model whose stages save a checkpoint at every step, slowly; every second kill falls into the writing of one. The
-uninterrupted run saves none. The moments are random steps of the whole run, and a random part of a second after each.
+The model is tiny and random, and its stages save a checkpoint at every step, slowly; every second kill interrupts such a save.
+The uninterrupted run saves none. A kill comes a random part of a second after a random step.
 
 command PYTHONPATH=src:tests:models/base python tools/kills.py [--times N] [--seed N]
-        10 kills a stage unless told otherwise; a minute or two
+        10 kills a stage by default; a minute or two
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(times: int, seed: int) -> None:
 
 
 def survived(stage: str, folder: Path, times: int, seed: int) -> dict[str, Any]:
-    """The kills of a stage, the size of its outputs, and how many bytes of them an uninterrupted run has otherwise."""
+    """The kills of a stage, the size of its outputs, and the number of bytes that differ from an uninterrupted run."""
     whole = folder / "whole"
     if not whole.exists():
         killed.prepare(whole)

@@ -1,12 +1,12 @@
-"""Composes data/raw: SFT examples and preference pairs, hand-written and more from the concept bank, and the bank's concepts.
+"""Composes data/raw: SFT examples and preference pairs, by hand and from the concept bank, and the bank's concepts.
 
 reads   data/bank/*.yaml, data/written/*.jsonl (written by hand; model_failures.jsonl by models/base/failures.py)
 writes  data/raw/sft_examples.jsonl, data/raw/dpo_pairs.jsonl, data/raw/concepts.jsonl
 command python models/base/compose.py       (a test asserts that data/raw holds what this writes)
 
-Every sentence is hand-written; what is composed is the answer. Examples and pairs use only concepts with `role: train`, and
-only question forms that no eval prompt uses. A chosen answer defines the concept and names most of its key ideas, each once, and
-ends. A rejected one has a failure that small models really show, at about the same length, so that length is not the lesson.
+Every sentence is hand-written; this program only composes answers of them. Examples and pairs use only concepts with
+`role: train`, and question forms that no eval prompt uses. A chosen answer defines the concept, names most of its key ideas, each
+once, and ends. A rejected answer has a failure of real small models, at about the same length: length must not be the lesson.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOPICS = {"markov_chains": "markov chains", "probability": "probability", "time_
 # Names in the plural; all others are singular.
 PLURALS = ("equations", "diagnostics")
 
-# Of these forms each concept gets some, so that no form belongs to a concept, and the concept's name is what tells.
+# Each concept gets some of these forms. No form belongs to one concept, so only the concept's name identifies it.
 SFT_QUESTIONS = (
     "What {be} {name}, and what matters about {it}?",
     "Tell me about {name}.",
@@ -68,13 +68,13 @@ PAIR_QUESTIONS = (
     "Take me through {name}, please.",
 )
 PAIR_ROWS = 5
-# Of so many rejected answers the one is taken whose length is nearest to so many times that of the chosen one.
+# Of DRAWS rejected answers, the one with the length nearest to LENGTHENED times that of the chosen answer is taken.
 DRAWS = 4
 LENGTHENED = 1.1
-# And a mended answer of the SFT model should have so many times the length of the failed one.
-MENDED = 1.1
+# The length of a repaired answer of the SFT model, relative to the failed one.
+REPAIRED = 1.1
 
-# Sentences, each with the number of the key idea that it says (none for a definition, or for what is no idea of the concept).
+# Sentences, each with the number of its key idea (None for a definition or a sentence about something else).
 Answer = list[tuple[int | None, str]]
 VAGUE = (
     "It is an important idea that comes up in many places.",
@@ -115,7 +115,7 @@ def write(name: str, text: str) -> None:
 
 
 def sft_rows(concept: Concept) -> list[dict]:
-    """Some question forms, and to each a definition with two or three key ideas."""
+    """Some question forms, each with a definition and two or three key ideas."""
     rng = random.Random(f"{SEED} sft {concept.id}")
     return [
         {
@@ -123,14 +123,14 @@ def sft_rows(concept: Concept) -> list[dict]:
             "topic": TOPICS[concept.domain],
             "concept": concept.id,
             "prompt": ask(question, concept),
-            "response": told(complete_answer(concept, rng, facts=2 + number % 2)),
+            "response": text_of(complete_answer(concept, rng, facts=2 + number % 2)),
         }
         for number, question in enumerate(rng.sample(SFT_QUESTIONS, SFT_ROWS), start=1)
     ]
 
 
 def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]:
-    """Some question forms, and to each a pair: both answers begin alike, and one goes wrong, the failures taken in turn."""
+    """Some question forms, each with a pair: both answers begin alike, then one fails; the failures take turns."""
     rng = random.Random(f"{SEED} pairs {concept.id}")
     rows = []
     for number, question in enumerate(rng.sample(PAIR_QUESTIONS, PAIR_ROWS), start=1):
@@ -144,7 +144,7 @@ def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]
                 "concept": concept.id,
                 "fault": fault,
                 "prompt": ask(question, concept),
-                "chosen": told(chosen),
+                "chosen": text_of(chosen),
                 "rejected": about_as_long(chosen, [start + fail(concept, start, others, rng) for _ in range(DRAWS)]),
             }
         )
@@ -152,13 +152,13 @@ def pair_rows(concept: Concept, others: list[Concept], index: int) -> list[dict]
 
 
 def about_as_long(chosen: Answer, drafts: list[Answer]) -> str:
-    """The draft nearest in length to the chosen answer, a little longer rather than shorter: length must not be the lesson."""
-    wanted = LENGTHENED * len(told(chosen))
-    return min(map(told, drafts), key=lambda text: abs(len(text) - wanted))
+    """The draft nearest to a little more than the chosen answer's length: length must not be the lesson."""
+    wanted = LENGTHENED * len(text_of(chosen))
+    return min(map(text_of, drafts), key=lambda text: abs(len(text) - wanted))
 
 
 def concept_row(concept: Concept) -> dict:
-    """The concept's key ideas as in eval prompts, and every sentence of the bank about it, one a line."""
+    """The concept's key ideas as in eval prompts, and every sentence of the bank about it, one per line."""
     forms = (form for _, forms in concept.facts for form in forms)
     return {
         "concept": concept.id,
@@ -175,18 +175,18 @@ def ask(question: str, concept: Concept) -> str:
 
 
 def failure_row(failure: dict, concepts: dict[str, Concept]) -> dict:
-    """A failed answer of the SFT model (models/base/failures.py) beside one that goes on well from where it failed."""
+    """A failed answer of the SFT model (models/base/failures.py), and one that continues well from the point of failure."""
     rng = random.Random(f"{SEED} {failure['id']}")
     concept, rejected = concepts[failure["concept"]], failure["rejected"]
     start = sound_start(concept, rejected)
-    drafts = [mended(concept, start, facts, rng) for facts in (1, 2, 3, 4) for _ in range(DRAWS)]
-    nearest = min(map(told, drafts), key=lambda text: abs(len(text) - MENDED * len(rejected)))
+    drafts = [repaired(concept, start, facts, rng) for facts in (1, 2, 3, 4) for _ in range(DRAWS)]
+    nearest = min(map(text_of, drafts), key=lambda text: abs(len(text) - REPAIRED * len(rejected)))
     head = {"id": failure["id"], "topic": TOPICS[concept.domain], "concept": concept.id, "fault": failure["fault"]}
     return head | {"prompt": failure["prompt"], "chosen": nearest, "rejected": rejected}
 
 
 def sound_start(concept: Concept, text: str) -> Answer:
-    """The sentences of an answer, from the first on, that the bank has about the concept, as long as none says an idea again."""
+    """The first sentences of an answer that are the bank's about the concept, up to a repeated idea."""
     known: dict[str, int | None] = dict.fromkeys(concept.definition)
     known |= {form: fact for fact, (_, forms) in enumerate(concept.facts) for form in forms}
     start: Answer = []
@@ -198,8 +198,8 @@ def sound_start(concept: Concept, text: str) -> Answer:
     return start
 
 
-def mended(concept: Concept, start: Answer, facts: int, rng: random.Random) -> Answer:
-    """The start and up to `facts` more key ideas, those that come later in the bank first; a whole answer without a start."""
+def repaired(concept: Concept, start: Answer, facts: int, rng: random.Random) -> Answer:
+    """The start and up to `facts` more key ideas, later ones of the bank first; without a start, a complete answer."""
     if not start:
         return complete_answer(concept, rng, min(facts + 2, len(concept.facts)))
     said = {fact for fact, _ in start}
@@ -214,42 +214,42 @@ def complete_answer(concept: Concept, rng: random.Random, facts: int) -> Answer:
     return [(None, rng.choice(concept.definition)), *((fact, following(concept, fact, rng)) for fact in chosen)]
 
 
-def told(answer: Answer) -> str:
+def text_of(answer: Answer) -> str:
     return " ".join(sentence for _, sentence in answer)
 
 
 def following(concept: Concept, fact: int, rng: random.Random) -> str:
-    """A sentence for a fact, mostly one of those that refer back to the concept without naming it again."""
+    """A sentence for a fact, mostly one that refers to the concept without its name."""
     forms = concept.facts[fact][1]
     return rng.choice(forms[2:] if rng.random() < 0.75 else forms[:2])
 
 
 def half(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
-    """Goes on with one idea in all its wordings: long, and only one thing."""
+    """Continues with several wordings of one idea."""
     fact = start[-1][0] if start[-1][0] is not None else rng.randrange(len(concept.facts))
     wordings = [form for form in concept.facts[fact][1] if form != start[-1][1]]
     return [(fact, form) for form in rng.sample(wordings, rng.choice((2, 3)))]
 
 
 def wrong_concept(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
-    """Goes on with the facts of another concept of the same domain."""
+    """Continues with facts of another concept of the same domain."""
     other = rng.choice([one for one in others if one.domain == concept.domain and one.id != concept.id])
     return [(None, following(other, fact, rng)) for fact in rng.sample(range(len(other.facts)), rng.choice((2, 3, 4)))]
 
 
 def vague(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
-    """Goes on with sentences that would fit anything."""
+    """Continues with sentences that fit any concept."""
     return [(None, sentence) for sentence in rng.sample(VAGUE, rng.choice((3, 4, 5, 6)))]
 
 
 def circular(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
-    """Goes on with the definition again, in other words."""
+    """Continues with other wordings of the definition."""
     definitions = [sentence for sentence in concept.definition if sentence != start[0][1]]
     return [(None, sentence) for sentence in rng.sample(definitions, rng.choice((2, 3)))]
 
 
 def loop(concept: Concept, start: Answer, others: list[Concept], rng: random.Random) -> Answer:
-    """Says its last sentence again, word for word, once or more."""
+    """Repeats its last sentence word for word, once or more."""
     return [start[-1]] * rng.choice((1, 2, 3, 4))
 
 

@@ -1,9 +1,9 @@
-"""Asks the SFT model about the concepts that it was trained on, and keeps the answers that fail: the real rejected ones.
+"""Asks the SFT model about its training concepts, and writes the answers that fail: real rejected answers.
 
 reads   data/bank/*.yaml, models/sft, the base model (of the last dvc repro)
 writes  data/written/model_failures.jsonl: id, concept, fault, prompt, rejected
 command PYTHONPATH=src python models/base/failures.py
-        then python models/base/compose.py, which puts a good answer of the same length beside each
+        then python models/base/compose.py, which adds a good answer of the same length to each
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def answer(prompts: list[str]) -> list[str]:
-    """Greedy answers of the SFT model, by the code of the generate stage."""
+    """Greedy answers of the SFT model, by the generate stage's code."""
     params = parameters.load(generate.PARAMS)
     started = runtime.start(params.model_entry, params.seed)
     chat = load_chat(params.model_entry)
@@ -64,7 +64,7 @@ def answer(prompts: list[str]) -> list[str]:
 
 
 def owners_of_sentences(concepts: list[Concept]) -> dict[str, set[str]]:
-    """Which concepts a sentence of the bank belongs to."""
+    """The concepts to which each sentence of the bank belongs."""
     owners: dict[str, set[str]] = {}
     for concept in concepts:
         forms = [form for _, wordings in concept.facts for form in wordings]
@@ -74,7 +74,7 @@ def owners_of_sentences(concepts: list[Concept]) -> dict[str, set[str]]:
 
 
 def fault_of(text: str, concept: Concept, owners: dict[str, set[str]]) -> str | None:
-    """loop: a sentence comes twice; wrong_concept: a sentence of another one; half: fewer than two of the five ideas."""
+    """loop: a repeated sentence; wrong_concept: a sentence of another concept; half: fewer than two of the five ideas."""
     sentences = re.split(r"(?<=[.?!]) ", text)
     if len(set(sentences)) < len(sentences):
         return "loop"

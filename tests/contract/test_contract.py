@@ -1,7 +1,7 @@
-"""dvc.yaml and the code say the same: imports and deps, parameters, paths, plots, metrics, and what Git ignores.
+"""dvc.yaml and the code agree: imports and deps, parameters, paths, plots, metrics, and files that Git ignores.
 
-DVC follows no imports and reads no constants, so these tests hold the two together: by reading the scripts, and by running the
-stages on a tiny model while every file that they open is noted.
+DVC follows no imports and reads no constants, so these tests compare the two: they read the scripts, and they run the stages on
+a tiny model and record each file that a stage opens.
 """
 
 import csv
@@ -43,20 +43,20 @@ from aligner.run.imports import code_of, first_party, imported_names
 
 BASE = "models/base/weights"
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
-# Scripts that are no stage: people run them on what they made.
+# Scripts that are not stages: people run them on results.
 SIDE_SCRIPTS = {"judge", "votes"}
 # Files that a stage reads without a dep of its own: an adapter names the base that it belongs to, and the stage compares.
 BY_PROVENANCE = {"generate@sft": {BASE}, "generate@dpo": {BASE}}
 
 
 def data_deps(stage):
-    """The deps that a stage reads as data; score alone shows the pins, the others only depend on them."""
+    """The deps that a stage reads as data; only score reads the pins, which it shows."""
     unread = set() if stage == "score" else {"requirements.txt"}
     return {path for path in declared(stage, "deps") if not path.startswith("src/")} - unread
 
 
 def paths_in(value):
-    """Paths in a constant, however deep in dictionaries, lists and tuples."""
+    """Paths in a constant, at any depth of dictionaries, lists and tuples."""
     if isinstance(value, Path):
         yield value.as_posix()
     elif isinstance(value, dict):
@@ -136,7 +136,7 @@ def test_no_module_imports_a_name_that_is_looked_up_late():
 
 
 def test_modules_outside_the_deps_hold_no_value_of_a_result():
-    """The exempted modules exist, and no stage lists them."""
+    """run/ is exempt from deps, and no stage lists it."""
     assert not {path for stage in STAGES for path in declared(stage, "deps") if path.startswith("src/aligner/run/")}
 
 
@@ -194,18 +194,18 @@ def test_the_recipe_of_the_base_has_its_imports_and_parameters_as_deps():
     assert stage["params"] == list(read_yaml(folder / "params.yaml"))
 
 
-# ---- What the stages really read and write --------------------------------------------------------------------------
+# ---- Files that the stages read and write --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def traces():
-    """What each stage read and made when all of them ran on a tiny model."""
+    """The files that each stage read and made when all stages ran on a tiny model."""
     return finished.traces()
 
 
 @pytest.fixture(scope="module")
 def ran():
-    """The folder in which they ran; only to be read."""
+    """The folder in which they ran; read-only."""
     return finished.folder()
 
 
@@ -257,7 +257,7 @@ def is_source(path):
 
 
 def test_plots_stand_at_their_stages_alone():
-    """DVC would draw those of a top-level section a second time."""
+    """DVC would draw plots of a top-level section twice."""
     assert set(PIPELINE) == {"stages"} and set(BASE_PIPELINE) == {"stages"}
     assert PLOTS and all(path.suffix == ".csv" for path in [*PLOTS, *BASE_PLOTS])
 
@@ -276,7 +276,7 @@ def test_titles_tell_plots_apart():
 
 
 def fields(template):
-    """Columns that a template names beside the axes; `rev` is DVC's, `label` a tick's own, `as` what is computed."""
+    """Columns that a template names besides the axes; `rev` is DVC's, `label` a tick's, and `as` names computed ones."""
     text = (ROOT / ".dvc/plots" / f"{template}.json").read_text(encoding="utf-8")
     json.loads(text)
     named = set(re.findall(r'"field": "(\w+)"', text)) | set(re.findall(r"datum\.(\w+)", text))
@@ -372,7 +372,7 @@ def test_no_script_takes_the_name_of_a_library():
     assert ours & (set(metadata.packages_distributions()) | set(sys.stdlib_module_names)) == set()
 
 
-# Modules that are made of torch; others import them inside functions.
+# Modules that need torch to be defined; others import them inside functions.
 OF_TORCH = {"aligner.training.padding_free", "aligner.training.llama_layer"}
 
 
@@ -398,7 +398,7 @@ def run_script(script, *arguments, cwd):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_is_quick_and_leaves_nothing_behind(tmp_path, script):
-    """Quick because nothing heavy is loaded; numpy and pydantic are bearable."""
+    """Quick, because it loads no heavy library; numpy and pydantic are acceptable."""
     shown, modules = run_script(script, "--help", cwd=tmp_path)
     assert "reads" in shown and "writes" in shown and f"python src/{script}.py" in shown
     assert modules & HEAVY == set() and "argparse" in modules

@@ -34,7 +34,7 @@ def project() -> dict:
 
 
 def hooks() -> dict[str, dict]:
-    """Each pre-commit hook by its id, with the revision of its repository."""
+    """Each pre-commit hook by its id, with its repository's revision."""
     repositories = read_yaml(".pre-commit-config.yaml")["repos"]
     return {hook["id"]: hook | {"rev": entry["rev"]} for entry in repositories for hook in entry["hooks"]}
 

@@ -1,4 +1,4 @@
-"""What README.md and docs/results.md say is there: their tables are those of the results, paths exist, commands are real."""
+"""README.md and docs/results.md: their tables match the results, and their paths, commands and parameters exist."""
 
 from __future__ import annotations
 

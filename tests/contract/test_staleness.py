@@ -1,8 +1,8 @@
-"""What an edit makes stale, exactly: of every parameter, source file, raw file and the pins, one at a time.
+"""The stages that an edit makes stale, exactly: each parameter, source file, raw file and the pins, one at a time.
 
-What is expected stands here or is read off the code's imports, never off dvc.yaml, which is what is tested. `dvc status` names
-the stages whose own inputs changed; what `dvc repro` then runs, those that follow included, is tested for some edits, in a clone
-whose stages write small stand-ins (tests/support/clones.py).
+The expected stages are written here or follow from the code's imports, never from dvc.yaml, which is under test. `dvc status`
+names the stages whose own inputs changed. For some edits the tests also check what `dvc repro` then runs, in a clone whose stages
+write small stand-ins (tests/support/clones.py).
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ def leaves(values: Any, name: str = "") -> Iterator[str]:
 
 
 def of_longest(table: dict[str, list[str]], name: str, separator: str) -> str | None:
-    """The longest key of a table that is the name or stands above it."""
+    """The longest key of a table that is the name or a parent of it."""
     fitting = [key for key in table if name == key or name.startswith(key + separator)]
     return max(fitting, key=len, default=None)
 
 
 def of_source(path: str) -> list[str]:
-    """The stages whose script imports a file of src, itself or through others, or shows what stands beside an imported module."""
+    """The stages that import a file of src, directly or not, or a module with this file beside it (page.css)."""
     return [stage for stage in STAGES if path in modules(stage.partition("@")[0])]
 
 
@@ -112,7 +112,7 @@ modules = functools.cache(code)
 
 
 class Checkout:
-    """A stand-in clone, and DVC on it in this process: `dvc` itself takes a second only to start."""
+    """A stand-in clone, and DVC in this process: the `dvc` program takes a second to start."""
 
     def __init__(self, clone: Clone) -> None:
         from dvc.repo import Repo
@@ -133,7 +133,7 @@ class Checkout:
 
     @contextlib.contextmanager
     def edited(self, path: str, text: str | None = None) -> Iterator[None]:
-        """A file with other content (or one byte more) for a while."""
+        """A file with other content, or with one byte more, until the block ends."""
         file = self.clone.folder / path
         before = file.read_bytes()
         file.unlink()  # an output may be a link into the cache
@@ -166,7 +166,7 @@ def another(value: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Iterator[Checkout]:
-    """Only to be edited in ways that are undone."""
+    """A clone for edits that are undone."""
     clone = stand_in(tmp_path_factory.mktemp("staleness") / "clone")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PATH", "DVC_SITE_CACHE_DIR"):
@@ -178,7 +178,7 @@ def checkout(tmp_path_factory) -> Iterator[Checkout]:
 
 
 def remember_yaml(patch: pytest.MonkeyPatch) -> None:
-    """DVC parses the same YAML some ten times a status: here every text is parsed once."""
+    """Parses each YAML text once; DVC would parse it some ten times per status."""
     from dvc.utils import strictyaml
     from dvc.utils.serialize import _yaml
 
@@ -217,7 +217,7 @@ def test_a_source_file_stales_the_stages_that_import_it(checkout: Checkout, path
 
 
 def test_imports_are_followed() -> None:
-    """Some of what is expected above, said in full."""
+    """Some of the expected stages in full."""
     assert [of_source(f"src/{script}.py") for script in SCRIPTS] == [["prepare"], ["sft"], ["dpo"], GENERATE, ["score"]]
     assert of_source("src/aligner/training/padding_free.py") == ["sft", "dpo"]
     assert of_source("src/aligner/training/likelihood.py") == ["sft", "dpo"]
@@ -252,7 +252,7 @@ def test_an_edited_output_stales_its_stage_and_its_readers(checkout: Checkout, p
 
 
 def test_all_other_files_stale_nothing(checkout: Checkout) -> None:
-    """README, docs, tests, benchmarks, Makefile, settings of tools, …: all of them edited at once."""
+    """README, docs, tests, benchmarks, Makefile, settings of tools, …: all edited at once."""
     others = [
         path
         for path in TRACKED

@@ -1,4 +1,4 @@
-"""judge: the protocol by hand, and whole runs against a local server that plays good, biased, hostile and broken judges."""
+"""judge: the protocol by hand, and whole runs with a local server that acts as a good, biased, hostile or broken judge."""
 
 import ast
 import contextlib
@@ -47,7 +47,7 @@ CODE = verdicts.nonce(ORDER)
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "paired_phi2.json").read_text(encoding="utf-8"))
 
 
-# ---- A server that plays the judge ---------------------------------------------------------------------------------------
+# ---- A server that acts as the judge -------------------------------------------------------------------------------------
 
 
 def completion(content, finish="stop", tokens=None, model="judge-1"):
@@ -61,7 +61,7 @@ def completion(content, finish="stop", tokens=None, model="judge-1"):
 
 
 def soft(letter, probability):
-    """A verdict in three tokens; the rest of the probability is the other letter's."""
+    """A verdict in three tokens; the other letter has the rest of the probability."""
     other = {"A": "B", "B": "A"}[letter]
     return completion(f"[[{letter}]]", tokens=[("[[", {}), (letter, {letter: probability, other: 1 - probability}), ("]]", {})])
 
@@ -109,7 +109,7 @@ class Server:
 
 @pytest.fixture
 def serve(monkeypatch):
-    """serve(play) starts a server; waits between tries are short, and every proxy that the environment names is dead."""
+    """serve(play) starts a server; pauses between tries are short, and the environment names dead proxies."""
     servers = []
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -135,7 +135,7 @@ def shown(body):
 
 
 def quality(answer):
-    """How many true sentences of the concept an answer holds, which only the right order of words tells."""
+    """The number of true sentences about the concept in an answer; words out of order make none."""
     return len(re.findall(r"The \w+ is number \d+\.|Every \w+ has a name\.", answer))
 
 
@@ -170,7 +170,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def run(server, *options):
-    """(exit code, what was said, the report)."""
+    """(exit code, output, report)."""
     out = io.StringIO()
     url = server if isinstance(server, str) else server.url
     code = judge.main(judge.parse(["--endpoint", url, "--judge", "judge-1", *options]), out)
@@ -183,7 +183,7 @@ def written(folder):
 
 @contextlib.contextmanager
 def database():
-    """The table of kept replies."""
+    """The table of stored replies."""
     with contextlib.closing(sqlite3.connect(judge.CACHE / "cache.db")) as opened, opened:
         yield opened
 
@@ -258,7 +258,7 @@ def test_the_last_verdict_outside_of_quotations_counts(content, letter):
 
 @pytest.mark.parametrize("finish, fault", [("length", "cut off"), ("content_filter", "filtered")])
 def test_half_a_reply_is_no_verdict(finish, fault):
-    """What stands last in it may be a quotation that was not yet at its end."""
+    """Its last mark may be in an unfinished quotation."""
     assert verdicts.read_verdict(Reply("m", "[[A]]", finish, None), CODE) == Verdict(fault=fault)
 
 
@@ -292,7 +292,7 @@ def test_no_verdict_among_the_candidates_is_null_and_no_tie():
 
 @pytest.mark.parametrize("tokens", [["[[", "A", "]]"], ["[", "[A", "]]"], ["[[A]]"], ["Not [[B]] but [[", "A", "]]"]])
 def test_the_candidates_are_those_where_the_last_verdict_begins(tokens):
-    """There alone A has its nine tenths; everywhere else it has one."""
+    """Only that token gives A nine tenths; all others give it one."""
     shares = [(0.9, 0.1) if "A" in token else (0.1, 0.9) for token in tokens]
     read = [
         (token, [Candidate("[A", math.log(a)), Candidate("B]]", math.log(b))])
@@ -355,12 +355,12 @@ def test_the_golden_outcomes_of_phi_2():
         numbers = [(2, 1)] * pair["wins"] + [(1, 1)] * pair["ties"] + [(1, 2)] * pair["losses"]
         duels = [Duel(str(n), f"{one} of one", f"{other} of the other") for n, (one, other) in enumerate(numbers)]
         name = pair_name((pair["a"], pair["b"]))
-        found[name], judgements[name] = contest.contest(duels, Settled())
+        found[name], judgements[name] = contest.compare_pair(duels, Settled())
         assert found[name]["win_rate"]["estimate"] == pytest.approx(pair["win_rate"], rel=1e-12)
         assert found[name]["preference"]["estimate"] == pytest.approx(pair["win_rate"], rel=1e-12)
         assert found[name]["p"] == pytest.approx(pair["sign_test_exact_p"], rel=1e-9)
         assert found[name]["consistency"]["estimate"] == 1
-    contest.decided(found, judgements, rules)
+    contest.add_decisions(found, judgements, rules)
     assert [each["p_holm"] for each in found.values()] == pytest.approx(GOLDEN["holm"], rel=1e-9)
     assert {each["decision"]["verdict"] for each in found.values()} == {"better"}
 
@@ -371,7 +371,7 @@ def test_the_golden_outcomes_of_phi_2():
 def test_a_length_controlled_win_rate_is_refused_where_one_model_is_always_longer():
     duels = [Duel("q", "long answer", "short")] * 19 + [Duel("q", "short", "long answer")]
     judgements = [Judgement(("first", "first"), 1.0), Judgement(("second", "second"), 0.0)] * 10
-    found = contest.lengths(duels, judgements)
+    found = contest.length_bias(duels, judgements)
     assert "extrapolate" in found["length_controlled"]["reason"]
     assert found["share_longer"]["estimate"] == 0.95
     assert found["longer_wins"]["estimate"] == 0.55  # 10 of the 19, and the last one, which the longer answer won
@@ -410,7 +410,7 @@ def test_disorder_keeps_the_words():
 
 
 def test_no_program_imports_another():
-    """What two of them need is in aligner; a script that is imported would drag its own deps along."""
+    """Shared code is in aligner; importing a script would also import its deps."""
     programs = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (REPOSITORY / "src").glob("*.py")}
     assert {"judge", "votes", "score"} <= set(programs)
     for name, tree in programs.items():
@@ -472,7 +472,7 @@ def test_nothing_of_the_pipeline_is_written(folder, serve):
 
 
 def test_a_judge_who_always_takes_the_first_is_no_evidence(folder, serve):
-    """Every duel is a tie, and the canaries that must lose do not; only equal answers come out as they must."""
+    """Every duel is a tie. Only equal answers come out right; the canaries that must lose do not."""
     code, told, report = run(serve(lambda body, number: soft("A", 0.8)))
     assert code == 1 and "no evidence: it fails on constant, hostile, disorder" in told
     assert "This judge is no evidence" in judge.PAGE.read_text(encoding="utf-8")
@@ -493,12 +493,12 @@ def test_soft_preferences_of_both_orders_are_averaged(folder, serve):
     code, _, report = run(serve(play))
     assert code == 0
     assert report["pairs"]["sft_vs_base"]["preference"]["estimate"] == pytest.approx(0.8)
-    assert "verdicts together: 1.000 on the mean" in judge.PAGE.read_text(encoding="utf-8")
+    assert "verdicts together: 1.000 on average" in judge.PAGE.read_text(encoding="utf-8")
     assert report["pairs"]["sft_vs_base"]["wins"] == 12
 
 
 def test_a_judge_who_quotes_the_answers_is_understood(folder, serve):
-    """Hostile answers stand at the end of every reply, as they were shown; they hold no verdict any more."""
+    """Every reply ends with the hostile answers as shown to the judge; they contain no verdict any more."""
 
     def play(body, number):
         verdict = good(body, number)["choices"][0]["message"]["content"]
@@ -531,7 +531,7 @@ def test_a_judge_who_likes_length_fails_where_both_answers_are_equally_long(fold
 
 
 def test_replies_without_a_verdict_are_null_and_no_ties(folder, serve):
-    """A judge who refuses every question about the mean: one prompt of twelve is missing, and said to be."""
+    """A judge that refuses every question about the mean: one prompt of twelve is null, and reported."""
 
     def play(body, number):
         refused = "the mean in short" in shown(body)[0]
@@ -552,7 +552,7 @@ def test_a_judge_who_never_decides_is_no_evidence_and_no_crash(folder, serve):
 
 
 def test_repeats_show_whether_the_judge_agrees_with_itself(folder, serve):
-    """A judge who calls every question about the mean a tie when it is first asked."""
+    """A judge that first calls every question about the mean a tie."""
     tossed = {}
 
     def play(body, number):
@@ -570,7 +570,7 @@ def test_repeats_show_whether_the_judge_agrees_with_itself(folder, serve):
 
 
 def test_agreement_with_hit_rates_and_with_people(folder, serve):
-    """Keywords find sft and dpo equal, and the judge does not: kappa is 0. Ann votes as the judge does, but for one prompt."""
+    """By keywords sft and dpo are equal, but not for the judge: kappa is 0. Ann votes like the judge except on one prompt."""
     told_run = votes.read_run().run
     rows = []
     for n, row in enumerate(REFERENCES[1:], start=1):
@@ -613,18 +613,18 @@ def test_text_of_a_judge_does_nothing_in_the_report(folder, serve):
 
 
 def test_a_run_that_ends_early_asks_only_for_what_is_missing(folder, serve, monkeypatch):
-    server, whole = serve(good), endpoint.keep
+    server, whole = serve(good), endpoint.store
 
     def interrupted(cache, key, reply):
         whole(cache, key, reply)
         if len(cache) == 50:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(endpoint, "keep", interrupted)
+    monkeypatch.setattr(endpoint, "store", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(server)
     assert not judge.REPORT.exists()
-    monkeypatch.setattr(endpoint, "keep", whole)
+    monkeypatch.setattr(endpoint, "store", whole)
     for worker in threading.enumerate():
         if "(worker)" in worker.name:
             worker.join(10)  # it ends with the request that was under way
@@ -634,7 +634,7 @@ def test_a_run_that_ends_early_asks_only_for_what_is_missing(folder, serve, monk
 
 
 class Bomb:
-    """Unpickled, it makes a folder."""
+    """Unpickling it creates a folder."""
 
     def __reduce__(self):
         return os.mkdir, ("exploded",)
@@ -663,7 +663,7 @@ def test_damaged_entries_are_asked_again_and_none_is_unpickled(folder, serve):
 
 
 def test_diskcache_alone_would_unpickle_such_an_entry(folder):
-    """The trap of the test above is a live one."""
+    """The trap of the test above works."""
     with diskcache.Cache(str(judge.CACHE), disk=diskcache.JSONDisk) as cache:
         cache.set("x", 1)
     with database() as opened:
@@ -703,7 +703,7 @@ def test_an_interrupted_command_says_how_to_go_on(folder, serve):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Go on: run the same command" in err and "Traceback" not in err
+    assert process.returncode == 130 and "To continue, run the same command" in err and "Traceback" not in err
     assert f"{ASKED} requests, 0 of them answered" in out and "without a key" in out
     assert kept_count() >= 5
 
@@ -786,7 +786,7 @@ def test_tries_are_bounded(serve, play, reason):
 
 
 def test_a_reply_that_drips_in_ends_at_the_deadline(serve):
-    """Every byte comes soon enough for a timeout between two bytes."""
+    """No pause between two bytes is long enough for a timeout."""
 
     def dripping(self, _):
         self.send_response(200)
@@ -806,7 +806,7 @@ def test_a_reply_that_drips_in_ends_at_the_deadline(serve):
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The seconds of every pause between two tries; none of them is waited for."""
+    """The seconds of each pause between two tries; the test does not wait."""
     noted = []
     monkeypatch.setattr("openai._base_client.time", SimpleNamespace(time=time.time, sleep=noted.append))
     return noted
@@ -844,7 +844,7 @@ def test_pauses_grow_and_end(serve, pauses, monkeypatch):
 
 
 def test_no_more_requests_than_wanted_are_under_way_at_once(serve):
-    """The first three wait for each other, so three are; a fourth would be seen."""
+    """The first three requests wait for each other, so three run at once; the server would notice a fourth."""
     under_way, most, lock, three = [0], [0], threading.Lock(), threading.Barrier(3)
 
     def play(body, number):
@@ -865,8 +865,8 @@ def test_no_more_requests_than_wanted_are_under_way_at_once(serve):
 WRONG = {
     "401": ((401, {}, b'{"error": {"message": "Incorrect key\x1b[31m: %s"}}' % KEY.encode()), "HTTP 401.*--key-variable NAME"),
     "403": ((403, {}, b""), "HTTP 403.*--key-variable NAME"),
-    "404": ((404, {}, b'{"error": "no such model"}'), r"HTTP 404 \(no such model\)\. Look at --endpoint.*--judge"),
-    "405": ((405, {}, HTML), "HTTP 405.*Look at --endpoint"),
+    "404": ((404, {}, b'{"error": "no such model"}'), r"HTTP 404 \(no such model\)\. Check --endpoint.*--judge"),
+    "405": ((405, {}, HTML), "HTTP 405.*Check --endpoint"),
     "400": ((400, {}, b'{"error": {"message": "logprobs?"}}'), r"HTTP 400 \(logprobs\?\).*--no-logprobs"),
     "redirect": ((302, {"Location": "http://elsewhere/"}, b""), "redirects to http://elsewhere/, which is not followed"),
 }
@@ -885,7 +885,7 @@ def test_an_endpoint_that_is_wrong_as_such_ends_the_run_at_once(folder, serve, k
 
 
 def test_a_request_that_alone_is_refused_is_a_failure(serve):
-    """After a first reply the endpoint is right as such; this text may be too long for it."""
+    """After a first reply the endpoint is known to work; this text may be too long for it."""
     server = serve(lambda body, number: completion("fine") if number != 1 else (400, {}, b"{}"))
     assert [type(outcome) for outcome in ask(server, count=3)] == [Reply, Failure, Reply]
 
@@ -908,7 +908,7 @@ def test_a_redirect_takes_the_key_nowhere(serve):
 
 def test_an_endpoint_that_stops_to_answer_ends_the_run_and_what_was_answered_is_kept(folder, serve):
     server = serve(lambda body, number: good(body, number) if number < 20 else (500, {}, b""))
-    with pytest.raises(InputError, match="10 requests one after the other had no reply .*: HTTP 500. What was answered is kept"):
+    with pytest.raises(InputError, match="10 consecutive requests had no reply .*: HTTP 500. All replies so far are stored"):
         run(server, "--parallel", "2")
     assert kept_count() == 20
     assert len(server.bodies) <= 20 + (endpoint.STREAK + 2) * endpoint.TRIES
@@ -944,7 +944,7 @@ AMBIENT = {
 
 
 def test_nothing_of_the_environment_is_sent(serve, tmp_path, monkeypatch, caplog):
-    """Neither ~/.netrc nor the variables that the openai client reads, nor what it tells of this machine."""
+    """Nothing from ~/.netrc or from variables that the openai client reads, and no description of this machine."""
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\n", encoding="utf-8")
     for name, value in {"NETRC": str(tmp_path / "netrc"), **AMBIENT}.items():
         monkeypatch.setenv(name, value)
@@ -959,7 +959,7 @@ def test_nothing_of_the_environment_is_sent(serve, tmp_path, monkeypatch, caplog
 
 
 def test_a_compressed_reply_is_not_unpacked(serve):
-    """A megabyte of zeros in a thousand bytes would pass the limit of a reply's size."""
+    """A thousand compressed bytes could hold a megabyte of zeros, and pass the size limit."""
     bomb = gzip.compress(json.dumps(completion("x" * 2**22)).encode())
     server = serve(lambda body, number: (200, {"Content-Encoding": "gzip"}, bomb))
     assert ask(server) == [Failure("no JSON")] and server.headers[0]["Accept-Encoding"] == "identity"

@@ -1,4 +1,4 @@
-"""votes: what a file of votes must hold, what the votes show, worked by hand, and the way from votes to preference pairs."""
+"""votes: the format of a file of votes, their results worked out by hand, and preference pairs made of votes."""
 
 import argparse
 import io
@@ -24,7 +24,7 @@ RUN = blind.answers_fingerprint(REFERENCES, {name: list(given.values()) for name
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder that holds the answers which the votes are about."""
+    """A working folder with the answers that the votes are about."""
     monkeypatch.chdir(tmp_path)
     write_jsonl(judging.REFERENCES, REFERENCES)
     for name, given in ANSWERS.items():
@@ -44,7 +44,7 @@ def row(id, winner, rater="ann", pair=("sft", "dpo"), seed=7, **changes):
 
 
 def run(*files, pairs=None, run=None):
-    """The exit code and all that is said; each file is a list of rows."""
+    """The exit code and the output; each file is a list of rows."""
     paths = [f"votes{number}.jsonl" for number in range(len(files))]
     for path, rows in zip(paths, files, strict=True):
         write_jsonl(votes.Path(path), rows)
@@ -65,13 +65,13 @@ def test_sides_follow_from_the_seed_and_not_from_the_order_of_the_models():
 
 @pytest.mark.parametrize("seed", [0, 1, 7, 2**32 - 1])
 def test_each_model_stands_on_the_left_about_half_the_time(seed):
-    """1000 fair coins lie within 500 +- 5 standard deviations (79)."""
+    """1000 fair coins give 500 +- 5 standard deviations (79)."""
     left = sum(blind.sides(seed, RUN, ("sft", "dpo"), f"prompt-{n}")[0] == "sft" for n in range(1000))
     assert 421 < left < 579
 
 
 def test_the_draw_is_that_of_the_page():
-    """Two values that page.js gives as well: FNV-1a over UTF-8 bytes, mixed as in MurmurHash3."""
+    """Two values that page.js gives too: FNV-1a over UTF-8 bytes, mixed as in MurmurHash3."""
     assert blind.draw(1, ["b", "a"], "x") == blind.draw(1, ["a", "b"], "x") == 0xFBBF7B79
     assert blind.draw(7, ["a", "b"], "café") == 0xA539E082
 

@@ -1,4 +1,4 @@
-"""The recipe of the embedded base: what its corpus holds, what its optimiser does, and that it gives the same bytes again."""
+"""The recipe of the embedded base: its corpus, its optimiser, and reproducible bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bare(name: str) -> str:
 
 
 def test_every_concept_is_met_in_every_round() -> None:
-    """A document names its concept by its own or another name."""
+    """A document names its concept by its name or an alias."""
     for concept in BANK:
         names = [bare(concept.name), *(alias.casefold() for alias in concept.aliases)]
         met = sum(any(name in text.casefold() for name in names) for text in SAMPLE)
@@ -38,7 +38,7 @@ def test_every_concept_is_met_in_every_round() -> None:
 
 
 def test_the_corpus_asks_nothing() -> None:
-    """Answering questions is what post-training adds."""
+    """Post-training adds the answering of questions."""
     assert not [text for text in SAMPLE if "?" in text]
 
 
@@ -110,7 +110,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
 
 @pytest.mark.slow
 def test_rebuilding_gives_the_same_bytes(tmp_path: Path) -> None:
-    """A small model, trained twice by the recipe itself, in other folders and with another hash seed."""
+    """The recipe trains a small model twice, in different folders and with different hash seeds."""
     found = [rebuild(tmp_path / name, hash_seed) for name, hash_seed in (("one", "0"), ("another", "12345"))]
     assert found[0] == found[1]
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json", "loss.csv"} <= found[0].keys()

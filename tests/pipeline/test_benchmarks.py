@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic against numbers worked out by hand, and their programs on models small enough for a test."""
+"""The benchmarks' arithmetic against numbers worked out by hand, and their programs on tiny models."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import flops
 import gpu
 import growth
 import growth_page
+import interval_coverage
+import prepare_rows
 from legs import Leg
 from render_readme import between, read_csv
 
@@ -72,7 +74,7 @@ def test_the_interval_of_a_median(n, low, high):
 
 
 def test_a_ratio_is_taken_round_by_round():
-    """A machine that halves its speed in the second round changes nothing."""
+    """A machine at half speed in the second round changes nothing."""
     assert bench.ratio([3.0, 6.0, 3.0], [1.0, 2.0, 1.5])["median"] == 3.0
 
 
@@ -103,7 +105,7 @@ def test_skewed_pairs_are_drawn_answer_by_answer():
 
 
 def a_race(kind, ways):
-    """Answers of legs: ours takes 1 s, every other way 2.5 s; two steps to warm up and three that count."""
+    """Answers of legs: ours takes 1 s a step, the others 2.5 s; two warm-up steps and three timed ones."""
     rows = {"sft": [(4, 2)], "dpo": [(4, 2, 3)]}[kind]
     slow = {"wall": 2.5, "cpu": 3.0, "peak_mb": 90.0, "loss": 1.0, "rows": rows, "slots": 20}
     fast = {"wall": 1.0, "cpu": 1.5, "peak_mb": 80.0, "loss": 1.00001, "rows": [], "slots": 0}
@@ -114,7 +116,7 @@ def a_race(kind, ways):
     return answers | {"matmul": [start, *[{"wall": 2.0, "cpu": 2.0, "peak_mb": 1.0, "flops": 40_000}] * 5]}
 
 
-def test_what_a_comparison_says():
+def test_figures_of_a_comparison():
     found = bench.comparison("sft", a_race("sft", ("ours", "stock", "helped")), SMALL)
     assert found["speedup"] == 2.5 and found["speedup_cpu"] == 2.0
     faster = {way: each.get("ours_is_faster") for way, each in found["ways"].items()}
@@ -126,7 +128,7 @@ def test_what_a_comparison_says():
     assert stock["fill"] == 0.3 and stock["peak_mb"] == 95 and "fill" not in ours
 
 
-def test_a_comparison_of_dpo_tells_the_reference_and_counts_a_prompt_once():
+def test_a_comparison_of_dpo_includes_the_reference_and_counts_a_prompt_once():
     found = bench.comparison("dpo", a_race("dpo", ("ours", "stock")), SMALL)
     assert found["speedup"] == 2.5
     assert found["speedup_with_reference"] == pytest.approx((5 + 99 + 99 + 7.5) / (1 + 5))
@@ -134,7 +136,7 @@ def test_a_comparison_of_dpo_tells_the_reference_and_counts_a_prompt_once():
     assert found["mfu"] < found["mfu_as_stacked"] == pytest.approx((13 * 460 + 36 * 85 + 1000) / 20_000)
 
 
-def test_the_document_has_the_asked_figures_on_top_and_null_for_what_was_not_run():
+def test_the_document_has_the_targets_first_and_null_for_skipped_parts():
     found = {"sft": {"speedup": 2.123456, "max_loss_difference": 3e-7, "mfu": 0.5, "default": {"losses": [1.23456789]}}}
     written = json.loads(json.dumps(bench.document(found)))
     assert list(bench.TARGETS) == [
@@ -180,7 +182,7 @@ def a_point(stage, grows, size, **changes):
     return growth.Point(stage=stage, grows=grows, size=size, **{**known, "matmul_gflops": 100.0, **changes})
 
 
-def test_what_is_expected_of_tinyllama():
+def test_expected_speeds_of_tinyllama():
     """At half of 100 GFLOP/s: 50 / 4.359 = 11.5 tokens/s. Activations: 384 MB over 16 * 192 tokens, times 168,960 / 3,776."""
     points = [a_point(stage, "width", 512) for stage in ("sft", "dpo")]
     points += [a_point("sft", "length", 64), a_point("sft", "length", 128), a_point("sft", "length", 256, peak_mb=884)]
@@ -241,7 +243,7 @@ def test_the_gpu_benchmark_runs_to_its_end(monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", bench.STAGES)
 def test_help_takes_less_than_half_a_second(stage, tmp_path):
-    """Of CPU time, which other work on the machine changes least; the best of three."""
+    """CPU time, which other work on the machine changes least; the best of three."""
 
     def cpu_seconds():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -250,3 +252,16 @@ def test_help_takes_less_than_half_a_second(stage, tmp_path):
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(cpu_seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.slow
+def test_prepare_gives_the_ids_and_labels_of_stock_trl():
+    """`speedup` compares both before it measures, and ends where they differ."""
+    found = prepare_rows.speedup(size=40, runs=1)
+    assert found["rows"] == 40 and found["stock_us"] > 0 and found["prepare_us"] > 0
+
+
+@pytest.mark.slow
+def test_intervals_have_the_coverage_that_they_were_chosen_by():
+    for row in interval_coverage.table(20):
+        assert row["found"] == pytest.approx(interval_coverage.EXPECTED[row["method"]][20], abs=0.0015), row["method"]

@@ -1,7 +1,7 @@
 """The documented commands, end to end, in a temporary clone: dvc repro, exp run, metrics diff, the queue, plots, apply.
 
-Slow (some minutes): everything that a person does on the first day, with the default parameters and the embedded base. The
-pipeline runs once; every test that changes something does so in a copy, so that tests may run in any order and worker.
+Slow (some minutes): the commands of a user's first day, with default parameters and the embedded base. The pipeline runs once.
+Tests that change something do so in a copy, so they may run in any order and worker.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class Fresh:
-    """The run of the clone, as tools/verify.py does it and compares it."""
+    """The clone's run and its comparison, by the functions of tools/verify.py."""
 
     outdated: dict[str, list[str]]  # stages whose inputs are not those of the committed dvc.lock
     results: list[Any]
@@ -78,7 +78,7 @@ def finished(place: Path) -> Clone:
 
 @pytest.fixture(scope="module")
 def fresh(place: Path) -> Fresh:
-    """What tools/verify.py says of the run."""
+    """The report of tools/verify.py on the run."""
     results = compare(verify.locked(place / "clone"), place / "clone", place / "committed", verify.cache_of(ROOT))
     is_known = verify.is_known(verify.machine(place / "clone"), verify.read_record(ROOT))
     outdated = json.loads((place / "outdated.json").read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def test_dvc_lock_is_of_this_code(fresh: Fresh) -> None:
 
 
 def test_every_output_has_the_bytes_of_dvc_lock(fresh: Fresh) -> None:
-    """On the kinds of machine that are known to give them; elsewhere last digits may differ, but no output is missing or more."""
+    """On machines known to give these bytes. On others last digits may differ, but no output is missing or extra."""
     assert {result.state for result in fresh.results} <= {"same", "differs"}, verify.table(fresh.results)
     if fresh.told and not fresh.is_known:
         pytest.skip(f"another kind of machine than in {verify.RECORD}:\n{fresh.told}")
@@ -112,7 +112,7 @@ def test_every_output_has_the_bytes_of_dvc_lock(fresh: Fresh) -> None:
 
 
 def test_committed_figures_came_out_again(finished: Clone) -> None:
-    """On any machine, within what docs/reproducibility.md states."""
+    """On any machine, within the tolerance in docs/reproducibility.md."""
     for stage in ("prepare", "sft", "dpo", "score"):
         committed = json.loads(finished("git", "show", f"HEAD:metrics/{stage}.json"))
         for name, values in finished.read(f"metrics/{stage}.json").items():
@@ -191,7 +191,7 @@ def test_plots_draw_with_title_axes_and_legend(clone: Clone, monkeypatch, capsys
 
 
 def dvc_in_process(clone: Clone, monkeypatch, capsys, *arguments: str) -> str:
-    """What a dvc command prints; a process of its own would take seconds only to start."""
+    """The output of a dvc command, in process: a new process would take seconds to start."""
     from dvc.cli import main
 
     monkeypatch.chdir(clone.folder)
@@ -210,7 +210,7 @@ def test_plots_page_holds_every_plot(clone: Clone) -> None:
 
 
 class TestMistakes:
-    """A person's mistake ends in one clear message, exit code not 0, no traceback, and nothing lost."""
+    """A user's mistake ends in one clear message and a non-zero exit code, without a traceback or a loss."""
 
     def broken(self, clone: Clone, stage: str, *words: str) -> None:
         output = clone("dvc", "repro", stage, check=False)
@@ -245,7 +245,7 @@ class TestMistakes:
         self.broken(clone, "prepare", "models.minni")
 
     def test_interrupted_run(self, clone: Clone) -> None:
-        """Ctrl-C (SIGINT to the whole group) while sft trains: a message, a record, and the next run goes through."""
+        """Ctrl-C (SIGINT to the whole group) while sft trains: a message, a record, and the next run succeeds."""
         self.edit(clone, "params.yaml", "  weight_decay: 0.01", "  weight_decay: 0.02")
         self.edit(clone, "src/aligner/training/checkpoints.py", "SECONDS = 30.0", "SECONDS = 0.0")
         before = set((clone.folder / "experiments").glob("sft-*.json"))

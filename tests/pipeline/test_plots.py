@@ -1,4 +1,4 @@
-"""The plots of dvc.yaml: drawn on a page that needs no network, with titles and units, in one set of colours."""
+"""The plots of dvc.yaml: a page without network, titles and units, and one set of colours."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def declared():
 
 
 def dvc(folder, *arguments):
-    """DVC without a look at the caller's own settings."""
+    """Runs DVC without the caller's own settings."""
     env = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder / "site")}
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, env=env, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_every_template_takes_title_and_labels_from_dvc_yaml(template):
 
 
 def test_a_model_has_one_colour_everywhere():
-    """In the plots as on the page, whose style names the light colours first."""
+    """The plots use the page's colours; its style sheet names the light ones first."""
     style = (ROOT / "src" / "aligner" / "report" / "page.css").read_text(encoding="utf-8")
     expected = [re.search(rf"--{letter}: (#[0-9a-f]{{6}})", style)[1] for letter in "abc"]
     palettes = [scale for path in TEMPLATES for scale in scales(json.loads(path.read_text(encoding="utf-8")))]
@@ -153,7 +153,7 @@ def test_every_plot_is_drawn_with_no_network(repository, command, folder):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").glob("*.svg")), ids=lambda path: path.stem)
 def test_a_picture_has_its_own_background_and_no_revision(path):
-    """GitHub shows it on white and on black."""
+    """GitHub shows pictures on white and on black."""
     text = path.read_text(encoding="utf-8")
     width, height = re.search(r'viewBox="0 0 (\d+) (\d+)"', text).groups()
     assert f'<rect width="{width}" height="{height}" fill="white"/>' in text

@@ -1,4 +1,4 @@
-"""What README.md says of sharing: its own commands, with a local folder as remote, and small stand-ins of the outputs."""
+"""README.md's commands for sharing, with a local folder as remote and small stand-ins for the outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def name_remote(clone: Clone, store: Path) -> None:
-    """README's commands, with `store` in place of the folder that they name."""
+    """Runs README's commands with `store` in place of their folder."""
     commands = re.findall(r"^(dvc remote [^#\n]+)", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
@@ -23,7 +23,7 @@ def name_remote(clone: Clone, store: Path) -> None:
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory) -> Clone:
-    """All stages have run, and score once more; committed, nothing pushed."""
+    """All stages have run, and score twice; committed, but not pushed."""
     folder = tmp_path_factory.mktemp("sharing")
     clone = stand_in(folder / "clone")
     clone("dvc", "repro", "--force", "--single-item", "score")
@@ -57,7 +57,7 @@ def test_a_colleague_pulls_and_has_nothing_to_run(origin: Clone, store: Path, tm
     name_remote(clone, store)
     assert clone.outputs() == {}
     clone("dvc", "pull")
-    assert clone.outputs() == origin.outputs() and len(clone.outputs()) == 18
+    assert clone.outputs() == origin.outputs() and len(clone.outputs()) == 21
     output = clone("dvc", "repro")
     assert started(output) == [] and "up to date" in output
     assert clone("git", "status", "--porcelain") == ""
@@ -101,7 +101,7 @@ def restore(file: Path, content: bytes) -> None:
 def test_a_pull_of_what_is_not_whole_says_so_and_leaves_no_wrong_output(
     origin: Clone, colleague: Clone, store: Path, find: Callable[[Clone, Path], Path], left: float | None
 ) -> None:
-    """What is pulled is whole or absent; after mending, the same command brings the rest. left: the share that is not cut off."""
+    """Pulled files are whole or absent; after a repair, the same command pulls the rest. left: the share that remains."""
     content = find(origin, store)
     before = content.read_bytes()
     content.unlink()
@@ -118,7 +118,7 @@ def test_a_pull_of_what_is_not_whole_says_so_and_leaves_no_wrong_output(
 
 
 def test_a_push_that_cannot_be_written_is_refused_and_done_again_later(origin: Clone, tmp_path) -> None:
-    """One folder of the remote cannot be made (a file stands in its place): what got there before is whole."""
+    """A file blocks one folder of the remote: everything pushed before is whole."""
     clone = stand_in(tmp_path / "clone")
     name_remote(clone, tmp_path / "store")
     blocked = stored(tmp_path / "store", locked(clone, "models/dpo")).parent

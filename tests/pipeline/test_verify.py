@@ -1,4 +1,4 @@
-"""tools/verify.py: what it compares, how far it says two outputs are apart, and whole runs of it on a small pipeline."""
+"""tools/verify.py and compare_outputs.py: comparison, size of differences, and whole runs on a small pipeline."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OUTPUTS = {
 
 
 class Made:
-    """Outputs made up in a clone: `folder` as the run left it, `committed` with what Git holds, and a DVC cache."""
+    """Invented outputs in a clone: `folder` after the run, `committed` with those in Git, and a DVC cache."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.committed, self.cache = folder / "clone", folder / "committed", folder / "cache"
@@ -87,7 +87,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 
 def test_on_a_fresh_clone_dvc_lock_alone_is_enough(tmp_path) -> None:
-    """No cache: what Git holds is compared with it, all else with the MD5 of dvc.lock, folders file by file."""
+    """Without a cache, outputs in Git are compared with it, all others with the MD5 in dvc.lock, folders file by file."""
     found = Made(tmp_path).in_git().compare()
     assert found == {path: ("same", "Git" if path[0] in "mp" and "models" not in path else "dvc.lock") for path in OUTPUTS}
 
@@ -163,7 +163,7 @@ def test_metrics_key_by_key_the_furthest_first(tmp_path) -> None:
 
 
 def test_curves_series_by_series(tmp_path) -> None:
-    """The largest difference is 0.5, of a series that goes up to 4."""
+    """The largest difference is 0.5, in a series with a maximum of 4."""
     one = b"step,series,value\n1,training,4\n2,training,1\n1,held out,3\n"
     other = b"step,series,value\n1,training,4\n2,training,1.5\n1,held out,3\n"
     assert told(tmp_path, ".csv", one, other) == ["value of training: up to 0.5 apart, relative 0.12; 1 of 2 values differ"]
@@ -303,7 +303,7 @@ def template(tmp_path_factory) -> Small:
 
 @pytest.fixture
 def small(template: Small, tmp_path) -> Small:
-    """One whose results are committed, and whose stage has no habit yet."""
+    """A repository with committed results, whose stage has no bad habit yet."""
     clone = copy.copy(template)
     clone.folder = shutil.copytree(template.folder, tmp_path / "small")
     return clone
@@ -311,7 +311,7 @@ def small(template: Small, tmp_path) -> Small:
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch) -> Path:
-    """Where verify makes its clones."""
+    """The folder of verify's clones."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(verify.tempfile, "tempdir", str(folder))
@@ -370,7 +370,7 @@ def test_what_cannot_be_verified_is_refused_before_it_runs(small: Small, shelf, 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_interrupted_it_leaves_nothing_behind(small: Small, tmp_path, number: signal.Signals) -> None:
-    """Neither a clone nor a stage that goes on running."""
+    """Neither a clone nor a running stage."""
     started, temporary = tmp_path / "started", tmp_path / "temporary"
     temporary.mkdir()
     code = f"import sys, verify; sys.exit(verify.main(verify.Path({str(small.folder)!r}), [], False))"

@@ -1,4 +1,4 @@
-"""The system's Chromium, headless, driven by playwright, with a note of everything that a page asks for.
+"""The system's Chromium, headless, controlled by playwright, with a record of every request of a page.
 
     with browser.started() as chromium:
         tab = browser.Tab(chromium, width=1280, height=900)
@@ -6,7 +6,7 @@
         tab.evaluate("document.title")
         tab.requests, tab.dialogs, tab.errors
 
-`find` gives the first Chromium or Chrome on the path (CHROMIUM names another one); tests skip where there is none.
+`find` returns the first Chromium or Chrome on the path, or the one in CHROMIUM; without one, tests are skipped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def needs_browser(test: Any) -> Any:
 
 @contextlib.contextmanager
 def started() -> Iterator[sync_api.Browser]:
-    """A browser of its own, which ends with the block. As root, Chromium runs without its sandbox only."""
+    """A browser that closes with the block. As root, Chromium runs only without its sandbox."""
     sandbox = not hasattr(os, "geteuid") or os.geteuid() != 0
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find(), chromium_sandbox=sandbox)
@@ -48,7 +48,7 @@ def started() -> Iterator[sync_api.Browser]:
 
 
 class Tab:
-    """One tab with storage of its own. What its pages request, open and break is kept in `requests`, `dialogs` and `errors`.
+    """One tab with its own storage. `requests`, `dialogs` and `errors` record what its pages do.
 
     Width and height are in CSS pixels; below 600 the tab is a phone. Other settings are those of playwright's new_context.
     """
@@ -76,13 +76,13 @@ class Tab:
         self._page.add_init_script(script)
 
     def open(self, path: Path, anchor: str = "") -> None:
-        """Loads a file afresh, also where the address differs in its anchor alone, and waits until it stands."""
+        """Loads a file anew, even if only the anchor differs, and waits until it is drawn."""
         self._page.goto("about:blank")
         self._page.goto(path.resolve().as_uri() + anchor)
         self._page.wait_for_timeout(30)
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression; promises are awaited. The page's own policy does not bind it."""
+        """The value of a JavaScript expression; promises are awaited. The page's own policy does not apply to it."""
         return self._page.evaluate(script)
 
     def press(self, *keys: str) -> None:

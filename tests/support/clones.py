@@ -1,11 +1,11 @@
-"""Temporary clones of this repository as it is in the working tree, and commands that run in them.
+"""Temporary clones of this repository's working tree, and commands in them.
 
     clone = Clone(tmp_path / "clone")         # code, data and dvc.lock as they are; no outputs
     clone = stand_in(tmp_path / "clone")      # all stages have run, but made small stand-ins of their outputs
     clone("dvc", "repro")
 
-Stand-ins let DVC's own part be tested (what is stale, what is shared) in seconds: dvc.yaml is the real one, and only the
-`python` that its commands call is another one.
+Stand-ins make tests of DVC's own part (staleness, sharing) take seconds: dvc.yaml is the real one, but another program plays the
+`python` of its commands.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from support.pipeline_files import STAGES, declared
 
 ROOT = Path(__file__).parents[2]
 
-# A program named python. `python src/dpo.py` writes the outputs of the stage dpo: in each a number by chance, so that a stage
-# that runs again makes something new; or, with CONTENT set, that number.
+# A program named python. `python src/dpo.py` writes the outputs of the stage dpo: in each a random number, so that a
+# second run writes other outputs; or the number in CONTENT.
 STAND_IN = """#!PYTHON -IS
 import os, random, sys
 from pathlib import Path
@@ -40,7 +40,7 @@ for path in map(Path, OUTPUTS["@".join([Path(script).stem, *arguments])]):
 
 
 class Clone:
-    """A clone of this repository as the working tree is, committed, and commands run in it with this interpreter's programs."""
+    """A committed clone of the working tree; commands in it use this interpreter's programs."""
 
     def __init__(self, folder: Path, source: Path = ROOT) -> None:
         self.folder = folder
@@ -52,14 +52,14 @@ class Clone:
 
     @classmethod
     def reopen(cls, folder: Path) -> Clone:
-        """The clone that `folder`, a copy of another one, holds already."""
+        """The clone in `folder`, which is a copy of another clone."""
         clone = cls.__new__(cls)
         clone.folder = folder
         clone.environment = clone.own_environment()
         return clone
 
     def own_environment(self) -> dict[str, str]:
-        """This interpreter's programs first, and no trace of the person's own DVC and Git settings."""
+        """This interpreter's programs first, and none of the user's DVC and Git settings."""
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -72,7 +72,7 @@ class Clone:
         return environment
 
     def _take_over_the_working_tree(self) -> None:
-        """Changed and new files too, and removed ones go, so that what is tested is what stands there."""
+        """Copies changed and new files and deletes removed ones, so that the tests see the working tree."""
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
         )
@@ -100,7 +100,7 @@ class Clone:
         return json.loads((self.folder / path).read_text(encoding="utf-8"))
 
     def outputs(self) -> dict[str, bytes]:
-        """The bytes of every output that DVC keeps, and that Git does not."""
+        """The bytes of each output that DVC caches and Git ignores."""
         kept = [self.folder / path for stage in STAGES for path in sorted(declared(stage, "outs"))]
         files = [file for path in kept for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
         return {file.relative_to(self.folder).as_posix(): file.read_bytes() for file in files}
@@ -130,5 +130,5 @@ def build_stand_in(place: Path) -> None:
 
 
 def started(output: str) -> list[str]:
-    """The stages that really ran (not those restored from the cache), in order."""
+    """The stages that ran, in order; not those restored from the cache."""
     return re.findall(r"Running stage '([^']+)'", output)

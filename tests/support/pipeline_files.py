@@ -1,4 +1,4 @@
-"""dvc.yaml and the sources as the tests read them: stages as they will run, and which files of ours a script imports."""
+"""dvc.yaml and the sources for the tests: expanded stages, and the modules that a script imports."""
 
 import ast
 import functools
@@ -28,7 +28,7 @@ def filled_in(text, names):
 
 
 def expanded(spec):
-    """(name, stage) of every stage as it will run: one for each item of a foreach, and no `${…}` left but in params."""
+    """(name, stage) of each stage as it runs: one per item of a foreach, with `${…}` left only in params."""
     for name, stage in spec["stages"].items():
         items = stage.get("foreach")
         for key, item in items.items() if items else [(None, None)]:
@@ -48,7 +48,7 @@ STAGES = dict(expanded(PIPELINE))
 
 
 def declared(stage, *kinds):
-    """The paths that stand under deps, outs, metrics or plots of a stage."""
+    """The paths in a stage's deps, outs, metrics or plots."""
     return {
         path for kind in kinds for entry in STAGES[stage].get(kind, []) for path in ([entry] if isinstance(entry, str) else entry)
     }
@@ -92,7 +92,7 @@ def is_for_types(node):
 
 
 def code(script):
-    """The code that a script's outputs depend on, as dvc.yaml spells it: modules, and the parts beside them."""
+    """The code that a script's outputs depend on, as in dvc.yaml: modules, and the files beside them."""
     modules = code_of(ROOT / "src" / f"{script}.py")
     return {path.relative_to(ROOT).as_posix() for module in modules for path in {module} | parts(module)}
 
@@ -102,5 +102,5 @@ def sources():
 
 
 def parts(module):
-    """What a module shows stands beside it under its name: page.html, page.css and page.js beside page.py."""
+    """The files with a module's name beside it: page.html, page.css and page.js beside page.py."""
     return {path for path in module.parent.glob(f"{module.stem}.*") if path.suffix != ".py"}

@@ -1,4 +1,4 @@
-"""What votes show: who wins each prompt by the majority, and how far raters agree beyond chance."""
+"""Results of blind votes: who wins each prompt by majority, and how far raters agree beyond chance."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from aligner.scoring.estimates import Estimate, proportion, undefined
 from aligner.scoring.pairs import Outcome, win_rate
 
 
-def report(votes: Sequence[Vote]) -> Iterator[str]:
+def vote_report(votes: Sequence[Vote]) -> Iterator[str]:
     raters = sorted({vote.rater for vote in votes})
     yield f"{len(votes)} votes by {len(raters)} raters on {len({vote.id for vote in votes})} prompts"
     for pair in sorted({vote.pair for vote in votes}):
         of_pair = [vote for vote in votes if vote.pair == pair]
         yield ""
-        yield from pair_report(pair, of_pair)
+        yield from pair_lines(pair, of_pair)
     yield ""
-    yield f"left side chosen: {estimate(left_side(votes))} of the votes for one answer; 0.5 without position bias"
+    yield f"left side chosen: {with_count(left_side(votes))} of the votes for one answer; 0.5 without position bias"
     yield "verdicts: " + ", ".join(f"{name} {sum(vote.verdict == name for vote in votes)}" for name in blind.VERDICTS)
 
 
-def pair_report(pair: tuple[str, str], votes: Sequence[Vote]) -> Iterator[str]:
+def pair_lines(pair: tuple[str, str], votes: Sequence[Vote]) -> Iterator[str]:
     first, second = pair
     outcome = majority_outcome(pair, votes)
     yield f"{first} over {second}: {wins_shown(outcome)}; a prompt counts once, by the majority of its raters"
@@ -44,14 +44,14 @@ def pair_report(pair: tuple[str, str], votes: Sequence[Vote]) -> Iterator[str]:
 
 
 def majority_outcome(pair: tuple[str, str], votes: Sequence[Vote]) -> Outcome:
-    """Prompts won, tied and lost by the first model: each by the balance of its votes, both bad being a tie."""
+    """Prompts won, tied and lost by the first model, each by the balance of its votes; "both bad" counts as a tie."""
     balance = balances(pair, votes)
     wins, losses = sum(value > 0 for value in balance.values()), sum(value < 0 for value in balance.values())
     return Outcome(wins, len(balance) - wins - losses, losses)
 
 
 def balances(pair: tuple[str, str], votes: Sequence[Vote]) -> Counter[str]:
-    """For each prompt that was voted on, the votes for the first model less those for the second."""
+    """For each prompt with votes, those for the first model minus those for the second."""
     balance: Counter[str] = Counter()
     for vote in votes:
         balance[vote.id] += {pair[0]: 1, pair[1]: -1}.get(vote.winner or "", 0)
@@ -59,19 +59,19 @@ def balances(pair: tuple[str, str], votes: Sequence[Vote]) -> Counter[str]:
 
 
 def left_side(votes: Sequence[Vote]) -> Estimate:
-    """How often the left answer is chosen where one is, with Wilson's interval."""
+    """The share of votes for the left answer among those for either answer, with Wilson's interval."""
     return proportion(vote.verdict == "A" for vote in votes if vote.winner)
 
 
 def shared_ratings(by_rater: Sequence[Sequence[Vote]]) -> list[tuple[str, ...]]:
-    """The choices of all these raters on each prompt that all of them judged, in the order of raters."""
+    """The raters' choices, in their order, on each prompt that all of them judged."""
     choices = [{vote.id: vote.choice for vote in votes} for votes in by_rater]
     shared = set(choices[0]).intersection(*choices[1:])
-    return [tuple(given[id] for given in choices) for id in sorted(shared)]
+    return [tuple(of_rater[id] for of_rater in choices) for id in sorted(shared)]
 
 
 def agreement(ratings: Sequence[tuple[str, ...]]) -> Estimate:
-    """The share of prompts on which all raters chose the same, with Wilson's interval."""
+    """The share of prompts on which all raters agree, with Wilson's interval."""
     return proportion(len(set(choices)) == 1 for choices in ratings)
 
 
@@ -88,7 +88,7 @@ def cohen_kappa(ratings: Sequence[tuple[str, ...]]) -> Estimate:
 
 
 def fleiss_kappa(ratings: Sequence[tuple[str, ...]]) -> Estimate:
-    """Agreement of m raters beyond chance (Fleiss 1971): mean_i sum_k n_ik (n_ik - 1) / m(m-1) against sum_k p_k^2."""
+    """Agreement of m raters beyond chance (Fleiss 1971): mean_i sum_k n_ik (n_ik - 1) / m(m-1), corrected by sum_k p_k^2."""
     n = len(ratings)
     if n == 0:
         return undefined("no prompt was judged by all", n=0)
@@ -101,14 +101,14 @@ def fleiss_kappa(ratings: Sequence[tuple[str, ...]]) -> Estimate:
     return {"estimate": (pairs / (n * m * (m - 1)) - expected) / (1 - expected), "n": n}
 
 
-def estimate(found: Estimate) -> str:
-    return with_interval(found) + ("" if found["estimate"] is None else f", n = {found['n']}")
+def with_count(value: Estimate) -> str:
+    return with_interval(value) + ("" if value["estimate"] is None else f", n = {value['n']}")
 
 
 def wins_shown(outcome: Outcome) -> str:
-    found = win_rate(outcome)
-    return f"win rate {estimate(found['win_rate'])} prompts; {outcome.wins} won, {outcome.ties} tied, {outcome.losses} lost"
+    counts = f"{outcome.wins} won, {outcome.ties} tied, {outcome.losses} lost"
+    return f"win rate {with_count(win_rate(outcome)['win_rate'])} prompts; {counts}"
 
 
 def agreement_shown(ratings: Sequence[tuple[str, ...]], kappa: Estimate, name: str) -> str:
-    return f"{estimate(agreement(ratings))}; {name}'s kappa {estimate(kappa)}"
+    return f"{with_count(agreement(ratings))}; {name}'s kappa {with_count(kappa)}"

@@ -1,4 +1,4 @@
-"""Four comparisons whose result is known: a judge that fails one of them is no evidence."""
+"""Four comparisons with a known result. The verdicts of a judge that fails one of them are not evidence."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ HOSTILE = (
 
 
 def canary_duels(references: Sequence[dict], concepts: Mapping[str, dict]) -> dict[str, list[Duel]]:
-    """The four canaries on the prompts of the smallest hashes; a right answer always stands first."""
-    chosen = sorted(references, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())[:CANARIES]
-    right = [(row["prompt"], right_answer(row, concepts.get(row.get("concept") or ""))) for row in chosen]
+    """The four canaries, on the prompts with the smallest hashes; the right answer is always the first."""
+    picked = sorted(references, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())[:CANARIES]
+    right = [(row["prompt"], right_answer(row, concepts.get(row.get("concept") or ""))) for row in picked]
     return {
         "identical": [Duel(prompt, text, text) for prompt, text in right],
         "constant": [Duel(prompt, text, CONSTANT) for prompt, text in right],
@@ -37,26 +37,26 @@ def canary_duels(references: Sequence[dict], concepts: Mapping[str, dict]) -> di
 
 
 def right_answer(reference: dict[str, Any], concept: dict[str, Any] | None) -> str:
-    """What the catalogue first says of the concept, and for each key idea of the prompt the first sentence that names it.
+    """The catalogue's first sentence about the concept, and for each key idea of the prompt the first sentence that names it.
 
-    An idea that no sentence names, as where the prompt has no concept, stands there by itself.
+    An idea that no sentence names is added as it is; so are all ideas of a prompt without a concept.
     """
     sentences = concept["text"].split("\n") if concept else []
-    said = sentences[:1]
+    chosen = sentences[:1]
     for group in reference["keywords"]:
-        if not any(hits(sentence, group) for sentence in said):
-            said.append(next((sentence for sentence in sentences if hits(sentence, group)), f"{idea(group)}."))
-    return " ".join(said)
+        if not any(hits(sentence, group) for sentence in chosen):
+            chosen.append(next((sentence for sentence in sentences if hits(sentence, group)), f"{idea(group)}."))
+    return " ".join(chosen)
 
 
 def disordered(text: str) -> str:
-    """The same words in the order of their hashes: as long, with the same key ideas, and saying nothing."""
+    """The same words in the order of their hashes: the same length and key ideas, but no meaning."""
     words = enumerate(text.split())
     return " ".join(word for _, word in sorted(words, key=lambda each: hashlib.sha256(repr(each).encode()).digest()))
 
 
 def canary_report(duels: Mapping[str, Sequence[Duel]], replies: Replies) -> dict[str, Any]:
-    """What each canary got, and whether that is what it must get."""
+    """The result of each canary, and whether it is the required one."""
     judgements = {name: [replies.judgement(duel) for duel in of_name] for name, of_name in duels.items()}
     found = {name: beaten(of_name) for name, of_name in judgements.items() if name != "identical"}
     preferences = [judgement.preference for judgement in judgements["identical"]]
@@ -74,7 +74,7 @@ def canary_report(duels: Mapping[str, Sequence[Duel]], replies: Replies) -> dict
 
 
 def beaten(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """Whether the right answers surely win: the interval of their win rate lies above one half."""
+    """The right answers' win rate, and whether its interval lies above one half."""
     won = win_rate(outcome_of(judgements))
     low = won["win_rate"].get("low")
     must = {"must": "lose to the right answer, with the interval of its win rate above 0.5"}
@@ -83,5 +83,5 @@ def beaten(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 def evidence(canaries: Mapping[str, dict]) -> dict[str, Any]:
     failed = [name for name, found in canaries.items() if not found["passed"]]
-    told = f"this judge is no evidence: it fails on {', '.join(failed)}" if failed else "the judge passes its canaries"
-    return {"canaries_passed": not failed, "failed": failed, "verdict": told}
+    verdict = f"this judge is no evidence: it fails on {', '.join(failed)}" if failed else "the judge passes its canaries"
+    return {"canaries_passed": not failed, "failed": failed, "verdict": verdict}

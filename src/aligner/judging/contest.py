@@ -1,4 +1,4 @@
-"""What the judgements show: each pair of models with its intervals, biases and agreement, and how reliable the replies are."""
+"""Comparison of each pair of models by the judge: win rates, biases, agreement with others, and reliability of the replies."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from aligner.scoring.estimates import Estimate, detectable, difference_estimate,
 from aligner.scoring.inputs import PAIRS
 from aligner.scoring.pairs import FEWEST_OPPOSITE, Outcome, compare, pair_name, verdict, win_rate
 
-EXTREME_CHANGE = 0.1  # by length control, from which on it is marked
+LARGEST_LENGTH_CORRECTION = 0.1  # of a win rate; a larger one gets a warning
 
 
-def contest(duels: Sequence[Duel], replies: Replies) -> tuple[dict[str, Any], list[Judgement]]:
-    """One pair of models on all prompts, but for what takes the other pairs or other raters."""
+def compare_pair(duels: Sequence[Duel], replies: Replies) -> tuple[dict[str, Any], list[Judgement]]:
+    """Compares two models on all prompts. `pair_reports` adds what needs the other pairs or other raters."""
     judgements = [EQUAL if duel.equal else replies.judgement(duel) for duel in duels]
     asked = [judgement for duel, judgement in zip(duels, judgements, strict=True) if not duel.equal]
     outcome = outcome_of(judgements)
@@ -44,17 +44,17 @@ def contest(duels: Sequence[Duel], replies: Replies) -> tuple[dict[str, Any], li
         **win_rate(outcome),
         "null": nulls(judgements),
         "equal_answers": len(duels) - len(asked),
-        "preference": preference(judgements),
+        "preference": mean_preference(judgements),
         "p": intervals.sign_test(outcome.wins, outcome.losses),
         "consistency": proportion(judgement.consistent for judgement in asked if judgement.choice),
         "first_position": first_position(verdicts),
         "parse_failures": parse_failures(verdicts),
-        "length": lengths(duels, judgements),
+        "length": length_bias(duels, judgements),
     }, judgements
 
 
-def preference(judgements: Iterable[Judgement]) -> Estimate:
-    """The mean share of the first model over prompts; t or the exact bootstrap over prompts, within [0, 1]."""
+def mean_preference(judgements: Iterable[Judgement]) -> Estimate:
+    """The first model's mean share over prompts, with a t or exact bootstrap interval over prompts, cut to [0, 1]."""
     found = difference_estimate([each.preference for each in judgements if each.preference is not None])
     if found.get("low") is not None:
         found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
@@ -62,37 +62,37 @@ def preference(judgements: Iterable[Judgement]) -> Estimate:
 
 
 def first_position(verdicts: Iterable[Verdict]) -> Estimate:
-    """How often the answer shown first wins where one does; as each duel is shown in both orders, 0.5 is no position bias.
+    """How often the answer shown first wins, ties aside. Each duel is shown in both orders, so 0.5 means no position bias.
 
-    Wilson's interval takes replies for independent, which the two orders of one duel are not.
+    Wilson's interval assumes independent replies, which the two orders of one duel are not.
     """
     return proportion(verdict.letter == "A" for verdict in verdicts if verdict.letter in ("A", "B"))
 
 
 def parse_failures(verdicts: Iterable[Verdict]) -> Estimate:
-    """How many requests brought no verdict, whatever the reason."""
+    """The share of requests without a verdict, whatever the reason."""
     return proportion(verdict.letter is None for verdict in verdicts)
 
 
-def lengths(duels: Sequence[Duel], judgements: Sequence[Judgement]) -> dict[str, Any]:
+def length_bias(duels: Sequence[Duel], judgements: Sequence[Judgement]) -> dict[str, Any]:
     """Which model writes more characters, whether the longer answer wins, and the win rate at equal length."""
-    judged_gaps = [
+    differences = [
         (len(duel.one) - len(duel.other), judgement.choice)
         for duel, judgement in zip(duels, judgements, strict=True)
         if judgement.choice
     ]
     return {
-        "share_longer": proportion(gap > 0 for gap, _ in judged_gaps),
-        "share_shorter": proportion(gap < 0 for gap, _ in judged_gaps),
-        "longer_wins": proportion((gap > 0) == (choice == FIRST) for gap, choice in judged_gaps if gap and choice != TIE),
+        "share_longer": proportion(gap > 0 for gap, _ in differences),
+        "share_shorter": proportion(gap < 0 for gap, _ in differences),
+        "longer_wins": proportion((gap > 0) == (choice == FIRST) for gap, choice in differences if gap and choice != TIE),
         "length_controlled": length_controlled(duels, judgements),
     }
 
 
 def length_controlled(duels: Sequence[Duel], judgements: Sequence[Judgement]) -> Estimate:
-    """AlpacaEval's win rate at equal length, without its difficulties and gamed baselines: a diagnostic, no result.
+    """AlpacaEval's win rate at equal length, without its difficulties and gamed baselines: a diagnostic, not a result.
 
-    Where one model is nearly always the longer one the fit extrapolates, so it is refused there.
+    If one model's answer is nearly always the longer one, the fit would extrapolate, so there is none.
     """
     own, others = [len(duel.one) for duel in duels], [len(duel.other) for duel in duels]
     shares = [judgement.preference for judgement in judgements]
@@ -105,41 +105,41 @@ def length_controlled(duels: Sequence[Duel], judgements: Sequence[Judgement]) ->
         return undefined("the judgements do not determine the fit", n=len(known))
     rate = found["estimate"] / 100
     made: Estimate = {"estimate": rate, "standard_error": found["standard_error"] / 100, "n": len(known), "prior": None}
-    if abs(rate - mean(value for *_, value in known)) > EXTREME_CHANGE:
+    if abs(rate - mean(value for *_, value in known)) > LARGEST_LENGTH_CORRECTION:
         made["warning"] = "more than 10 pp from the mean preference: do not trust it"
     return made
 
 
-def beside_keywords(
+def agreement_with_hit_rates(
     judgements: Sequence[Judgement], rates: tuple[Sequence[float], Sequence[float]], tie_threshold: float
 ) -> dict[str, Any]:
-    """How the judge agrees with the hit rates of both models, prompt by prompt."""
-    hit = [CHOICES[compare([one], [other], tie_threshold).index(1)] for one, other in zip(*rates, strict=True)]
-    return agreed([(own, choice) for given, choice in zip(judgements, hit, strict=True) if (own := given.choice)])
+    """The judge's agreement with the order of both models' hit rates, prompt by prompt."""
+    by_rate = [CHOICES[compare([one], [other], tie_threshold).index(1)] for one, other in zip(*rates, strict=True)]
+    return agreement_report([(own, choice) for one, choice in zip(judgements, by_rate, strict=True) if (own := one.choice)])
 
 
-def beside_people(
+def agreement_with_votes(
     pair: tuple[str, str], judgements: Sequence[Judgement], references: Sequence[dict], votes: Sequence[Vote]
 ) -> dict[str, Any]:
-    """How the judge agrees with people's votes, by the majority on each prompt; both bad is a tie."""
+    """The judge's agreement with the majority of people's votes on each prompt; "both bad" counts as a tie."""
     balance = balances(pair, [vote for vote in votes if vote.pair == tuple(sorted(pair))])
     chosen = {id: FIRST if value > 0 else SECOND if value < 0 else TIE for id, value in balance.items()}
-    given = {row["id"]: judgement.choice for row, judgement in zip(references, judgements, strict=True)}
-    return agreed([(own, choice) for id, choice in sorted(chosen.items()) if (own := given.get(id))])
+    of_judge = {row["id"]: judgement.choice for row, judgement in zip(references, judgements, strict=True)}
+    return agreement_report([(own, choice) for id, choice in sorted(chosen.items()) if (own := of_judge.get(id))])
 
 
-def agreed(ratings: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def agreement_report(ratings: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return {"agreement": agreement(ratings), "kappa": cohen_kappa(ratings)}
 
 
-def decided(found: dict[str, dict], judgements: Mapping[str, Sequence[Judgement]], rules: Score) -> None:
-    """Adds Holm's p over the three pairs, and the verdict in score's words; differences are those of the preference from 1/2."""
+def add_decisions(found: dict[str, dict], judgements: Mapping[str, Sequence[Judgement]], rules: Score) -> None:
+    """Adds Holm's p over the three pairs and score's verdict, by the preferences' differences from 1/2."""
     adjusted = statistics.holm([each["p"] for each in found.values()])
     for (name, each), p_holm in zip(found.items(), adjusted, strict=True):
-        gaps = [given.preference - 0.5 for given in judgements[name] if given.preference is not None]
+        differences = [one.preference - 0.5 for one in judgements[name] if one.preference is not None]
         outcome = Outcome(each["wins"], each["ties"], each["losses"])
-        decision = verdict(gaps, outcome, p_holm, rules)
-        each |= {"p_holm": p_holm, "decision": decision, "detectable": detectable(gaps, rules.alpha)}
+        decision = verdict(differences, outcome, p_holm, rules)
+        each |= {"p_holm": p_holm, "decision": decision, "detectable": detectable(differences, rules.alpha)}
 
 
 def pair_duels(pair: tuple[str, str], references: Sequence[dict], texts: Mapping[str, list[str]]) -> list[Duel]:
@@ -158,12 +158,12 @@ def pair_reports(
     found, judgements = {}, {}
     for pair in PAIRS:
         name = pair_name(pair)
-        found[name], judgements[name] = contest(duels[name], replies)
+        found[name], judgements[name] = compare_pair(duels[name], replies)
         both = rates[pair[0]], rates[pair[1]]
-        found[name]["keywords"] = beside_keywords(judgements[name], both, rules.tie_threshold)
+        found[name]["keywords"] = agreement_with_hit_rates(judgements[name], both, rules.tie_threshold)
         if votes is not None:
-            found[name]["people"] = beside_people(pair, judgements[name], references, votes)
-    decided(found, judgements, rules)
+            found[name]["people"] = agreement_with_votes(pair, judgements[name], references, votes)
+    add_decisions(found, judgements, rules)
     return found
 
 
@@ -177,7 +177,7 @@ def hit_rates(references: Sequence[dict], texts: Mapping[str, list[str]]) -> dic
 
 
 def reply_report(orders: Iterable[Order], replies: Replies) -> dict[str, Any]:
-    """How many requests gave a verdict, why the others gave none, and how sure the judge was of saying one of the three."""
+    """How many requests gave no verdict and why, and the probability that the judge gave to the three verdicts together."""
     verdicts = [replies.verdict(order) for order in orders]
     masses = [verdict.mass for verdict in verdicts if verdict.mass is not None]
     return {
@@ -189,8 +189,8 @@ def reply_report(orders: Iterable[Order], replies: Replies) -> dict[str, Any]:
 
 
 def self_agreement(orders: Iterable[Order], replies: Replies, repeats: int) -> Estimate:
-    """The share of requests to which the same judge gave the same verdict every time."""
+    """The share of requests that the judge answered with the same verdict every time."""
     if repeats < 2:
-        return undefined("every request was sent once; send it more often by --repeats", n=0)
-    given = [{replies.verdict(order, repeat).letter for repeat in range(repeats)} for order in orders]
-    return proportion(len(letters) == 1 for letters in given if None not in letters)
+        return undefined("each request was sent once; --repeats sends it more often", n=0)
+    repeated = [{replies.verdict(order, repeat).letter for repeat in range(repeats)} for order in orders]
+    return proportion(len(letters) == 1 for letters in repeated if None not in letters)

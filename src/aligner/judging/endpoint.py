@@ -1,15 +1,15 @@
-"""Chat completions from an OpenAI-compatible endpoint: several at once, with bounded retries, each reply kept on disk.
+"""Chat completions from an OpenAI-compatible endpoint: in parallel, with bounded retries, each reply stored on disk.
 
     endpoint = Endpoint("http://localhost:8000/v1", key=None, timeout=60)
     for name, outcome in endpoint.ask_all({name: body}, parallel=4):
         ...                                             # a Reply, or a Failure that says why there is none
 
-The `openai` client retries what fails for the moment (408, 409, 429, 5xx, a timeout, a broken connection) after a growing pause,
-or after the server's Retry-After of up to two minutes. A wrong endpoint (no connection, a refused key, an unknown address)
-raises InputError at once.
+The `openai` client retries temporary failures (408, 409, 429, 5xx, a timeout, a broken connection) after a growing pause, or
+after the server's Retry-After of up to two minutes. A wrong endpoint (no connection, a refused key, an unknown address) raises
+InputError at once.
 
-The key travels in one header to one host. Redirects are not followed, the environment's proxies, ~/.netrc and OPENAI_* variables
-are ignored, and a key leaves this machine over TLS only. A reply that repeats the key is malformed and never written down.
+The key is sent in one header to one host, and leaves this machine over TLS only. Redirects are not followed. The environment's
+proxies, ~/.netrc and OPENAI_* variables are ignored. A reply that repeats the key counts as malformed and is never stored.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from aligner.judging.replies import Failure, Malformed, Reply, canonical, keep, read_completion
+from aligner.judging.replies import Failure, Malformed, Reply, canonical, read_completion, store
 from aligner.run.errors import InputError
 from aligner.run.terminal import bar, printable
 
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 TRIES = 5
 MOST_BYTES = 2**20  # of one reply
-SENT = ("Host", "Content-Type", "Content-Length", "Accept", "User-Agent")  # the other headers of a request are dropped
-READ = ("Retry-After", "Location")  # the headers of a reply that anything depends on
-RETRIED = {408, 409, 429}  # by openai, as are all from 500 on
-WRONG = {401, 403, 404, 405}  # for one request as for all
+SENT = ("Host", "Content-Type", "Content-Length", "Accept", "User-Agent")  # request headers; all others are dropped
+READ = ("Retry-After", "Location")  # reply headers; all others are dropped
+RETRIED = {408, 409, 429}  # by openai, which also retries 500 and above
+WRONG = {401, 403, 404, 405}  # every request would fail
 LEGIBLE_KEY = re.compile(r"[A-Za-z0-9._~+/=:-]+")
-STREAK = 10  # failures, one after the other, that end the run
-SHORTEST_SECRET = 8  # characters; servers that want no key are often given EMPTY or x, which any text may hold
+STREAK = 10  # consecutive failures that end the run
+SHORTEST_SECRET = 8  # characters; placeholder keys such as EMPTY or x may occur in any text
 
 
 # ---- Asking ------------------------------------------------------------------------------------------------------------
 
 
 class Transport(httpx2.HTTPTransport):
-    """One exchange: sends the headers of SENT and the key, and reads at most MOST_BYTES within `timeout` seconds.
+    """One exchange: it sends the headers of SENT and the key, and reads at most MOST_BYTES within `timeout` seconds.
 
-    openai would also send headers about this machine, and any that environment variables ask for.
+    Without it, openai would also send headers that describe this machine or come from environment variables.
     """
 
     def __init__(self, key: str | None, timeout: float) -> None:
@@ -67,19 +67,19 @@ class Transport(httpx2.HTTPTransport):
         if self.stopped:
             raise self.stopped
         deadline = time.monotonic() + self._timeout
-        request.headers = httpx2.Headers(self._authorization | chosen(request.headers, SENT) | {"Accept-Encoding": "identity"})
+        request.headers = httpx2.Headers(self._authorization | only(request.headers, SENT) | {"Accept-Encoding": "identity"})
         try:
             with contextlib.closing(super().handle_request(request)) as response:
                 raw = read_body(response.stream, deadline)
-                return httpx2.Response(response.status_code, headers=chosen(response.headers, READ), content=raw)
+                return httpx2.Response(response.status_code, headers=only(response.headers, READ), content=raw)
         except (httpx2.ConnectError, UnicodeError) as error:  # UnicodeError: a host name that cannot be looked up
             if self.answered:
                 raise
-            told = f"no connection to {request.url.host} ({printable(str(error))[:200]}). Is the address right?"
-            raise InputError(f"{told} Is the server running? Start it, and run the same command again") from None
+            reason = f"no connection to {request.url.host} ({printable(str(error))[:200]}). Is the address right?"
+            raise InputError(f"{reason} Is the server running? Start it, and run the same command again") from None
 
 
-def chosen(headers: httpx2.Headers, names: tuple[str, ...]) -> dict[str, str]:
+def only(headers: httpx2.Headers, names: tuple[str, ...]) -> dict[str, str]:
     return {name: headers[name] for name in names if name in headers}
 
 
@@ -95,7 +95,7 @@ def read_body(chunks: Any, deadline: float) -> bytes:
 
 
 class Endpoint:
-    """Where completions come from. `url` is the part before /chat/completions; `timeout` is in seconds, for one try."""
+    """A source of completions. `url` is the part before /chat/completions; `timeout` is in seconds, for one try."""
 
     def __init__(self, url: str, key: str | None, timeout: float) -> None:
         self.url = checked_url(url)
@@ -104,13 +104,13 @@ class Endpoint:
         self._transport = Transport(key, timeout)
         self._client = client(self.url, self._transport, timeout)
         self._lock = threading.Lock()
-        self._failures = 0  # one after the other
+        self._failures = 0  # consecutive
 
     def ask_all(self, bodies: Mapping[str, dict], parallel: int) -> Generator[tuple[str, Reply | Failure], None, None]:
-        """(name, outcome) of every request, in the order in which they come; at most `parallel` are under way at once.
+        """Yields (name, outcome) of each request in the order of arrival; at most `parallel` run at once.
 
-        When the caller closes the iterator (contextlib.closing) no further request is sent. The pool's workers are daemons: no
-        exit waits for one of them.
+        Once the caller closes the iterator (contextlib.closing), no further request is sent. The pool's workers are daemons, so
+        the process can exit without them.
         """
         with ThreadPool(max(1, min(parallel, len(bodies)))) as pool:
             try:
@@ -130,13 +130,13 @@ class Endpoint:
             raise
 
     def _count(self, outcome: Reply | Failure) -> None:
-        """Raises InputError at STREAK failures in a row: here, since the workers run ahead of whoever reads the outcomes."""
+        """Raises InputError after STREAK consecutive failures; the workers do it, since they run ahead of the caller."""
         with self._lock:
             self._failures = self._failures + 1 if isinstance(outcome, Failure) else 0
             if isinstance(outcome, Failure) and self._failures >= STREAK:
                 raise InputError(
-                    f"{STREAK} requests one after the other had no reply from {self.url}, the last for this reason: "
-                    f"{outcome.reason}. What was answered is kept; mend the endpoint, and run the same command to go on"
+                    f"{STREAK} consecutive requests had no reply from {self.url}, the last for this reason: {outcome.reason}. "
+                    "All replies so far are stored; repair the endpoint, and run the same command to continue"
                 )
 
     def _outcome(self, body: dict) -> Reply | Failure:
@@ -160,45 +160,45 @@ class Endpoint:
 
     def _refused(self, error: openai.APIStatusError) -> Failure:
         status = error.status_code
-        passing = status in RETRIED or status >= 500
-        if passing or (status >= 400 and status not in WRONG and self._transport.answered):
+        temporary = status in RETRIED or status >= 500
+        if temporary or (status >= 400 and status not in WRONG and self._transport.answered):
             return Failure(f"HTTP {status}")
         raise InputError(self._advice(status, error)) from None
 
     def _advice(self, status: int, error: openai.APIStatusError) -> str:
         body = error.body.get("message") if isinstance(error.body, dict) else error.body
-        said = f"{self.url} answers HTTP {status}" + (f" ({self._told(str(body))})" if body else "")
+        answer = f"{self.url} answers HTTP {status}" + (f" ({self._harmless(str(body))})" if body else "")
         if status in (401, 403):
-            return f"{said}. Put a key that it accepts into an environment variable, and name it: --key-variable NAME"
+            return f"{answer}. Put a valid key into an environment variable, and name that: --key-variable NAME"
         if status in (404, 405):
-            return f"{said}. Look at --endpoint (it mostly ends in /v1) and at the model's name, --judge"
+            return f"{answer}. Check --endpoint (it usually ends in /v1) and the model's name, --judge"
         if 300 <= status < 400:
-            target = self._told(error.response.headers.get("Location", "nowhere"))[:200]
-            return f"{said}: it redirects to {target}, which is not followed. Give the final address as --endpoint"
-        return f"{said}. If it does not know log-probabilities: --no-logprobs"
+            target = self._harmless(error.response.headers.get("Location", "nowhere"))[:200]
+            return f"{answer}: it redirects to {target}, which is not followed. Give the final address as --endpoint"
+        return f"{answer}. If it does not know log-probabilities: --no-logprobs"
 
-    def _told(self, text: str) -> str:
-        """A server's words as a message may show them: short, harmless to a terminal, without the key."""
+    def _harmless(self, text: str) -> str:
+        """A server's message, shortened, without the key and without control characters."""
         shown = text.replace(self._secret, "[key]") if self._secret else text
         return printable(" ".join(shown.split()))[:300]
 
 
 def ask_missing(endpoint: Endpoint, bodies: Mapping[str, dict], parallel: int, cache: Cache) -> dict[str, Reply | Failure]:
-    """The outcome of every request; replies are kept as they come."""
+    """The outcome of each request; replies are stored as they arrive."""
     outcomes: dict[str, Reply | Failure] = {}
     asking = endpoint.ask_all(bodies, parallel)
     with contextlib.closing(asking), bar("judge", len(bodies), "reply") as progress:
         for key, outcome in asking:
             outcomes[key] = outcome
             if isinstance(outcome, Reply):
-                keep(cache, key, outcome)
+                store(cache, key, outcome)
             progress.update()
     return outcomes
 
 
 def client(url: str, transport: Transport, timeout: float) -> openai.OpenAI:
     """A client that follows no redirect and reads no proxy, key or address from the environment."""
-    import openai  # here, because the import costs half a second
+    import openai  # here, because the import takes half a second
 
     http = httpx2.Client(transport=transport, follow_redirects=False, trust_env=False)
     unused = "the transport adds the key"
@@ -206,33 +206,33 @@ def client(url: str, transport: Transport, timeout: float) -> openai.OpenAI:
 
 
 def checked_url(url: str) -> str:
-    """An address without a trailing slash; refused with a user, a query or a fragment, where people put keys that get logged."""
+    """The address without a trailing slash. A user, query or fragment is refused: people put keys there, and logs show them."""
     try:
         parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        whole = whole and parts.hostname == httpx2.URL(url).raw_host.decode()  # it asks the host that is checked here
+        whole = whole and parts.hostname == httpx2.URL(url).raw_host.decode()  # the client uses this very host
     except (ValueError, httpx2.InvalidURL):
         whole = False
     if not whole or not url.isascii() or not url.isprintable() or " " in url:
         raise InputError("--endpoint must be an address such as http://localhost:8000/v1 or https://api.example.com/v1")
     if "@" in parts.netloc or "?" in url or "#" in url:
-        raise InputError("--endpoint must hold no user, password, query or fragment; give a key by --key-variable NAME")
+        raise InputError("--endpoint must have no user, password, query or fragment; name a key by --key-variable NAME")
     return url.rstrip("/")
 
 
 def key_of(variable: str | None) -> str | None:
-    """The key that the named environment variable holds."""
+    """The key in the named environment variable."""
     if variable and not os.environ.get(variable):
         raise InputError(f"the environment variable {printable(variable)} holds no key. Set it, or leave --key-variable out")
     return os.environ[variable] if variable else None
 
 
 def checked_key(key: str | None, url: str) -> str | None:
-    """The key, of characters that fit a header as they are; it is never shown."""
+    """The key, if a header can hold it and the connection is safe; messages never show it."""
     if key is None:
         return None
     if not LEGIBLE_KEY.fullmatch(key):
-        raise InputError("the key holds characters that no key has (a space or a line end?); look at the environment variable")
+        raise InputError("the key has characters that no key has (a space or a line end?); check the environment variable")
     parts = urlsplit(url)
     if parts.scheme == "http" and not is_this_machine(parts.hostname or ""):
         raise InputError(f"a key is not sent to {parts.hostname} without TLS, where others could read it. Use https, or no key")

@@ -1,4 +1,4 @@
-"""A reply of the judge: read strictly from a chat completion, and kept on disk by its request."""
+"""A judge's reply: parsed strictly from a chat completion, and stored on disk under its request."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from aligner.run.terminal import printable
 
 
 class Candidate(NamedTuple):
-    """One of the tokens that could have stood at a place, with its natural log-probability."""
+    """An alternative for one token, with its natural log-probability."""
 
     token: str
     logprob: float
 
 
 class Reply(NamedTuple):
-    """A completion: the model that says it gave it, its text, why it ended, and for each token the likeliest candidates there.
+    """A completion: the model that it names, its text, why it ended, and for each token the likeliest candidates.
 
-    `tokens` is None where the endpoint gives no log-probabilities.
+    `tokens` is None if the endpoint gives no log-probabilities.
     """
 
     model: str | None
@@ -41,14 +41,14 @@ class Failure(NamedTuple):
 
 
 class Malformed(ValueError):
-    """A body that is no chat completion; the message is a short reason, of which there are few."""
+    """A body that is not a chat completion; the message is one of a few short reasons."""
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
 def read_completion(raw: bytes) -> Reply:
-    """The first choice of a chat completion; Malformed says what it is instead."""
+    """The first choice of a chat completion; raises Malformed for any other body."""
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError):
@@ -71,9 +71,9 @@ def read_completion(raw: bytes) -> Reply:
 
 
 def candidate(row: dict[str, Any]) -> Candidate:
-    """Its log-probability is finite and not above 0; what rounding puts a little above 0 is 0."""
+    """A candidate whose log-probability is finite and at most 0; a rounding error above 0 becomes 0."""
     value = row["logprob"]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e6 < value < 1e-3:  # nan is in no range
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e6 < value < 1e-3:  # false for nan
         raise Malformed("another schema")
     return Candidate(text(row["token"]), min(0.0, float(value)))
 
@@ -84,11 +84,11 @@ def text(value: Any) -> str:
     return value
 
 
-# ---- Keeping ---------------------------------------------------------------------------------------------------------
+# ---- Storing ---------------------------------------------------------------------------------------------------------
 
 
 class JSONOnly(diskcache.JSONDisk):
-    """Entries as JSON. JSONDisk alone writes no pickle, but would load one where a row of the database says that it is one."""
+    """Entries as JSON only. JSONDisk writes no pickle, but would load one that a row of the database declares."""
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
         if mode not in (diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY):
@@ -97,7 +97,7 @@ class JSONOnly(diskcache.JSONDisk):
 
 
 def open_cache(folder: Path) -> diskcache.Cache:
-    """The replies of all runs, in one SQLite file that nothing is ever evicted from; a write is whole or not there."""
+    """The replies of all runs, in one SQLite file without eviction; writes are atomic."""
     try:
         return diskcache.Cache(str(folder), disk=JSONOnly, eviction_policy="none")
     except sqlite3.DatabaseError as error:
@@ -110,16 +110,16 @@ def canonical(value: Any) -> bytes:
 
 
 def request_key(url: str, body: dict, repeat: int) -> str:
-    """SHA-256 of all that a reply depends on: the endpoint, the body (model, messages, settings), and which repeat it is."""
+    """SHA-256 of everything that a reply depends on: endpoint, body (model, messages, settings) and number of the repeat."""
     return hashlib.sha256(canonical([url, body, repeat])).hexdigest()
 
 
-def keep(cache: diskcache.Cache, key: str, reply: Reply) -> None:
+def store(cache: diskcache.Cache, key: str, reply: Reply) -> None:
     cache.set(key, [reply, seal(key, reply)])
 
 
-def kept(cache: diskcache.Cache, key: str) -> Reply | None:
-    """The reply of an earlier run; None where there is none, or its entry is damaged."""
+def stored(cache: diskcache.Cache, key: str) -> Reply | None:
+    """The reply of an earlier run; None if there is none or its entry is damaged."""
     try:
         reply, sealed = cache.get(key) or (None, None)
         if reply is None or sealed != seal(key, reply):
@@ -132,5 +132,5 @@ def kept(cache: diskcache.Cache, key: str) -> Reply | None:
 
 
 def seal(key: str, reply: Any) -> str:
-    """Binds a reply to its request, so that a damaged or misplaced entry is seen."""
+    """Binds a reply to its request, which reveals a damaged or misplaced entry."""
     return hashlib.sha256(canonical([key, reply])).hexdigest()

@@ -1,4 +1,4 @@
-"""The judge's report as people read it: reports/judge.md and the last lines on the terminal."""
+"""The judge's report for people: reports/judge.md and the last lines on the terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from aligner.scoring.estimates import Estimate
 from aligner.scoring.inputs import MODELS
 
 
-def identity(judge: Judge, replies: Replies) -> dict[str, Any]:
-    """What would have to be the same for the same result."""
+def judge_identity(judge: Judge, replies: Replies) -> dict[str, Any]:
+    """Everything that must be equal for an equal result."""
     return {
         "endpoint": judge.url,
         "model": judge.model,
@@ -26,7 +26,7 @@ def identity(judge: Judge, replies: Replies) -> dict[str, Any]:
     }
 
 
-def settings(rules: Score, repeats: int) -> dict[str, Any]:
+def judge_settings(rules: Score, repeats: int) -> dict[str, Any]:
     return {
         "win": "both orders name the same answer; a tie where they disagree or both say tie; null where one says nothing",
         "preference": "mean of both orders' (P(A) + P(tie)/2) / (P(A) + P(B) + P(tie)), or of their verdicts alone",
@@ -47,7 +47,7 @@ def unconfigured(prompts: int, count: int) -> str:
     )
 
 
-def summary(report: dict[str, Any]) -> Iterator[str]:
+def summary_lines(report: dict[str, Any]) -> Iterator[str]:
     for name, found in report["pairs"].items():
         rate = f"win rate {figure(found['win_rate']['estimate'])} ({interval(found['win_rate']) or 'undefined'})"
         yield f"{name.replace('_vs_', ' over ')}: {rate}, n = {found['n']}, {found['decision']['verdict']}"
@@ -59,14 +59,14 @@ def reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
 
 
-def page(report: dict[str, Any]) -> str:
-    judge, told = report["judge"], report["evidence"]["verdict"]
+def report_page(report: dict[str, Any]) -> str:
+    judge, evidence = report["judge"], report["evidence"]["verdict"]
     names = ", ".join(map(markdown, judge["replied_as"])) or "no name"
     asked = f"Judge: {markdown(judge['model'])}, which replied as {names}, at temperature {judge['temperature']}, in both orders."
-    wins = "A win takes both orders; where they disagree it is a tie. Rates stand with their 95% intervals; kappa has none here."
+    wins = "A win needs both orders; if they disagree, it is a tie. Rates have 95% intervals; kappa has none here."
     parts = [
-        "# What a language model says about the answers",
-        f"**{told[0].upper()}{told[1:]}.**",
+        "# A language model's verdict on the answers",
+        f"**{evidence[0].upper()}{evidence[1:]}.**",
         f"{asked} The prompt's SHA-256 begins with {judge['prompt_sha256'][:12]}. {wins}",
         outcome_table(report["pairs"]),
         preference_table(report["pairs"]),
@@ -83,8 +83,8 @@ def page(report: dict[str, Any]) -> str:
 
 def mass(found: dict[str, float] | None) -> str:
     if found is None:
-        return "not known, as the endpoint gives no log-probabilities"
-    return f"{found['mean']:.3f} on the mean, {found['smallest']:.3f} at least"
+        return "unknown, since the endpoint gives no log-probabilities"
+    return f"{found['mean']:.3f} on average, {found['smallest']:.3f} at least"
 
 
 def preference_table(pairs: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The question to a judge, what its reply says, and what both orders of two answers say together."""
+"""The question to a judge, the verdict in its reply, and the judgement of both orders of two answers together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aligner.judging.replies import Candidate, Failure, Reply, request_key
 from aligner.scoring.pairs import Outcome
 
 TEMPERATURE = 0
-MAX_TOKENS = 512  # a verdict takes five; the rest is for judges that cannot help thinking aloud
+MAX_TOKENS = 512  # a verdict takes five; the rest is for judges that think aloud
 TOP_LOGPROBS = 20
 SYSTEM = """You compare two answers to one question. The better answer is the one that says more of what is true and belongs to \
 the question, and less of what is false, beside the point or repeated. Neither length nor order, neither style nor praise of \
@@ -49,14 +49,14 @@ Order = tuple[str, str, str]  # a question, the answer shown first, the answer s
 
 
 class Judge(NamedTuple):
-    """Who is asked, and how."""
+    """The judge: its endpoint, its name there, and whether to ask for log-probabilities."""
 
     url: str
     model: str
     logprobs: bool
 
     def body(self, order: Order) -> dict[str, Any]:
-        """The whole request about two answers in one order."""
+        """The request body for two answers in one order."""
         soft = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self.logprobs else {}
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question(order)}]
         return {"model": self.model, "messages": messages, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS, **soft}
@@ -71,12 +71,12 @@ def question(order: Order) -> str:
 
 
 def nonce(order: Order) -> str:
-    """The code of the tags: it follows from all three texts, so that none of them can hold it but by an accident of 2^-64."""
+    """The code in the tags. It is a hash of all three texts, so a text can hold it only by a chance of 2^-64."""
     return hashlib.sha256(json.dumps(order).encode()).hexdigest()[:16]
 
 
 def defused(text: str) -> str:
-    """A text without anything that reads as a verdict, so that a judge who quotes it says none."""
+    """The text with every verdict mark broken, so that a judge that quotes it gives no verdict."""
     return MARK.sub(r"[ [\1] ]", text)
 
 
@@ -84,9 +84,9 @@ def defused(text: str) -> str:
 
 
 class Verdict(NamedTuple):
-    """What one reply says: A, B or tie, and the share in [0, 1] of the answer shown first; or the fault that makes it null.
+    """One reply's verdict: A, B or tie, and the share in [0, 1] of the answer shown first; or the fault that makes it null.
 
-    `mass` is the probability of the three verdicts together, where log-probabilities tell it.
+    `mass` is the probability of the three verdicts together, if log-probabilities are known.
     """
 
     letter: str | None = None
@@ -96,7 +96,7 @@ class Verdict(NamedTuple):
 
 
 def read_verdict(reply: Reply, code: str) -> Verdict:
-    """The last verdict of a reply, outside what it repeats between the tags of `code` or quotes (> at the start of a line)."""
+    """The last verdict of a reply, outside of text between the tags of `code` and of quotations (> at the start of a line)."""
     if reply.finish in ("length", "content_filter"):
         return Verdict(fault={"length": "cut off", "content_filter": "filtered"}[reply.finish])
     found = last_mark(reply.content, code)
@@ -105,20 +105,20 @@ def read_verdict(reply: Reply, code: str) -> Verdict:
     letter = LETTERS[found[1].casefold()]
     if reply.tokens is None:
         return Verdict(letter, WORTH[letter])
-    said = last_mark("".join(token for token, _ in reply.tokens), code)
-    soft = soft_share(candidates_at(reply.tokens, said.start(1))) if said and said[0] == found[0] else None
+    in_tokens = last_mark("".join(token for token, _ in reply.tokens), code)
+    soft = soft_share(candidates_at(reply.tokens, in_tokens.start(1))) if in_tokens and in_tokens[0] == found[0] else None
     return Verdict(letter, *soft) if soft else Verdict(fault="no verdict among the log-probabilities")
 
 
 def last_mark(content: str, code: str) -> re.Match[str] | None:
-    """The last [[A]], [[B]] or [[tie]] that is not quoted; quotations are blanked, so that places stay what they are."""
+    """The last [[A]], [[B]] or [[tie]] that is not quoted; blanks replace quotations, which keeps character positions."""
     quoted = re.compile(rf"<(\w+(?:-[AB])?-{code})>.*?(?:</\1>|\Z)|^[ \t]*>[^\n]*", re.DOTALL | re.MULTILINE)
     marks = list(MARK.finditer(quoted.sub(lambda found: " " * len(found[0]), content)))
     return marks[-1] if marks else None
 
 
 def candidates_at(tokens: Sequence[tuple[str, list[Candidate]]], place: int) -> list[Candidate]:
-    """What could have stood in place of the token with character number `place` of the text."""
+    """The candidates for the token that contains the character at index `place` of the text."""
     ends = itertools.accumulate(len(token) for token, _ in tokens)
     return next(candidates for end, (_, candidates) in zip(ends, tokens, strict=True) if end > place)
 
@@ -126,8 +126,8 @@ def candidates_at(tokens: Sequence[tuple[str, list[Candidate]]], place: int) -> 
 def soft_share(candidates: Iterable[Candidate]) -> tuple[float, float] | None:
     """(share, mass): the share of the answer shown first, (P(A) + P(tie)/2) / mass, with mass = P(A) + P(B) + P(tie).
 
-    Without a tie among the candidates this is AlpacaEval's exp(lp_A - logsumexp(lp_A, lp_B)). A candidate may carry spaces,
-    brackets or stars around its word; those of one word add up. None when no word is among them.
+    Without a tie among the candidates this is AlpacaEval's exp(lp_A - logsumexp(lp_A, lp_B)). A candidate may have spaces,
+    brackets or stars around its word; candidates with the same word add up. None if no candidate is a verdict.
     """
     named = [(LETTERS.get(each.token.strip(" \n\t[]*").casefold()), each.logprob) for each in candidates]
     words = [(word, logprob) for word, logprob in named if word]
@@ -151,7 +151,7 @@ class Duel(NamedTuple):
 
     @property
     def equal(self) -> bool:
-        """Nobody is asked about two equal answers, but as a canary."""
+        """Whether both answers are equal; the judge sees such a duel only as a canary."""
         return self.one == self.other
 
     @property
@@ -160,14 +160,14 @@ class Duel(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What both orders say about a duel: first, second or tie each, or None; and the share in [0, 1] of the first answer."""
+    """The verdicts of both orders of a duel (first, second, tie or None), and the share in [0, 1] of the first answer."""
 
     choices: tuple[str | None, str | None]
     preference: float | None
 
     @property
     def choice(self) -> str | None:
-        """Who wins: what both orders say, a tie where they disagree, None where one of them says nothing."""
+        """The winner if both orders agree, a tie if they disagree, None if one of them has no verdict."""
         if None in self.choices:
             return None
         return self.choices[0] if self.consistent else TIE
@@ -181,7 +181,7 @@ EQUAL = Judgement((TIE, TIE), 0.5)
 
 
 def judged(straight: Verdict, swapped: Verdict) -> Judgement:
-    """Both orders together: (share + (1 - share when swapped)) / 2, so that a preference for a position falls out."""
+    """Both orders together: (share + (1 - share when swapped)) / 2, which cancels a preference for a position."""
     choices = (
         {"A": FIRST, "B": SECOND, "tie": TIE, None: None}[straight.letter],
         {"A": SECOND, "B": FIRST, "tie": TIE, None: None}[swapped.letter],
@@ -192,18 +192,18 @@ def judged(straight: Verdict, swapped: Verdict) -> Judgement:
 
 
 def orders_of(duels: Iterable[Duel]) -> list[Order]:
-    """What there is to ask about these duels."""
+    """Both orders of each duel of two different answers."""
     return [order for duel in duels if not duel.equal for order in duel.orders]
 
 
 def requests(judge: Judge, canaries: Iterable[Order], pairs: Iterable[Order], repeats: int) -> dict[str, dict]:
-    """Every request body by its key, canaries first; those about the models as often as is wanted."""
+    """Each request body by its key: the canaries once, then those about the models `repeats` times."""
     bodies = {judge.key(order): judge.body(order) for order in canaries}
     return bodies | {judge.key(order, repeat): judge.body(order) for order in pairs for repeat in range(repeats)}
 
 
 class Replies:
-    """The outcomes of all requests, by what was asked."""
+    """The outcomes of all requests, looked up by order and repeat."""
 
     def __init__(self, judge: Judge, outcomes: Mapping[str, Reply | Failure]) -> None:
         self._judge = judge
@@ -217,7 +217,7 @@ class Replies:
         return judged(*map(self.verdict, duel.orders))
 
     def models(self) -> list[str]:
-        """The names that the endpoint gives to who replied; more than one means that several judges were mixed."""
+        """The model names in the replies; more than one means that several judges were mixed."""
         return sorted({each.model for each in self._outcomes.values() if isinstance(each, Reply) and each.model})
 
 

@@ -1,4 +1,4 @@
-"""Blind votes: lines of a file that people exported from the page -> votes that are checked, and preference pairs."""
+"""Blind votes: lines of a file that people exported from the page -> checked votes, and preference pairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEX = frozenset("0123456789abcdef")
 
 
 class Vote(NamedTuple):
-    """One rater's verdict on two answers to one prompt; where it stands, for messages."""
+    """One rater's verdict on two answers to one prompt; `place` is file:line, for messages."""
 
     place: str
     run: str
@@ -50,12 +50,12 @@ class Vote(NamedTuple):
 
     @property
     def choice(self) -> str:
-        """The verdict in terms of models, so that raters who saw other sides can be compared."""
+        """The verdict in terms of models, comparable between raters who saw the answers on different sides."""
         return self.winner or self.verdict
 
 
 class Judged(NamedTuple):
-    """The run that votes are about: every prompt's text, and every model's answer to it, by the prompt's id."""
+    """The run that votes are about: each prompt's text, and each model's answer to it, by the prompt's id."""
 
     run: str
     prompts: dict[str, str]
@@ -66,21 +66,21 @@ class Judged(NamedTuple):
 
 
 def read_run() -> Judged:
-    """The answers that lie in data/generated, as the page was made from them."""
+    """The run in data/generated, from which the page was made."""
     references = list(read_jsonl(REFERENCES))
     answers = {path.stem: {row["id"]: row["answer"] for row in read_jsonl(path)} for path in sorted(GENERATED.glob("*.jsonl"))}
     try:
-        texts = {name: [given[reference["id"]] for reference in references] for name, given in answers.items()}
+        texts = {name: [by_id[reference["id"]] for reference in references] for name, by_id in answers.items()}
     except KeyError as missing:
         raise InputError(f"{GENERATED} does not answer prompt {missing} of {REFERENCES}. Run: dvc repro") from None
     if not answers:
-        raise InputError(f"{GENERATED} holds no answers. Run: dvc repro; or name the run of the votes: --run FINGERPRINT")
+        raise InputError(f"{GENERATED} has no answers. Run: dvc repro; or name the run of the votes: --run FINGERPRINT")
     prompts = {reference["id"]: reference["prompt"] for reference in references}
     return Judged(blind.answers_fingerprint(references, texts), prompts, answers)
 
 
 def read_votes(paths: Sequence[str], run: str, judged: Judged | None) -> tuple[list[Vote], list[str]]:
-    """All good votes, and a line `file:line: kind: reason` for each bad one."""
+    """All valid votes, and a line `file:line: kind: reason` for each invalid one."""
     votes, problems = [], []
     seen: dict[Hashable, str] = {}
     seeds: dict[Hashable, Vote] = {}
@@ -109,14 +109,14 @@ def all_votes(files: Sequence[str]) -> list[Vote] | None:
 
 
 def lines_of(paths: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-    """Every physical line of these files, and where it stands."""
+    """Each physical line of the files, with its file:line."""
     for path in paths:
         for line, raw in enumerate(physical_lines(path), start=1):
             yield f"{printable(path)}:{line}", raw
 
 
 def read_vote(row: dict[str, Any], place: str) -> Vote:
-    """The vote of an object that holds exactly the keys of the format; raises BadRow."""
+    """The vote in an object with exactly the keys of the format; raises BadRow for any other."""
     for key in KEYS:
         if key not in row:
             raise BadRow("missing_key", f"`{key}` is missing; export the votes anew")
@@ -135,7 +135,7 @@ def read_vote(row: dict[str, Any], place: str) -> Vote:
 
 
 def check_vote(vote: Vote) -> None:
-    """What must hold of a vote by itself; the sides are those that its seed draws."""
+    """Checks one vote by itself; its sides must be those that its seed draws."""
     if len(vote.run) != 64 or not HEX.issuperset(vote.run):
         raise BadRow("bad_run", f"`run` must be a SHA-256 of 64 hex digits, not {shown(vote.run)}")
     if vote.verdict not in blind.VERDICTS:
@@ -149,10 +149,10 @@ def check_vote(vote: Vote) -> None:
 
 
 def check_run(vote: Vote, run: str, judged: Judged | None) -> None:
-    """Whether the vote is about the answers at hand, and about these very texts."""
+    """Checks that the vote is about this run, and about its very texts."""
     if vote.run != run:
-        where = GENERATED if judged else "--run"
-        raise BadRow("other_run", f"a vote on run {vote.run[:12]}…, not on {run[:12]}… ({where}); accept it by --run {vote.run}")
+        source = GENERATED if judged else "--run"
+        raise BadRow("other_run", f"a vote on run {vote.run[:12]}…, not on {run[:12]}… ({source}); accept it by --run {vote.run}")
     if judged is None:
         return
     if vote.id not in judged.prompts:
@@ -167,7 +167,7 @@ def check_run(vote: Vote, run: str, judged: Judged | None) -> None:
 
 
 def check_new(vote: Vote, seen: dict[Hashable, str], seeds: dict[Hashable, Vote]) -> None:
-    """One vote for each rater, pair of models and prompt, and one seed for all prompts of a rater's pair."""
+    """Checks that a rater votes once on a prompt and pair of models, and with one seed on all prompts of a pair."""
     key = (vote.rater, vote.pair, vote.id)
     if key in seen:
         raise BadRow("duplicate_vote", f"{shown(vote.rater)} voted on {shown(vote.id)} before, at {seen[key]}; keep one of them")
@@ -181,9 +181,9 @@ def check_new(vote: Vote, seen: dict[Hashable, str], seeds: dict[Hashable, Vote]
 
 
 def preference_pairs(votes: Sequence[Vote]) -> tuple[list[dict[str, str]], Counter]:
-    """A pair for each prompt and two answers of which more raters prefer one; what gives none, by reason.
+    """A pair for each prompt and two answers of which most raters prefer one; and the number of others, by reason.
 
-    Two models may have given the same answer, so votes are gathered by text. Empty answers cannot be trained on.
+    Votes are counted by text, since two models may have given the same answer. Empty answers cannot be trained on.
     """
     tallies: dict[tuple[str, str, str], Counter[str]] = {}
     left_out: Counter = Counter()
