@@ -1,6 +1,6 @@
-# Two commands: `make repro` and `make test`. Both set the environment up first; a second call installs nothing.
+# Two main commands: `make repro` and `make test`. Both install the environment first; a second call installs nothing.
 # `make test` is for everyday use; `make test-all` is what continuous integration runs.
-# The first Python of 3.11 or later that really runs; or name one: make repro PYTHON=/path/to/python3.12
+# The first Python from 3.11 on that runs; to choose one: make repro PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$name && break; done)
 BIN := .venv/bin
@@ -9,15 +9,15 @@ READY := .venv/.ready
 .PHONY: repro test test-all lint seeds bench verify help
 .DEFAULT_GOAL := help
 
-help:                ## Say what can be made
+help:                ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 repro: $(READY)      ## Install what is missing, then run the pipeline: dvc repro
-	@echo "==> dvc repro: prepare, sft, dpo, generate, score (what is up to date is skipped)"
+	@echo "==> dvc repro: prepare, sft, dpo, generate, score (DVC skips stages that are up to date)"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
 
-# Two workers. The tests of a module differ in length a hundredfold, so each worker begins with half of them, in order, and one
-# that is through takes over what the other has yet to run (worksteal).
+# Two workers. The tests of a module differ in length by a factor of 100, so each worker begins with half of them, in order, and
+# the one that finishes first takes over tests from the other (worksteal).
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test: lint           ## Check the style and run the quick tests (at most 5 minutes on two quiet cores)
@@ -33,26 +33,26 @@ lint: $(READY)       ## Check style, format and types: ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-verify: $(READY)     ## Run the whole pipeline afresh in a temporary clone; compare every output with dvc.lock (as long as repro)
+verify: $(READY)     ## Run the whole pipeline afresh in a temporary clone; compare every output with dvc.lock (takes as long as repro)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/verify.py
 
 SEEDS := 18 19 20 21
 
-seeds: $(READY)      ## Repeat the run with four other seeds (a quarter of an hour), and gather the five in docs/seeds.csv and docs/results.md
+seeds: $(READY)      ## Repeat the run with four other seeds (a quarter of an hour), and collect all five in docs/seeds.csv and docs/results.md
 	@for seed in $(SEEDS); do PATH="$(CURDIR)/$(BIN):$$PATH"; \
 		dvc exp remove --quiet seed-$$seed 2>/dev/null; dvc exp run --queue --name seed-$$seed -S seed=$$seed; done
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc exp run --run-all
 	@$(BIN)/python tools/seeds.py $(SEEDS)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/render_readme.py
 
-bench: $(READY)      ## Measure ours against stock trl on this machine (below 20 minutes on two quiet cores; leave it alone meanwhile)
+bench: $(READY)      ## Measure ours against stock trl on this machine (under 20 minutes on two quiet cores; run nothing else meanwhile)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=src $(BIN)/python benchmarks/bench.py
 
-# The stamp names the requirements that were installed; pip runs again only when they change.
+# The stamp is newer than requirements.txt after an installation; pip runs again only when requirements.txt changes.
 $(READY): requirements.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later found (transformers 5 needs it). Install one, or name it: make repro PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "==> creating .venv with $(PYTHON)"
 	@"$(PYTHON)" -m venv .venv
-	@echo "==> installing requirements.txt (once; some minutes)"
+	@echo "==> installing requirements.txt (once; takes some minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	@touch $(READY)

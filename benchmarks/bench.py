@@ -100,7 +100,7 @@ def median_interval(values: list[float], confidence: float = 0.95) -> tuple[floa
 
 
 def ratio(over: list[float], under: list[float]) -> dict[str, Any]:
-    """The median of the quotients of what was measured in the same rounds, and its interval."""
+    """The median ratio of measurements from the same rounds, and its interval."""
     quotients = [a / b for a, b in zip(over, under, strict=True)]
     return {"median": median(quotients), "interval": median_interval(quotients), "n": len(quotients)}
 
@@ -122,7 +122,7 @@ def skewed(kind: str, rows: list[dict[str, Any]], longest: int, seed: int) -> li
 
 
 def split(row: dict[str, Any]) -> dict[str, Any]:
-    """Prompt and answer of an SFT row: what stands before the first trained token, and the rest."""
+    """Prompt and answer of an SFT row: the tokens before the first trained one, and the rest."""
     start = next(place for place, label in enumerate(row["labels"]) if label != -100)
     return {"id": row["id"], "prompt_ids": row["input_ids"][:start], "answer": row["input_ids"][start:]}
 
@@ -137,7 +137,7 @@ def join(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(kind: str, params: dict[str, Any], home: Path, scratch: Path, threads: int, steps: int) -> dict[str, Any]:
-    """One stage on both data sets; its headline is that of the default data, its loss difference the larger of the two."""
+    """Measures one stage on both data sets; the headline is from the default data, the loss difference is the larger one."""
     entry = params["models"][params["model"]]
     config = json.loads((ROOT / entry["path"] / "config.json").read_text(encoding="utf-8"))
     shape = flops.llama(config, params["lora"]["r"])
@@ -155,7 +155,7 @@ def training(kind: str, params: dict[str, Any], home: Path, scratch: Path, threa
 
 
 def race(kind: str, description: dict[str, Any], threads: int, steps: int, shown: str) -> dict[str, list[dict[str, Any]]]:
-    """All ways and the matrix products, step by step."""
+    """Runs all ways and the matrix products in turn, step by step."""
     ways = ("ours", "stock", "helped")
     with contextlib.ExitStack() as running:
         legs = [running.enter_context(Leg(way, threads, kind=kind, way=way, **description)) for way in ways]
@@ -256,7 +256,7 @@ def preparing(rows: int) -> dict[str, Any]:
 
 
 def clone(folder: Path) -> Path:
-    """A clone of the working tree as it is, changes and all, with an empty DVC cache of its own."""
+    """Clones the working tree, including uncommitted changes, with its own empty DVC cache."""
     run(["git", "clone", "--quiet", ROOT, folder], ROOT)
     for name in output(["git", "ls-files", "-co", "--exclude-standard"]).splitlines():
         if (ROOT / name).is_file():
@@ -293,7 +293,7 @@ def stage_times(seconds: dict[str, float], first: float) -> dict[str, float]:
 
 
 def timed(command: list[Any], folder: Path) -> tuple[float, str]:
-    """Wall seconds of a command, and what it said."""
+    """Wall seconds and output of a command."""
     started = time.monotonic()
     said = run(command, folder)
     return time.monotonic() - started, said
@@ -320,7 +320,7 @@ def output(command: list[str]) -> str:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """The machine and library versions that the figures depend on."""
     return {
         "system": platform.platform(),
         "cpus": os.cpu_count(),
@@ -356,7 +356,7 @@ def rounded(value: Any) -> Any:
 
 
 def show(found: dict[str, Any]) -> None:
-    """The table for people."""
+    """Prints the table."""
     here = found["machine"]
     print(f"{here['cpus']} cores, {here['threads']} threads, load {here['load_at_start']:.1f} at the start, {here['system']}")
     print(f"\n{'':24}{'ours':>12}{'stock':>12}{'helped':>12}")
@@ -398,7 +398,7 @@ def compared(title: str, found: dict[str, Any]) -> Iterator[str]:
 
 
 def target_line(name: str, value: float | None, target: tuple[str, float] | None) -> str:
-    """A figure, and whether it reaches its target."""
+    """One line: a figure, and whether it reaches its target."""
     shown = f"{name:28}{'not run' if value is None else f'{value:.4g}':>12}"
     if value is None or target is None:
         return shown

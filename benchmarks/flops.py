@@ -29,7 +29,7 @@ TINYLLAMA = {
 
 
 class Shape(NamedTuple):
-    """What the formula needs of a model: N, p, L, h, V d, and all parameters that its file holds."""
+    """The inputs of the formula: N, p, L, h, V d, and the number of all parameters in the model's file."""
 
     linear: int
     adapter: int

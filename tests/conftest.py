@@ -6,8 +6,8 @@ Property tests try the same examples on every run, so that a red run can be run 
 
 import os
 
-# One thread for each of the workers, and none that spins for work while the other worker computes. OpenMP reads both once, when
-# torch loads. What is small enough for a test gains nothing from a second thread.
+# One thread per worker, and no thread that spins while the other worker computes. OpenMP reads both variables once, when torch
+# loads. Models in tests are too small to gain from a second thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -25,7 +25,7 @@ settings.load_profile("fixed")
 
 @pytest.fixture(scope="session", autouse=True)
 def shared(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Names the shelf: a worker's own temporary folder stands beside those of the others."""
+    """Names the shelf: the workers' temporary folders share one parent folder."""
     base = tmp_path_factory.getbasetemp()
     shelf.FOLDER = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shelf"
     shelf.FOLDER.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Compares a pipeline's outputs with those that dvc.lock names: which differ, and by how much.
+"""Compares a pipeline's outputs with those in dvc.lock: finds which differ, and by how much.
 
 tools/verify.py uses it. It knows DVC's MD5 of files and folders, and reads JSON, CSV, JSON lines, safetensors and text.
 """
@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-SHOWN = 10  # differences of one output that are listed
+MOST_LISTED = 10  # differences of one output
 
 
 @dataclass(frozen=True)
 class Result:
     """An output of the fresh run, compared with dvc.lock.
 
-    state: same, differs, missing (not made), extra (made, but not in dvc.lock), or which of Git and the cache holds other bytes
-    than dvc.lock.
+    state: same, differs, missing (not made), extra (made, but not in dvc.lock), or the message that Git or the cache holds other
+    bytes than dvc.lock.
     """
 
     path: str
@@ -38,8 +38,8 @@ class Result:
 def compare(locked: dict[str, str], folder: Path, committed: Path, cache: Path) -> list[Result]:
     """Compares each output in `folder` with its MD5 in dvc.lock, and with the expected bytes where they are at hand.
 
-    locked: path and MD5 of each output; of a folder, which is compared file by file, that of its listing, ending in .dir.
-    committed: a folder with the outputs that Git holds. cache: a DVC cache.
+    locked: path and MD5 of each output. A folder's MD5 is that of its listing and ends in .dir; its files are compared singly.
+    committed: a folder with the outputs in Git. cache: a DVC cache.
     """
     return [
         result
@@ -67,7 +67,7 @@ def of_file(folder: Path, path: str, md5: str, committed: Path, cache: Path) -> 
 
 
 def of_folder(folder: Path, path: str, md5: str, committed: Path, cache: Path) -> list[Result]:
-    """File by file, if the listing that dvc.lock names is in the cache or is the listing of the new folder; else as a whole."""
+    """Compares file by file if the listing in dvc.lock is in the cache or equals the new folder's; else the whole folder."""
     found = folder / path
     here = listing(found)
     expected = cached_listing(cache, md5) or (here if listing_md5(here) == md5 else None)
@@ -87,7 +87,7 @@ def listing(folder: Path) -> dict[str, str]:
 
 
 def listing_md5(files: dict[str, str]) -> str:
-    """DVC's name of a folder: the MD5 of its listing as JSON."""
+    """The MD5 that DVC gives to a folder: that of its listing as JSON."""
     entries = [{"md5": md5, "relpath": name} for name, md5 in files.items()]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
@@ -104,11 +104,11 @@ def digest(file: Path, algorithm: str) -> str:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
-# ---- How large a difference is --------------------------------------------------------------------------------------
+# ---- Size of a difference -------------------------------------------------------------------------------------------
 
 
 def difference_lines(results: list[Result]) -> Iterator[str]:
-    """For each output that differs, by how much."""
+    """Describes each output that differs, with the size of the difference."""
     for result in results:
         if result.state == "differs":
             yield f"\n{result.path} differs:"
@@ -122,16 +122,16 @@ def differences(reference: Path, found: Path, kind: str) -> list[str]:
     """One line for each value, series, tensor or field that differs, the largest difference first. kind: the file's suffix."""
     try:
         one, other = read_series(reference, kind), read_series(found, kind)
-    except (ValueError, KeyError, OSError):  # damaged, or not what its name says
+    except (ValueError, KeyError, OSError):  # damaged, or not the type that its suffix names
         one, other = of_bytes(reference), of_bytes(found)
     lines = [difference(name, one.get(name), other.get(name)) for name in {**one, **other}]
     apart = sorted(filter(None, lines), key=lambda line: -line[0])
-    rest = [f"and {len(apart) - SHOWN} more"] if len(apart) > SHOWN else []
-    return [text for _, text in apart[:SHOWN]] + rest or ["the same values, written differently"]
+    rest = [f"and {len(apart) - MOST_LISTED} more"] if len(apart) > MOST_LISTED else []
+    return [text for _, text in apart[:MOST_LISTED]] + rest or ["the same values, written differently"]
 
 
 def difference(name: str, expected: np.ndarray | None, found: np.ndarray | None) -> tuple[float, str] | None:
-    """A series' largest difference, relative to the largest expected value, and a line that says so; None if there is none."""
+    """A series' largest difference, relative to the largest expected value, and a line about it; None if the series are equal."""
     if expected is None or found is None:
         return np.inf, f"{name}: {'not expected' if expected is None else 'is missing'}"
     if expected.shape != found.shape:
@@ -162,7 +162,7 @@ def shape(values: np.ndarray) -> str:
 
 
 def read_series(file: Path, kind: str) -> dict[str, np.ndarray]:
-    """The content as named series: float arrays for numbers, arrays of objects for all else."""
+    """The content as named series: float arrays for numbers, object arrays for other values."""
     readers = {".json": of_json, ".csv": of_csv, ".safetensors": of_tensors, ".jsonl": of_rows}
     return readers.get(kind, of_lines)(file)
 
@@ -182,7 +182,7 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def of_csv(file: Path) -> dict[str, np.ndarray]:
-    """Each column of numbers, one series for every combination of the columns of text: `value of training`."""
+    """One series per numeric column and combination of text columns, for example `value of training`."""
     with file.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     if not rows:

@@ -2,7 +2,7 @@
 
 reads   dvc.yaml, src/
 writes  dvc.yaml: in each stage's `deps`, the Python files below src/; every other line stays as it is
-command PYTHONPATH=src python tools/deps.py            with --check: only say whether dvc.yaml is up to date (exit code 1 if not)
+command PYTHONPATH=src python tools/deps.py            with --check: changes nothing; exit code 1 if dvc.yaml is out of date
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from aligner.run.imports import code_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "dvc.yaml"
-# One stage's command, and behind it the list of its deps.
+# A stage's command, followed by the list of its deps.
 DEPS = re.compile(
     r"(?P<head> cmd: python (?P<script>src/\w+\.py)[^\n]*\n(?P<indent> +)deps:\n)(?P<deps>(?:(?P=indent)- [^\n]+\n)+)"
 )
@@ -31,7 +31,7 @@ def main(check: bool) -> int:
 
 
 def with_deps(pipeline: str, root: Path) -> str:
-    """The text of a dvc.yaml whose scripts lie in `root`, with the code in each stage's deps brought up to date."""
+    """The text of a dvc.yaml with the code in each stage's deps brought up to date; `root` is the folder of the dvc.yaml."""
     return DEPS.sub(
         lambda stage: stage["head"] + "".join(f"{stage['indent']}- {dep}\n" for dep in deps_of(stage, root)), pipeline
     )

@@ -1,10 +1,10 @@
-"""A coverage-guided search for a file that breaks the row loader (atheris: libFuzzer for Python).
+"""Searches for a file that breaks the row loader, guided by coverage (atheris: libFuzzer for Python).
 
-Each input is a whole data file and the kind it is read as. It must keep all rules of tests/support/loader_rules.py: no
+Each input is a whole data file and the kind to read it as. It must satisfy all rules of tests/support/loader_rules.py: no
 exception, counts that add up, printable reasons, and accepted rows that are accepted again and can be scored. Half of the
 mutations are libFuzzer's, on bytes; the other half change the JSON of one line, since most changed bytes only make it invalid.
 The search starts from the fixtures' lines and one good row of every format. It ends with the number of executions, or with the
-first file that breaks a rule (`crash-…` in the corpus folder), for which tests/data/test_rows.py should get a test.
+first file that breaks a rule (`crash-…` in the corpus folder); add a test for it to tests/data/test_rows.py.
 
 requirements.txt does not pin atheris: only this program needs it, and it has no wheel for macOS or Windows.
 
@@ -25,7 +25,7 @@ from typing import Any
 try:
     import atheris
 except ImportError:
-    raise SystemExit("atheris is missing; only this search needs it. Run: pip install atheris (Linux)") from None
+    raise SystemExit("atheris is missing; only this program needs it. Run: pip install atheris (Linux)") from None
 
 with atheris.instrument_imports(include=["aligner"]):
     from support.loader_rules import require_sound
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def try_file(path: Path, data: bytes) -> None:
-    """One execution: the first byte is the kind, the others are the file."""
+    """Runs one input: the first byte chooses the kind, the rest is the file."""
     require_sound(path, data[1:], KINDS[data[0] % len(KINDS)] if data else None)
 
 

@@ -1,4 +1,4 @@
-"""Writes two tables and a plot of docs/performance.md: how training grows, and the speeds computed from that.
+"""Writes two tables and a plot of docs/performance.md: how training time grows, and the speeds computed from that.
 
 reads   docs/growth.csv, docs/expected.csv           (benchmarks/growth.py writes them)
 writes  docs/performance.md (between its markers), docs/images/growth.svg
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def growth() -> str:
-    """One line a size, SFT and DPO side by side, and the plot."""
+    """The table with one line per size, SFT beside DPO, and the plot."""
     points = {(row["grows"], row["size"], row["stage"]): row for row in read_csv(GROWTH)}
     titles = ["grows", "size", "parameters"]
     titles += [f"{stage}, {what}" for stage in COLOURS for what in ("tokens a step", "seconds", "CPU seconds", "MB", "MFU")]
@@ -48,7 +48,7 @@ def growth() -> str:
 
 
 def expected() -> str:
-    """The speeds and sizes computed for TinyLlama."""
+    """The table of speeds and sizes computed for TinyLlama."""
     titles = ["machine", "share of the products' rate", "SFT tokens/s", "DPO pairs/s", "weights, GB", "activations, MB a token"]
     return markdown_table(titles, [list(row.values()) for row in read_csv(EXPECTED)])
 
@@ -56,7 +56,8 @@ def expected() -> str:
 def growth_svg() -> str:
     """Time and memory by each of the three sizes, as SVG.
 
-    Sizes and times are on logarithmic axes, where a slope is a power; memory, which starts from what the libraries take, is not.
+    Size and time have logarithmic axes, on which a slope is a power. Memory has a linear axis, since the libraries' share is
+    constant.
     """
     import vl_convert
 
@@ -64,7 +65,7 @@ def growth_svg() -> str:
 
 
 def growth_plot(rows: list[dict[str, str]]) -> dict[str, Any]:
-    """The Vega-Lite of the plot: a column of panels for each thing that grows."""
+    """The plot in Vega-Lite, with one column of panels per size that grows."""
     colour = {"field": "stage", "type": "nominal", "scale": {"domain": [*COLOURS], "range": [*COLOURS.values()]}}
     columns = []
     for grows, title in AXES.items():

@@ -1,4 +1,4 @@
-"""Writes every plot of the pipeline as SVG and PNG; with --page, the page template of `dvc plots show`, which needs no network.
+"""Writes every plot of the pipeline as SVG and PNG; with --page, writes an offline page template for `dvc plots show`.
 
 reads   plots/*.csv and models/base/loss.csv, and their templates .dvc/plots/*.json
 writes  dvc_plots/*.svg, dvc_plots/*.png; with --page .dvc/plots.html, which .dvc/config names
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / ".dvc" / "plots.html"
 LICENCES = ROOT / "docs" / "plots_licences.txt"
 PICTURES = ROOT / "dvc_plots"
-# The newest Vega-Lite of version 5, which the templates and DVC's own ones are written in.
+# The newest Vega-Lite 5, the version of our templates and DVC's own.
 VEGA_LITE = "5.21"
 CONFIG = {
     "background": "white",
@@ -98,7 +98,7 @@ def specifications() -> dict[str, dict[str, Any]]:
 
 
 def of_one_run(specification: dict[str, Any]) -> dict[str, Any]:
-    """The plot without the panels or dashes that tell revisions apart, since there is only the workspace."""
+    """The plot without the panels or dashes that separate revisions, since there is only the workspace."""
     single = {**specification, **specification.get("spec", {})}
     layers = [
         layer | {"encoding": {channel: value for channel, value in layer["encoding"].items() if channel != "strokeDash"}}

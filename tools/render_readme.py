@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/results.md from the last run, five answers picked by rule, and two plots as SVG.
+"""Writes the tables of README.md and docs/results.md from the last run, five sample answers, and two plots as SVG.
 
 reads   plots/*.csv, reports/score.json, data/generated/*.jsonl, data/prepared/references.jsonl, docs/seeds.csv, .dvc/plots
 writes  README.md and docs/results.md (between their markers), docs/images/*.svg
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def fill(path: Path, **contents: str) -> None:
-    """Replaces what a Markdown file has between the markers of each name."""
+    """Replaces the text between the markers of each name in a Markdown file."""
     text = path.read_text(encoding="utf-8")
     for name, content in contents.items():
         text = between(name, content, text)
@@ -46,7 +46,7 @@ def fill(path: Path, **contents: str) -> None:
 
 
 def between(name: str, content: str, text: str) -> str:
-    """The text with `content` between the two markers of `name`; ValueError where they are missing."""
+    """The text with `content` between the two markers of `name`; ValueError if they do not occur exactly once."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
     text, count = pattern.subn(lambda found: found[1] + content + found[2], text)
     if count != 1:
@@ -89,7 +89,7 @@ def _p(p: float) -> str:
 
 
 def lengths(report: dict[str, Any]) -> str:
-    """Each pair's mean difference of hit rates where length can play no part, with its interval and unadjusted p."""
+    """Each pair's mean difference of hit rates at matched length, with its interval and unadjusted p."""
     titles = ["mean difference of hit rates", "at similar length", "cut to the shorter answer's length"]
     rows = []
     for pair in PAIRS:
@@ -99,7 +99,7 @@ def lengths(report: dict[str, Any]) -> str:
 
 
 def _difference(matched: dict[str, Any]) -> str:
-    """0.019 (-0.010 to 0.048; n = 96, p = 0.2200), or what of it there is."""
+    """For example 0.019 (-0.010 to 0.048; n = 96, p = 0.2200); parts that are undefined are omitted."""
     difference = matched["mean_difference"]
     if difference["estimate"] is None:
         return f"undefined (n = {matched['n']})"
@@ -108,7 +108,7 @@ def _difference(matched: dict[str, Any]) -> str:
 
 
 def seeds() -> str:
-    """The same run with five seeds, from docs/seeds.csv, with mean and standard deviation."""
+    """The table of five seeds from docs/seeds.csv, with mean and standard deviation."""
     runs = read_csv(ROOT / "docs" / "seeds.csv")
     titles = ["seed", *MODELS, "sft over base", "dpo over sft", "adjusted p", "verdict", "precision of dpo"]
     rows = []
@@ -129,7 +129,7 @@ def _mean_and_deviation(values: list[float]) -> str:
 
 
 def answers(count: int = 5) -> str:
-    """The answers to the prompts whose ids have the smallest SHA-256: a rule picks them, and not a person."""
+    """The answers to the prompts whose IDs have the smallest SHA-256, so nobody can select them by hand."""
     references = read_jsonl(ROOT / "data/prepared/references.jsonl")
     by_model = {
         model: {row["id"]: row["answer"] for row in read_jsonl(ROOT / f"data/generated/{model}.jsonl")} for model in MODELS
@@ -144,7 +144,7 @@ def answers(count: int = 5) -> str:
 
 
 def pictures() -> None:
-    """Two of the plots as SVG, as tools/plots.py draws them all."""
+    """Writes two of the plots as SVG, drawn by tools/plots.py."""
     import plots
 
     drawn = plots.specifications()

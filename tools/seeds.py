@@ -1,8 +1,8 @@
-"""Gathers the runs of several seeds into docs/seeds.csv, from which tools/render_readme.py makes a table of docs/results.md.
+"""Collects the runs of several seeds in docs/seeds.csv; tools/render_readme.py makes a table of docs/results.md from it.
 
 reads   the last run, and the newest experiment of each name seed-N (reports from the DVC cache)
 writes  docs/seeds.csv
-command make seeds          (queues the experiments, runs them, then this and tools/render_readme.py)
+command make seeds          (queues and runs the experiments, then runs this and tools/render_readme.py)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(seeds: list[int]) -> None:
 
 
 def experiment(name: str) -> Callable[[str], str]:
-    """A function that reads files of the newest experiment of that name."""
+    """A function that reads files of the newest experiment with this name."""
     import dvc.api
 
     revision = git("for-each-ref", "--count=1", "--sort=-committerdate", "--format=%(objectname)", f"refs/exps/*/*/{name}")
@@ -48,7 +48,7 @@ def git(*arguments: str) -> str:
 
 
 def run_row(seed: int, read: Callable[[str], str]) -> dict[str, float | int | str]:
-    """The figures of one run, rounded to four digits; `read` gives the text of one of its files."""
+    """The figures of one run, rounded to four digits; `read` returns the text of one of its files."""
     score, dpo = (json.loads(read(f"reports/{stage}.json")) for stage in ("score", "dpo"))
     models = score["models"]
     row: dict[str, float | int | str] = {"seed": seed}
@@ -66,7 +66,7 @@ def run_row(seed: int, read: Callable[[str], str]) -> dict[str, float | int | st
 
 
 def ordered_groups(hit_rates: str) -> list[str]:
-    """The groups of prompts on which base < sft < dpo holds."""
+    """The groups of prompts with hit rates base < sft < dpo."""
     groups: dict[str, dict[str, float]] = {}
     for line in csv.DictReader(io.StringIO(hit_rates)):
         groups.setdefault(line["group"], {})[line["model"]] = float(line["hit_rate"])

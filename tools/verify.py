@@ -4,10 +4,10 @@ The clone is of the last commit, in another directory, with an empty DVC cache a
 PYTHONHASHSEED, time zone and locale differ from those here. Outputs are compared by the MD5 in dvc.lock, and by SHA-256 if the
 expected bytes are in Git or in this checkout's DVC cache; the report then gives the size of a difference.
 
-reads   the last commit; docs/verified.json (machines that are known to give the bytes of dvc.lock)
+reads   the last commit; docs/verified.json (machines that are known to reproduce dvc.lock byte for byte)
 writes  nothing here; with --record, this machine into docs/verified.json
-command python tools/verify.py            also: make verify. As long as dvc repro, which it runs
-exits   0 if all outputs have the bytes of dvc.lock; 1 if one has not, or the pipeline failed (the clone is kept); 130 interrupted
+command python tools/verify.py            or: make verify. It runs dvc repro and takes as long
+exits   0 if all outputs have the bytes of dvc.lock; 1 if one differs or the pipeline failed (the clone is kept); 130 interrupted
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from compare_outputs import Result, compare, difference_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = "docs/verified.json"
-GRACE_SECONDS = 60  # for an interrupted stage to end by itself
-KIND = ("processor", "instructions", "threads", "device", "torch", "system")  # what the last bits may depend on
+GRACE_SECONDS = 60  # time for an interrupted stage to end by itself
+KIND = ("processor", "instructions", "threads", "device", "torch", "system")  # the last bits of a result may depend on these
 
 
 def main(source: Path, settings: list[str], record: bool) -> int:
@@ -81,27 +81,27 @@ def run_afresh(source: Path, folder: Path, settings: list[str]) -> list[Result]:
 
 
 class Refused(Exception):
-    """Nothing was run; the message says why, and what to do."""
+    """Nothing was run; the message gives the reason and the next command."""
 
 
 def clone(source: Path, folder: Path) -> None:
-    """The last commit of `source` (not its uncommitted changes) in `folder`, with a DVC cache of its own."""
+    """Clones the last commit of `source`, without uncommitted changes, into `folder`, with its own DVC cache."""
     revision = output("git", "rev-parse", "HEAD", cwd=source)
     print(f"==> cloning {revision[:9]} into {folder}")
     if changed := output("git", "status", "--porcelain", cwd=source):
-        print(f"    uncommitted changes ({len(changed.splitlines())} files) are left out, and so are not verified")
+        print(f"    uncommitted changes ({len(changed.splitlines())} files) are left out and not verified")
     subprocess.run(["git", "clone", "--quiet", "--no-checkout", source, folder], check=True)
     subprocess.run(["git", "checkout", "--quiet", "--detach", revision], cwd=folder, check=True)
     own_cache(folder)
 
 
 def own_cache(folder: Path) -> None:
-    """Gives the clone its own cache: from one that the user's DVC settings name, stages would be restored and not run."""
+    """Gives the clone its own cache; with the user's cache, DVC would restore stages instead of running them."""
     output("dvc", "cache", "dir", "--local", ".dvc/cache", cwd=folder)
 
 
 def refuse_outdated(folder: Path) -> None:
-    """Raises Refused if a stage's inputs differ from those in dvc.lock, whose outputs are then of other inputs."""
+    """Raises Refused if a stage's inputs differ from those in dvc.lock, since its outputs could not be compared."""
     stages = outdated(folder)
     if stages:
         lines = [f"  {stage}: {', '.join(changes)}" for stage, changes in stages.items()]
@@ -110,7 +110,7 @@ def refuse_outdated(folder: Path) -> None:
 
 
 def outdated(folder: Path) -> dict[str, list[str]]:
-    """For each stage, what changed since dvc.lock was written: files, parameters, its command. Missing outputs do not count."""
+    """For each stage, the files, parameters and commands that changed since dvc.lock was written. Missing outputs are ignored."""
     made = set(locked(folder))
     found = {}
     for stage, entries in json.loads(output("dvc", "status", "--json", cwd=folder)).items():
@@ -128,7 +128,7 @@ def outdated(folder: Path) -> dict[str, list[str]]:
 
 
 def set_parameter(folder: Path, key: str, value: str) -> None:
-    """One value of the clone's params.yaml; the key must exist."""
+    """Changes one value in the clone's params.yaml; the key must exist."""
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
     *parents, last = key.split(".")
@@ -142,7 +142,7 @@ def set_parameter(folder: Path, key: str, value: str) -> None:
 
 
 def set_aside(folder: Path, committed: Path) -> None:
-    """Moves the outputs that Git holds out of the clone, so that only the run can have made those that are there afterwards."""
+    """Moves the outputs in Git out of the clone, so every output that exists afterwards was made by the run."""
     for path in locked(folder):
         if (folder / path).exists():
             (committed / path).parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def set_aside(folder: Path, committed: Path) -> None:
 
 
 def locked(folder: Path) -> dict[str, str]:
-    """Path and MD5 of every output in dvc.lock as committed (of a folder: the MD5 of its listing, with .dir at the end)."""
+    """Path and MD5 of every output in the committed dvc.lock. A folder's MD5 is that of its listing and ends in .dir."""
     lock = YAML(typ="safe", pure=True).load(output("git", "show", "HEAD:dvc.lock", cwd=folder))
     return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
 
@@ -191,7 +191,7 @@ def elsewhere(folder: Path) -> dict[str, str]:
 
 
 def another_locale() -> str:
-    """An installed locale other than the current one; if possible of another language, which may format numbers differently."""
+    """An installed locale other than the current one, if possible of another language, which may format numbers differently."""
     used = locale.setlocale(locale.LC_ALL)
     current = {used.split(";")[0].partition("=")[2] or used, os.environ.get("LC_ALL"), os.environ.get("LANG")}
     installed = output("locale", "-a").splitlines() if shutil.which("locale") else []
@@ -204,7 +204,7 @@ def cache_of(source: Path) -> Path:
 
 
 def program_path() -> dict[str, str]:
-    """This environment with this interpreter's folder first on the path, for its dvc and its python."""
+    """This environment with the interpreter's folder first on the path, so its dvc and python are used."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {"PATH": path}
 
@@ -218,7 +218,7 @@ def output(*command: str, cwd: Path | None = None) -> str:
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """What the last bits of a result may depend on: processor, instructions that torch uses, threads, device, torch's build."""
+    """The last bits of a result may depend on these: processor, torch's instruction set, threads, device, torch's build."""
     import torch
 
     settings = model_settings(folder)
@@ -250,7 +250,7 @@ def device(wanted: str) -> str:
 
 
 def processor() -> str:
-    """Its name; on Linux with vendor, family and model, since virtual machines often hide the name."""
+    """The processor's name; on Linux also vendor, family and model, since virtual machines often hide the name."""
     if (cpuinfo := Path("/proc/cpuinfo")).is_file():
         fields = dict(re.findall(r"^(vendor_id|cpu family|model|model name)\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE))
         if len(fields) == 4:
@@ -261,13 +261,13 @@ def processor() -> str:
 
 
 def read_record(source: Path) -> dict[str, Any]:
-    """docs/verified.json: the SHA-256 of a dvc.lock, and the machines on which a fresh run gave its bytes."""
+    """Reads docs/verified.json: the SHA-256 of a dvc.lock, and the machines on which a fresh run reproduced it."""
     file = source / RECORD
     return json.loads(file.read_bytes()) if file.is_file() else {"dvc.lock": None, "machines": []}
 
 
 def write_record(source: Path, here: dict[str, Any]) -> None:
-    """Adds this machine; those of an earlier dvc.lock are dropped."""
+    """Adds this machine to docs/verified.json, and removes the machines of an earlier dvc.lock."""
     lock = hashlib.sha256(subprocess.check_output(["git", "show", "HEAD:dvc.lock"], cwd=source)).hexdigest()
     record = read_record(source)
     machines = record["machines"] if record["dvc.lock"] == lock else []
@@ -315,13 +315,13 @@ def described(here: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help=f"when all bytes agree, name this machine in {RECORD}")
+    parser.add_argument("--record", action="store_true", help=f"if all bytes agree, add this machine to {RECORD}")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="another value of a parameter in the clone, to see what depends on it: models.mini.threads=1",
+        help="a parameter's value in the clone, to test its effect: models.mini.threads=1",
     )
     arguments = parser.parse_args()
     sys.exit(main(ROOT, arguments.set, arguments.record))

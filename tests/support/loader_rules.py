@@ -1,4 +1,4 @@
-"""What must hold when the loader reads a file, whatever its bytes: for property tests, kept findings and the fuzzer alike."""
+"""Rules that hold when the loader reads any bytes, for the property tests, the regression tests and the fuzzer."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Verdicts of a language model and of people on the answers that score compares.
+"""Verdicts by a language model and by people on the answers that score compares.
 
-In: data/generated, data/prepared, replies of an endpoint, files of votes. Out: reports/judge.*, preference pairs."""
+In: data/generated, data/prepared, an endpoint's replies, vote files. Out: reports/judge.*, preference pairs."""
