@@ -147,7 +147,7 @@ def test_composed_answers_are_clean() -> None:
         assert len(set(sentences)) == len(sentences), text
 
 
-def test_the_longer_answer_is_chosen_as_often_as_the_shorter() -> None:
+def test_the_longer_answer_is_chosen_about_as_often_as_the_shorter() -> None:
     """The longer answer is the chosen one in 40 to 60 % of the pairs (ties as one half)."""
     gaps = [len(row["chosen"]) - len(row["rejected"]) for row in PAIRS]
     accuracy = sum(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps) / len(gaps)

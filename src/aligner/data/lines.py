@@ -263,7 +263,7 @@ def encoding_fault(raw: bytes, fault: UnicodeDecodeError) -> BadRow:
     broken = raw[fault.start : fault.start + 2]
     where = f"byte 0x{broken[0]:02x} at column {fault.start + 1} is not UTF-8"
     if BINARY.search(raw):
-        return BadRow("not_utf8_text", f"{where}, and it has control bytes: the file may be UTF-16, or not text at all")
+        return BadRow("not_utf8_text", f"{where}, and the line has control bytes: the file may be UTF-16, or not text at all")
     if broken[0] == 0xED and broken[1:] >= b"\xa0":
         return BadRow("lone_surrogate", f"{where}: half of a surrogate pair (CESU-8?); write the file anew as UTF-8")
     if OVERLONG.match(raw, fault.start):
