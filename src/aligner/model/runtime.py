@@ -63,9 +63,11 @@ def set_environment() -> None:
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
     os.environ.setdefault("CI", "1")  # outside CI, trl calls the hub for every trainer that it builds
     os.environ.setdefault("MKL_CBWR", "AUTO")  # Intel's library then sums in one order, wherever in memory the terms are
-    # By default libgomp's threads spin while they wait for each other, even when another process needs their core: beside four
-    # other loads on two cores a training step took 12 s instead of 0.2 s.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # libgomp's threads spin while they wait for each other, by default 300,000 rounds, even if another process needs their core:
+    # beside four other loads on two cores a training step took 12 s instead of 0.2 s. A tenth of the rounds costs a quiet machine
+    # less than 3 %; none (OMP_WAIT_POLICY=PASSIVE) costs it half as much time again (docs/performance.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
 def quiet_libraries() -> None:
