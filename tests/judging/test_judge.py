@@ -371,7 +371,7 @@ def test_the_golden_outcomes_of_phi_2():
 def test_a_length_controlled_win_rate_is_refused_where_one_model_is_always_longer():
     duels = [Duel("q", "long answer", "short")] * 19 + [Duel("q", "short", "long answer")]
     judgements = [Judgement(("first", "first"), 1.0), Judgement(("second", "second"), 0.0)] * 10
-    found = contest.length_bias(duels, judgements)
+    found = contest.length_bias_of_verdicts(duels, judgements)
     assert "extrapolate" in found["length_controlled"]["reason"]
     assert found["share_longer"]["estimate"] == 0.95
     assert found["longer_wins"]["estimate"] == 0.55  # 10 of the 19, and the last one, which the longer answer won

@@ -49,7 +49,7 @@ def compare_pair(duels: Sequence[Duel], replies: Replies) -> tuple[dict[str, Any
         "consistency": proportion(judgement.consistent for judgement in asked if judgement.choice),
         "first_position": first_position(verdicts),
         "parse_failures": parse_failures(verdicts),
-        "length": length_bias(duels, judgements),
+        "length": length_bias_of_verdicts(duels, judgements),
     }, judgements
 
 
@@ -74,7 +74,7 @@ def parse_failures(verdicts: Iterable[Verdict]) -> Estimate:
     return proportion(verdict.letter is None for verdict in verdicts)
 
 
-def length_bias(duels: Sequence[Duel], judgements: Sequence[Judgement]) -> dict[str, Any]:
+def length_bias_of_verdicts(duels: Sequence[Duel], judgements: Sequence[Judgement]) -> dict[str, Any]:
     """Which model writes more characters, whether the longer answer wins, and the win rate at equal length."""
     differences = [
         (len(duel.one) - len(duel.other), judgement.choice)
