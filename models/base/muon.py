@@ -1,7 +1,7 @@
 """Muon: momentum whose update is made orthogonal, for the weight matrices between embedding and head.
 
-Every direction of a matrix then moves by the same amount, the rare ones too, which is what a small model needs that shall keep
-thousands of facts. On this corpus it reaches a loss in a fraction of AdamW's tokens (docs/experiments.md).
+Every direction of a matrix then moves by the same amount, the rare ones too, which helps a small model memorise thousands of
+facts. On this corpus it reaches a loss in a fraction of AdamW's tokens (docs/experiments.md).
 
 Sources: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; J. Liu et al., arXiv 2502.16982,
 for the scale and the weight decay. torch.optim.Muon works in bfloat16, which many CPUs only emulate; this one works in float32.
