@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from support.clones import Clone
 
 import verify
-from compare_outputs import SHOWN, compare, difference_lines, differences, digest, listing, listing_md5
+from compare_outputs import MOST_LISTED, compare, difference_lines, differences, digest, listing, listing_md5
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -200,7 +200,7 @@ def test_not_a_number_is_a_difference_unless_both_are(tmp_path) -> None:
 def test_only_the_furthest_are_told(tmp_path) -> None:
     one, other = ({str(key): shift + key for key in range(15)} for shift in (1, 2))
     lines = told(tmp_path, ".json", json.dumps(one).encode(), json.dumps(other).encode())
-    assert len(lines) == SHOWN + 1 and lines[0].startswith("0: 2.0, not 1.0") and lines[-1] == "and 5 more"
+    assert len(lines) == MOST_LISTED + 1 and lines[0].startswith("0: 2.0, not 1.0") and lines[-1] == "and 5 more"
 
 
 # ---- The machine ----------------------------------------------------------------------------------------------------
