@@ -4,7 +4,7 @@ Each input is a whole data file and the kind to read it as. It must satisfy all 
 exception, counts that add up, printable reasons, and accepted rows that are accepted again and can be scored. Half of the
 mutations are libFuzzer's, on bytes; the other half change the JSON of one line, since most changed bytes only make it invalid.
 The search starts from the fixtures' lines and one good row of every format. It ends with the number of executions, or with the
-first file that breaks a rule (`crash-…` in the corpus folder); add a test for it to tests/data/test_rows.py.
+first file that breaks a rule (`crash-…` in the corpus folder); add a test for it to tests/data/test_reader.py.
 
 requirements.txt does not pin atheris: only this program needs it, and it has no wheel for macOS or Windows.
 
@@ -36,7 +36,7 @@ with atheris.instrument_imports(include=["aligner"]):
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "rows"
 KINDS = (None, *reader.KINDS)  # the first byte of an input, modulo 5, chooses one
-LONGEST = 1024  # bytes: short files are quick; tests/data/test_rows.py tests long lines
+LONGEST = 1024  # bytes: short files are quick; tests/data/test_lines.py tests long lines
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 GOOD = [
     {"messages": [{"role": "system", "content": "s"}, USER, ASSISTANT]},

@@ -1,6 +1,6 @@
 """No model folder, data file or params.yaml can run code, write outside its place, or leak a secret.
 
-Other files test: hostile data files (test_hostile_files, test_rows), pickles in checkpoints (test_checkpoints), pages and
+Other files test: hostile data files (test_hostile_files, test_reader), pickles in checkpoints (test_checkpoints), pages and
 reports (test_page, test_score), special tokens in texts (test_chat), pinned revisions and no pickle requested from the hub
 (test_hub), the environment and run records (test_records).
 """

@@ -1,5 +1,7 @@
 """Scores an answer on the keyword groups of its prompt: the groups that it names, and its hit rate.
 
+A keyword group is one idea in all its wordings; texts for readers call it a "key idea".
+
 The package exports the five common names. It imports each on first use, so a stage that only checks groups does not depend on
 the scorer.
 """

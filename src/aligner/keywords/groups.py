@@ -2,6 +2,16 @@
 
 A *group* is one idea that an answer should name: a string, or `{any: [synonyms], match: word|inflect|substring|number|regex,
 negation: ignore|reject, weight: 1}`. It hits once or not at all, so repeating a word earns nothing.
+
+Text and keyword are first brought to one plain form (`normalise`). A text hits a group if it matches one of its keywords:
+
+    word       the keyword, between word boundaries; its words may be joined by spaces or hyphens
+    inflect    the same, and each word may be inflected (-s, -ed, -ing, or an irregular form); never derived words
+    substring  the keyword anywhere, also inside a word
+    number     a number of the same value, however it is written: 0.5, .5, 1/2, 5e-1
+    regex      a regular expression, searched in the plain form, in which all letters are lower case; case is ignored
+
+With `negation: reject`, a match does not count if a negator is among the five words before it in the same clause.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The score of a response on its prompt's keyword groups, and an index that searches a text for very many groups."""
+"""The score of a response on its prompt's keyword groups, and an index that searches a text for very many groups.
+
+The score is the share of groups that the response hits. Text that only repeats the prompt does not count, and a response that
+is stuffed with keywords, or that loops, scores 0.
+"""
 
 from __future__ import annotations
 
