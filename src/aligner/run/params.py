@@ -161,12 +161,11 @@ class Score(Section):
     equivalence_margin: Annotated[Float, Field(gt=0, le=1)]
 
 
-class Params(Section):
-    """The whole of params.yaml."""
+class Shared(Section):
+    """What params.yaml holds beside its models."""
 
     model: Name
     seed: Annotated[Int, Field(ge=0, lt=2**32)]
-    models: dict[ModelName, ModelEntry]
     prepare: Prepare
     lora: Lora
     sft: Sft
@@ -175,22 +174,20 @@ class Params(Section):
     score: Score
 
 
-class StageParams(Section):
+class Params(Shared):
+    """The whole of params.yaml."""
+
+    models: dict[ModelName, ModelEntry]
+
+
+class StageParams(Shared):
     """The parameters that one stage declares: a part of Params, with the entry of `models` that `model` names.
 
     Reading an undeclared parameter raises AttributeError, so dvc.yaml, which lists the same names, cannot miss one that the code
     uses.
     """
 
-    model: Name
-    seed: int
     model_entry: ModelEntry
-    prepare: Prepare
-    lora: Lora
-    sft: Sft
-    dpo: Dpo
-    generate: Generate
-    score: Score
 
 
 ENTRY = "models.${model}"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
+SHOWN_CHARACTERS = 60  # of a row's text in a message
+
 
 def bar(title: str, total: int | None, unit: str, done: int = 0):
     """A tqdm progress bar on standard error; `total` is None for a stream of unknown length."""
     from tqdm import tqdm
 
     return tqdm(total=total, initial=done, desc=title, unit=unit, file=sys.stderr, disable=None, dynamic_ncols=True)
-
-
-SHOWN_CHARACTERS = 60
 
 
 def shown(text: str) -> str:
