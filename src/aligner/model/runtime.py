@@ -30,8 +30,8 @@ class Runtime:
 def start(entry: ModelEntry, seed: int, training: bool = False) -> Runtime:
     """Prepares this process for one model entry, prints the choices on one line and returns them.
 
-    No other code sets a process-wide switch. Call this before anything imports torch: the libraries read some switches once,
-    when they load.
+    Process-wide switches are set here; `compile_layers` (torch's stance) and score (the garbage collector) set one more each.
+    Call this before anything imports torch: the libraries read some switches once, when they load.
     """
     set_environment()
     quiet_libraries()
