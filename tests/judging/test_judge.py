@@ -439,7 +439,7 @@ def test_without_an_endpoint_nothing_is_sent(folder, monkeypatch):
 def test_a_good_judge_is_asked_once_and_the_second_run_writes_the_same_bytes(folder, serve, monkeypatch):
     monkeypatch.setenv("SOME_KEY", KEY)
     server = serve(good)
-    code, told, report = run(server, "--key-variable", "SOME_KEY")
+    code, output, report = run(server, "--key-variable", "SOME_KEY")
     assert code == 0 and len(server.bodies) == ASKED
     assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
     assert {headers["path"] for headers in server.headers} == {"/v1/chat/completions"}
@@ -459,7 +459,7 @@ def test_a_good_judge_is_asked_once_and_the_second_run_writes_the_same_bytes(fol
     assert len(server.bodies) == kept_count() == ASKED
     assert {path: raw for path, raw in written(folder).items() if ".cache" not in path.parts} == reports
     assert {path.name for path in first if ".cache" in path.parts} == {"cache.db"}
-    assert KEY not in told and not [path for path, raw in first.items() if KEY.encode() in raw]
+    assert KEY not in output and not [path for path, raw in first.items() if KEY.encode() in raw]
 
 
 def test_nothing_of_the_pipeline_is_written(folder, serve):
@@ -473,8 +473,8 @@ def test_nothing_of_the_pipeline_is_written(folder, serve):
 
 def test_a_judge_who_always_takes_the_first_is_no_evidence(folder, serve):
     """Every duel is a tie. Only equal answers come out right; the canaries that must lose do not."""
-    code, told, report = run(serve(lambda body, number: soft("A", 0.8)))
-    assert code == 1 and "no evidence: it fails on constant, hostile, disorder" in told
+    code, output, report = run(serve(lambda body, number: soft("A", 0.8)))
+    assert code == 1 and "no evidence: it fails on constant, hostile, disorder" in output
     assert "This judge is no evidence" in judge.PAGE.read_text(encoding="utf-8")
     assert report["canaries"]["identical"]["passed"] and report["canaries"]["identical"]["preference"] == 0.5
     assert report["first_position"]["estimate"] == 1 and report["first_position"]["low"] > 0.9
@@ -516,7 +516,7 @@ def test_a_judge_who_obeys_answers_fails_a_canary(folder, serve):
         notes = ["Note to the judge" in answer for answer in shown(body)[1:]]
         return completion("[[A]]" if notes[0] else "[[B]]") if any(notes) else good(body, number)
 
-    code, told, report = run(serve(play))
+    code, output, report = run(serve(play))
     assert code == 1 and report["evidence"]["failed"] == ["hostile"] and report["canaries"]["hostile"]["wins"] == 0
 
 
@@ -537,16 +537,16 @@ def test_replies_without_a_verdict_are_null_and_no_ties(folder, serve):
         refused = "the mean in short" in shown(body)[0]
         return completion("I'm sorry, but I cannot help with that.") if refused else good(body, number)
 
-    code, told, report = run(serve(play))
+    code, output, report = run(serve(play))
     pair = report["pairs"]["sft_vs_base"]
     assert (pair["n"], pair["null"], pair["ties"], pair["wins"]) == (11, 1, 0, 11)
     assert pair["parse_failures"]["count"] == 2 and pair["parse_failures"]["n"] == 24
     assert report["replies"]["reasons"] == {"no verdict": report["replies"]["parse_failures"]["count"]}
-    assert "without a verdict: " in told and code == 0
+    assert "without a verdict: " in output and code == 0
 
 
 def test_a_judge_who_never_decides_is_no_evidence_and_no_crash(folder, serve):
-    code, told, report = run(serve(lambda body, number: completion("Both are fine.")))
+    code, output, report = run(serve(lambda body, number: completion("Both are fine.")))
     assert code == 1 and report["evidence"]["failed"] == ["identical", "constant", "hostile", "disorder"]
     assert report["pairs"]["sft_vs_base"]["decision"]["verdict"] == "inconclusive (MDE undefined at n = 0)"
 
@@ -927,9 +927,9 @@ def test_a_page_for_every_question_ends_the_run(folder, serve):
 def test_a_server_that_repeats_the_key_brings_it_nowhere(folder, serve, monkeypatch):
     monkeypatch.setenv("SOME_KEY", KEY)
     server = serve(lambda body, number: good(body, number) if number % 3 else completion(f"[[A]] {KEY}", model=KEY))
-    _, told, report = run(server, "--key-variable", "SOME_KEY", "--parallel", "1")
+    _, output, report = run(server, "--key-variable", "SOME_KEY", "--parallel", "1")
     assert report["replies"]["reasons"]["it repeats the key"] > 0
-    assert KEY not in told and not [path for path, raw in written(folder).items() if KEY.encode() in raw]
+    assert KEY not in output and not [path for path, raw in written(folder).items() if KEY.encode() in raw]
 
 
 AMBIENT = {

@@ -110,9 +110,9 @@ def test_a_bad_vote_is_told_with_file_line_and_kind(folder, kind, monkeypatch):
     if kind in ("other_run", "unknown_prompt", "unknown_model", "wrong_sides"):
         drawn = ("other", "sides") if kind == "wrong_sides" else (changed["left_model"], changed["right_model"])
         monkeypatch.setattr(blind, "sides", lambda *_: drawn)
-    code, told = run([changed])
+    code, output = run([changed])
     assert code == 1
-    assert told.splitlines()[0].startswith(f"votes0.jsonl:1: {kind}: ")
+    assert output.splitlines()[0].startswith(f"votes0.jsonl:1: {kind}: ")
 
 
 def test_what_is_no_json_is_told_and_the_rest_is_read(folder):
@@ -127,8 +127,8 @@ def test_what_is_no_json_is_told_and_the_rest_is_read(folder):
 
 
 def test_a_rater_votes_once_on_a_prompt_in_all_files_together(folder):
-    code, told = run([row("p1", "dpo")], [row("p2", "dpo"), row("p1", "tie")])
-    assert code == 1 and "votes1.jsonl:2: duplicate_vote: 'ann' voted on 'p1' before, at votes0.jsonl:1" in told
+    code, output = run([row("p1", "dpo")], [row("p2", "dpo"), row("p1", "tie")])
+    assert code == 1 and "votes1.jsonl:2: duplicate_vote: 'ann' voted on 'p1' before, at votes0.jsonl:1" in output
     assert run([row("p1", "dpo"), row("p1", "dpo", "bob"), row("p1", "base", pair=("base", "dpo"))])[0] == 0
 
 
@@ -147,14 +147,14 @@ def test_a_missing_file_is_named(folder):
 
 def test_votes_on_an_earlier_run_are_accepted_by_its_name(folder):
     (folder / judging.GENERATED / "dpo.jsonl").unlink()
-    code, told = run([row("p1", "dpo")])
-    assert code == 1 and f"--run {RUN}" in told
+    code, output = run([row("p1", "dpo")])
+    assert code == 1 and f"--run {RUN}" in output
     assert run([row("p1", "dpo")], run=RUN)[0] == 0
 
 
 def test_a_hostile_name_does_not_reach_the_terminal(folder):
-    code, told = run([row("p1", "dpo", "\x1b[31mann"), row("p1", "sft", "bob\u202e")])
-    assert code == 0 and told.replace("\n", "").isprintable()
+    code, output = run([row("p1", "dpo", "\x1b[31mann"), row("p1", "sft", "bob\u202e")])
+    assert code == 0 and output.replace("\n", "").isprintable()
 
 
 # ---- What the votes show ------------------------------------------------------------------------------------------------
@@ -203,18 +203,18 @@ def test_the_report_of_two_raters(folder):
     """Both judged p1 to p3: they agree on p1 and p3, by models and not by sides."""
     ann = [row("p1", "dpo"), row("p2", "dpo"), row("p3", "tie")]
     bob = [row("p1", "dpo", "bob", seed=3), row("p2", "sft", "bob", seed=3), row("p3", "tie", "bob", seed=3)]
-    code, told = run(ann, bob)
+    code, output = run(ann, bob)
     assert code == 0
-    assert "6 votes by 2 raters on 3 prompts" in told
-    assert "dpo over sft: win rate 0.667 (" in told and "1 won, 2 tied, 0 lost" in told
-    assert "ann and bob agree: 0.667 (0.208 to 0.939), n = 3; Cohen's kappa 0.500, n = 3" in told
-    assert "verdicts: A " in told
+    assert "6 votes by 2 raters on 3 prompts" in output
+    assert "dpo over sft: win rate 0.667 (" in output and "1 won, 2 tied, 0 lost" in output
+    assert "ann and bob agree: 0.667 (0.208 to 0.939), n = 3; Cohen's kappa 0.500, n = 3" in output
+    assert "verdicts: A " in output
 
 
 def test_three_raters_have_fleiss_kappa(folder):
     rows = [row(id, "dpo", rater) for id in PROMPTS for rater in ("ann", "bob", "cem")]
-    told = run(rows)[1]
-    assert "all 3 raters agree: 1.000" in told and "Fleiss's kappa undefined (all always chose the same" in told
+    output = run(rows)[1]
+    assert "all 3 raters agree: 1.000" in output and "Fleiss's kappa undefined (all always chose the same" in output
 
 
 # ---- Pairs --------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Made:
         results = compare(verify.locked(self.folder), self.folder, self.committed, self.cache)
         return {result.path: (result.state, result.beside) for result in results}
 
-    def told(self) -> str:
+    def distances(self) -> str:
         return "\n".join(difference_lines(compare(verify.locked(self.folder), self.folder, self.committed, self.cache)))
 
 
@@ -107,9 +107,9 @@ def test_one_other_byte_is_seen(tmp_path, path: str, cached: bool) -> None:
     found = made.compare()
     named = path if cached or not path.startswith("models") else "models/dpo"  # a listing that nobody holds names no file
     assert {name for name, (state, _) in found.items() if state == "differs"} == {named}
-    assert f"{named} differs:" in made.told()
+    assert f"{named} differs:" in made.distances()
     known = cached or path.startswith(("metrics", "plots"))
-    assert ("its size is unknown" in made.told()) is not known
+    assert ("its size is unknown" in made.distances()) is not known
 
 
 @pytest.mark.parametrize("path", OUTPUTS)
@@ -145,7 +145,7 @@ def test_the_name_of_a_folder_is_dvc_s_own() -> None:
 # ---- How far apart --------------------------------------------------------------------------------------------------
 
 
-def told(tmp_path, kind: str, one: bytes, other: bytes) -> list[str]:
+def distance(tmp_path, kind: str, one: bytes, other: bytes) -> list[str]:
     write(tmp_path / "one", one)
     write(tmp_path / "other", other)
     return differences(tmp_path / "one", tmp_path / "other", kind)
@@ -154,7 +154,7 @@ def told(tmp_path, kind: str, one: bytes, other: bytes) -> list[str]:
 def test_metrics_key_by_key_the_furthest_first(tmp_path) -> None:
     one = {"dpo": {"hit_rate": 0.5, "loss": 100.0, "verdict": "better", "same": 1.0}, "gone": 1}
     other = {"dpo": {"hit_rate": 0.25, "loss": 101.0, "verdict": "worse", "same": 1.0}}
-    assert told(tmp_path, ".json", json.dumps(one).encode(), json.dumps(other).encode()) == [
+    assert distance(tmp_path, ".json", json.dumps(one).encode(), json.dumps(other).encode()) == [
         "gone: is missing",
         "dpo.verdict: worse, not better",
         "dpo.hit_rate: 0.25, not 0.5: 0.25 apart, relative 0.5",
@@ -166,7 +166,7 @@ def test_curves_series_by_series(tmp_path) -> None:
     """The largest difference is 0.5, in a series with a maximum of 4."""
     one = b"step,series,value\n1,training,4\n2,training,1\n1,held out,3\n"
     other = b"step,series,value\n1,training,4\n2,training,1.5\n1,held out,3\n"
-    assert told(tmp_path, ".csv", one, other) == ["value of training: up to 0.5 apart, relative 0.12; 1 of 2 values differ"]
+    assert distance(tmp_path, ".csv", one, other) == ["value of training: up to 0.5 apart, relative 0.12; 1 of 2 values differ"]
 
 
 def test_tensors_one_by_one(tmp_path) -> None:
@@ -174,7 +174,7 @@ def test_tensors_one_by_one(tmp_path) -> None:
     other = {"a": np.array([1.0, -2.5], dtype=np.float32), "b": np.zeros((2, 3), dtype=np.float32), "c": np.ones(3)}
     save_file(one, tmp_path / "x")
     save_file(other, tmp_path / "y")
-    assert told(tmp_path, ".safetensors", (tmp_path / "x").read_bytes(), (tmp_path / "y").read_bytes()) == [
+    assert distance(tmp_path, ".safetensors", (tmp_path / "x").read_bytes(), (tmp_path / "y").read_bytes()) == [
         "b: 2×3 values, expected 2×2",
         "a: up to 0.5 apart, relative 0.25; 1 of 2 values differ",
     ]
@@ -182,24 +182,24 @@ def test_tensors_one_by_one(tmp_path) -> None:
 
 def test_answers_field_by_field(tmp_path) -> None:
     one = b'{"id": "a", "answer": "yes"}\n{"id": "b", "answer": "no"}\n{"id": "c", "answer": "no"}\n'
-    assert told(tmp_path, ".jsonl", one, one.replace(b"no", b"maybe", 1)) == ["answer: 1 of 3 differ"]
+    assert distance(tmp_path, ".jsonl", one, one.replace(b"no", b"maybe", 1)) == ["answer: 1 of 3 differ"]
 
 
 def test_pages_line_by_line_and_damaged_files_byte_by_byte(tmp_path) -> None:
-    assert told(tmp_path, ".md", b"a\nb\n", b"a\nc\n") == ["lines: 1 of 2 differ"]
-    assert told(tmp_path, ".json", b"{}", b"{") == ["bytes: 1 values, expected 2"]
-    assert told(tmp_path, ".safetensors", b"12345678", b"12345679") == ["bytes: 1 of 8 differ"]
-    assert told(tmp_path, ".json", b'{"a": 1}', b'{"a":1}') == ["the same values, written differently"]
+    assert distance(tmp_path, ".md", b"a\nb\n", b"a\nc\n") == ["lines: 1 of 2 differ"]
+    assert distance(tmp_path, ".json", b"{}", b"{") == ["bytes: 1 values, expected 2"]
+    assert distance(tmp_path, ".safetensors", b"12345678", b"12345679") == ["bytes: 1 of 8 differ"]
+    assert distance(tmp_path, ".json", b'{"a": 1}', b'{"a":1}') == ["the same values, written differently"]
 
 
 def test_not_a_number_is_a_difference_unless_both_are(tmp_path) -> None:
-    assert told(tmp_path, ".json", b'{"a": NaN, "b": 1.0}', b'{"a": NaN, "b": 1}') == ["the same values, written differently"]
-    assert told(tmp_path, ".json", b'{"a": 1.0}', b'{"a": NaN}') == ["a: nan, not 1.0: nan apart, relative nan"]
+    assert distance(tmp_path, ".json", b'{"a": NaN, "b": 1.0}', b'{"a": NaN, "b": 1}') == ["the same values, written differently"]
+    assert distance(tmp_path, ".json", b'{"a": 1.0}', b'{"a": NaN}') == ["a: nan, not 1.0: nan apart, relative nan"]
 
 
 def test_only_the_furthest_are_told(tmp_path) -> None:
     one, other = ({str(key): shift + key for key in range(15)} for shift in (1, 2))
-    lines = told(tmp_path, ".json", json.dumps(one).encode(), json.dumps(other).encode())
+    lines = distance(tmp_path, ".json", json.dumps(one).encode(), json.dumps(other).encode())
     assert len(lines) == MOST_LISTED + 1 and lines[0].startswith("0: 2.0, not 1.0") and lines[-1] == "and 5 more"
 
 

@@ -24,7 +24,7 @@ ONE_IS_TOO_MUCH = {"prepare.validation_share", "lora.lora_dropout", "dpo.label_s
 
 
 def schema_keys(section=Params, parents=()):
-    """(path, type) of every key of the schema that holds a value; "mini" stands for the models."""
+    """(path, type) of every key of the schema that holds a value; "mini" represents every model."""
     for name, field in section.model_fields.items():
         path = (*parents, name)
         if name == "models":

@@ -68,14 +68,14 @@ def test_a_completed_run_tells_what_a_person_would_ask(capsys):
         run.phase("load")
 
     run_stage("sft", main)
-    told = record()
-    assert set(told) == FIELDS | {"params", "device"}
-    assert told["stage"] == "sft" and told["state"] == "completed" and "reason" not in told
-    assert told["params"] == {"tie_threshold": 0, "alpha": 0.05, "equivalence_margin": 0.1} and told["device"] == "cpu"
-    assert set(told["seconds"]) == {"load", "total"}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", told["started"])
-    assert set(told["host"]) == {"name", "system", "cpus"} and told["python"].count(".") == 2
-    assert set(told["versions"]) == set(LIBRARIES)
+    written = record()
+    assert set(written) == FIELDS | {"params", "device"}
+    assert written["stage"] == "sft" and written["state"] == "completed" and "reason" not in written
+    assert written["params"] == {"tie_threshold": 0, "alpha": 0.05, "equivalence_margin": 0.1} and written["device"] == "cpu"
+    assert set(written["seconds"]) == {"load", "total"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", written["started"])
+    assert set(written["host"]) == {"name", "system", "cpus"} and written["python"].count(".") == 2
+    assert set(written["versions"]) == set(LIBRARIES)
     assert capsys.readouterr() == ("", "")
 
 
@@ -232,8 +232,8 @@ def test_a_record_is_replaced_in_one_step(monkeypatch):
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="No space"):
         run.finish("completed")
-    told = json.loads(run.path.read_text(encoding="utf-8"))
-    assert told["state"] == "running" and "device" not in told
+    written = json.loads(run.path.read_text(encoding="utf-8"))
+    assert written["state"] == "running" and "device" not in written
 
 
 def test_nothing_is_left_beside_the_record():

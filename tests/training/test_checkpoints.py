@@ -282,11 +282,11 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stays(whole, tmp_pat
             raise FULL_DISK
         sync(path)
 
-    with monkeypatch.context() as patch, pytest.raises(InputError) as told:
+    with monkeypatch.context() as patch, pytest.raises(InputError) as error:
         patch.setattr(checkpoints, "sync", full_at_step_5)
         workspace.run(stage)
     path = killed.run_folder(folder, stage).relative_to(folder) / "step-5"
-    assert str(told.value) == (
+    assert str(error.value) == (
         f"checkpoint {path} could not be written (No space left on device); the checkpoint of step 4 is kept. "
         "Free some space, then: dvc repro"
     )
@@ -331,10 +331,10 @@ def holder(tmp_path):
 def test_a_lock_tells_who_holds_it(holder, monkeypatch):
     lock, process = holder
     monkeypatch.setattr(checkpoints, "LOCK_TIMEOUT", 0.1)
-    with pytest.raises(InputError) as told, checkpoints.alone(lock):
+    with pytest.raises(InputError) as error, checkpoints.alone(lock):
         pass
-    assert f"is training this stage: pid {process.pid} on {platform.node()}, since 20" in str(told.value)
-    assert "dvc repro" in str(told.value)
+    assert f"is training this stage: pid {process.pid} on {platform.node()}, since 20" in str(error.value)
+    assert "dvc repro" in str(error.value)
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(holder):
