@@ -196,7 +196,9 @@ def context(sources: Sources) -> dict[str, Any]:
         "models": names,
         "prompts": report["prompts"],
         "settings": report["settings"],
-        "measures": measures({name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names),
+        "measures": measures(
+            {name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names
+        ),
         "health": measures({name: {key: report["models"][name]["health"][key] for key in HEALTH} for name in names}, names),
         "lengths": {name: report["models"][name]["lengths"] for name in names},
         "contests": [
