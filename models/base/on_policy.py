@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = ROOT / "data" / "written" / "on_policy_pairs.jsonl"
 
 SEED = 21
-ROUNDS = 5
+ROUNDS = 3
 QUESTIONS = (
     *compose.SFT_QUESTIONS,
     *compose.PAIR_QUESTIONS,
@@ -57,7 +57,7 @@ QUESTIONS_A_ROUND = 5
 # A mended answer's length relative to the failed one: one of AIMS, and anything from 0.88 to 1.3 if that cannot be met.
 AIMS, MENDED = (0.95, 1.0, 1.05, 1.1, 1.15), (0.88, 1.3)
 PROLONGED = (1.0, 1.6)
-PROLONGED_SHARES = (0.5, 0.2, 0.2, 0.2, 0.2)
+PROLONGED_SHARES = (0.5, 0.2, 0.2)
 DENSE = (0.85, 1.02)
 DRAWS = 40
 IDEAS = 4  # an answer that has named so many ideas may end
