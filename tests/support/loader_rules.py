@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, Record, SftExample
+from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, Record, SftExample, UnpairedAnswer
 from aligner.data.reader import Row, RowCounts, check, read_rows
 from aligner.keywords.scorer import Scorer
 
@@ -63,6 +63,9 @@ def plain_row(value: Record) -> dict:
     if isinstance(value, PreferencePair):
         sides = {side: as_messages((("assistant", getattr(value, side)),)) for side in ("chosen", "rejected")}
         return {"id": value.id, "prompt": as_messages(value.prompt), **sides}
+    if isinstance(value, UnpairedAnswer):
+        answer = as_messages((("assistant", value.completion),))
+        return {"id": value.id, "prompt": as_messages(value.prompt), "completion": answer, "label": value.label}
     if isinstance(value, ConceptEntry):
         return {"concept": value.id, "keywords": list(value.keywords), "text": value.text}
     row = {name: getattr(value, name) for name in ("id", "prompt", "topic", "concept", "kind")}

@@ -1,4 +1,4 @@
-"""The records that data files hold: SFT examples, preference pairs, eval prompts and concepts."""
+"""The records that data files hold: SFT examples, preference pairs, unpaired answers, eval prompts and concepts."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, slots=True)
+class UnpairedAnswer:
+    """One answer to a prompt and its label, as KTO needs it: True if the answer is desirable, False if it is not."""
+
+    id: str
+    prompt: Messages
+    completion: str
+    label: bool
+
+    def texts(self) -> list[str]:
+        return [*(content for _, content in self.prompt), self.completion]
+
+
+@dataclass(frozen=True, slots=True)
 class EvalPrompt:
     """A prompt to answer and score; `keywords` and `forbidden` are keyword groups as written, each a string or an object."""
 
@@ -59,4 +72,5 @@ class ConceptEntry:
         return [self.id, self.text]
 
 
-Record = SftExample | PreferencePair | EvalPrompt | ConceptEntry
+TrainingRecord = SftExample | PreferencePair | UnpairedAnswer
+Record = TrainingRecord | EvalPrompt | ConceptEntry

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from unicodedata import normalize
 
-from aligner.data.examples import ConceptEntry, EvalPrompt, Messages, PreferencePair, Record, SftExample
+from aligner.data.examples import ConceptEntry, EvalPrompt, Messages, PreferencePair, Record, SftExample, UnpairedAnswer
 from aligner.data.fields import (
     CHAT_TURNS,
     MAX_KEYS_LOOKED_AT,
@@ -47,11 +47,16 @@ def sharegpt_example(row: dict, id: str) -> SftExample:
 
 def prompt_example(row: dict, id: str) -> SftExample:
     prompt = required_text(row, "prompt")
+    answer = required_text(row, answer_key(row, "response"))
+    return SftExample(id, (("user", prompt), ("assistant", answer)))
+
+
+def answer_key(row: dict, usual: str) -> str:
+    """The key of the answer, `completion` or `response`; `usual` if the row has neither."""
     answers = [key for key in ("completion", "response") if key in row]
     if len(answers) == 2:
         raise BadRow("two_answers", "both `completion` and `response`; keep one of them")
-    answer = required_text(row, answers[0] if answers else "response")
-    return SftExample(id, (("user", prompt), ("assistant", answer)))
+    return answers[0] if answers else usual
 
 
 def alpaca_example(row: dict, id: str) -> SftExample:
@@ -100,6 +105,28 @@ def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages)
     if not agrees:
         raise BadRow("prompts_differ", "`prompt` differs from the messages before the answers in `chosen` and `rejected`")
     return prompt
+
+
+def string_unpaired(row: dict, id: str) -> UnpairedAnswer:
+    prompt = (("user", required_text(row, "prompt")),)
+    return UnpairedAnswer(id, prompt, required_text(row, answer_key(row, "completion")), label_of(row))
+
+
+def message_unpaired(row: dict, id: str) -> UnpairedAnswer:
+    prompt = turns(required(row, "prompt"), "prompt", CHAT_TURNS)
+    check_order(prompt, "prompt", last="user")
+    key = answer_key(row, "completion")
+    answer = turns(required(row, key), key, CHAT_TURNS)
+    if [role for role, _ in answer] != ["assistant"]:
+        raise BadRow("no_answer", f"`{key}` must be one assistant message; write the messages before it into `prompt`")
+    return UnpairedAnswer(id, prompt, answer[0][1], label_of(row))
+
+
+def label_of(row: dict) -> bool:
+    label = required(row, "label")
+    if type(label) is not bool:
+        raise wrong_type(label, "label", "true (a desirable answer) or false (an undesirable one)")
+    return label
 
 
 def different_answers(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
@@ -180,6 +207,12 @@ class Format:
     suits: Callable[[dict], bool]
     build: Callable[[dict, str], Record]
 
+    def record(self, row: dict, id: str) -> Record:
+        """The record of a row; raises BadRow, also for a label in SFT rows: a bad answer would be trained like a good one."""
+        if self.kind == "sft" and row.get("label") is not None:
+            raise BadRow("labelled_row", LABELLED)
+        return self.build(row, id)
+
     def name_of(self, row: dict, line: int) -> str:
         """The id of the record: the name of a concept, the id of any other row."""
         if self.kind == "concepts":
@@ -196,6 +229,16 @@ def is_pair(row: dict, shape: type) -> bool:
         shapes.add(list)
     if str in shapes and list in shapes:
         raise mixed_pair()
+    return (list in shapes) == (shape is list)
+
+
+def is_unpaired(row: dict, shape: type) -> bool:
+    """Whether a row is a labelled answer whose prompt and answer are of type `shape`; raises BadRow if it mixes both."""
+    if "label" not in row or "prompt" not in row or "chosen" in row or "rejected" in row:
+        return False
+    shapes = {type(row[key]) for key in ("prompt", "completion", "response") if key in row}
+    if str in shapes and list in shapes:
+        raise BadRow("mixed_str_and_list", "a string beside a message list; write prompt and completion both one way")
     return (list in shapes) == (shape is list)
 
 
@@ -218,6 +261,20 @@ FORMATS = (
         frozenset(("id", "prompt", "chosen", "rejected")),
         lambda row: is_pair(row, list),
         message_pair,
+    ),
+    Format(
+        "`prompt/completion/label` as strings",
+        "unpaired",
+        frozenset(("id", "prompt", "completion", "response", "label")),
+        lambda row: is_unpaired(row, str),
+        string_unpaired,
+    ),
+    Format(
+        "`prompt/completion/label` as message lists",
+        "unpaired",
+        frozenset(("id", "prompt", "completion", "response", "label")),
+        lambda row: is_unpaired(row, list),
+        message_unpaired,
     ),
     Format("`messages`", "sft", frozenset(("id", "messages")), lambda row: "messages" in row, messages_example),
     Format(
@@ -264,6 +321,12 @@ def recognise(row: dict, kind: str | None) -> Format | None:
 
 
 # ---- Diagnosis of a faulty row --------------------------------------------------------------------------------------
+
+
+LABELLED = (
+    "`label` marks good and bad answers (KTO), and SFT would train on both; keep the good rows alone, without the key, "
+    "or give the file to a method that reads labels"
+)
 
 
 def unrecognised(row: dict, kind: str | None) -> BadRow:
