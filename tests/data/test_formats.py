@@ -99,7 +99,7 @@ def test_a_concept_and_an_eval_prompt_are_distinguished(rows_of):
 def test_metadata_columns_are_ignored_in_silence(rows_of):
     """UltraFeedback's own columns: `prompt_id` is not a misspelt `prompt` if the row has a `prompt`."""
     pair = {"prompt": "u", "chosen": "a", "rejected": "b"}
-    assert rows_of({**pair, "prompt_id": "9", "messages": [], "score_chosen": 5.0})[0].status == "accepted"
+    assert rows_of({**pair, "prompt_id": "9", "messages": []})[0].status == "accepted"
     assert rows_of({**GOOD, "keywords": ["a"], "topic": "t", "uid": 7, "meta": {"deep": [1]}})[0].status == "accepted"
 
 
@@ -126,6 +126,19 @@ def test_metadata_columns_are_ignored_in_silence(rows_of):
 )
 def test_bad_pairs_are_rejected_by_name(rows_of, change, kind):
     assert problem_of(rows_of({"prompt": "p", "chosen": "a", "rejected": "b", **change})[0]).kind == kind
+
+
+def test_a_pair_whose_answers_repeat_the_prompt_is_rejected(rows_of):
+    """The prompt would be trained on twice. A short prompt may begin any answer, and one repetition alone is an answer."""
+    long, short = "What is a chain?", "Hi"
+    for prompt in (long, long + " \n"):
+        row = {"prompt": prompt, "chosen": f"{long} A process.", "rejected": f"{long}\nA rope."}
+        assert problem_of(rows_of(row)[0]).kind == "repeated_prompt"
+    for row in (
+        {"prompt": long, "chosen": f"{long} A process.", "rejected": "A rope."},
+        {"prompt": short, "chosen": "Hi there!", "rejected": "Hi."},
+    ):
+        assert rows_of(row)[0].status == "accepted"
 
 
 def test_a_pair_without_a_key_is_rejected_as_a_pair(rows_of):

@@ -457,6 +457,16 @@ def test_an_eval_prompt_must_leave_room_for_an_answer(workspace, chat):
         prepare.eval_prompts(RAW["eval"], references, chat, longest)
 
 
+def test_a_turn_of_weight_0_is_not_trained(chat):
+    """The ids stay, and only the labels of that answer and of its end token become -100."""
+    messages = (("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second."))
+    whole, masked = (sft_row(SftExample("x", messages, untrained), chat) for untrained in (frozenset(), frozenset({1})))
+    answers = [[*chat.tokenizer.encode(text, add_special_tokens=False).ids, chat.end_id] for text in ("First.", "Second.")]
+    assert masked["input_ids"] == whole["input_ids"]
+    assert [id for id in whole["labels"] if id != -100] == answers[0] + answers[1]
+    assert [id for id in masked["labels"] if id != -100] == answers[1]
+
+
 def test_unpaired_answers_become_ids_with_their_label(chat, tmp_path, monkeypatch):
     """The ids of prompt and answer together are those of the whole conversation; both labels of one answer are kept."""
     monkeypatch.chdir(tmp_path)

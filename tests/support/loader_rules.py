@@ -59,7 +59,9 @@ def require_kept_again(path: Path, kept: list[Record]) -> None:
 def plain_row(value: Record) -> dict:
     """The row that says just this record."""
     if isinstance(value, SftExample):
-        return {"id": value.id, "messages": as_messages(value.messages)}
+        messages = as_messages(value.messages)
+        masked = [turn | {"weight": 0} if index in value.untrained else turn for index, turn in enumerate(messages)]
+        return {"id": value.id, "messages": masked}
     if isinstance(value, PreferencePair):
         sides = {side: as_messages((("assistant", getattr(value, side)),)) for side in ("chosen", "rejected")}
         return {"id": value.id, "prompt": as_messages(value.prompt), **sides}

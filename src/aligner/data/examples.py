@@ -9,10 +9,14 @@ from aligner.model.chat import Messages
 
 @dataclass(frozen=True, slots=True)
 class SftExample:
-    """A conversation to train on: an optional system message, then user and assistant in turn, ending with the assistant."""
+    """A conversation to train on: an optional system message, then user and assistant in turn, ending with the assistant.
+
+    `untrained` holds the numbers of the assistant messages that are context only (`weight: 0`).
+    """
 
     id: str
     messages: Messages
+    untrained: frozenset[int] = frozenset()
 
     def texts(self) -> list[str]:
         return [content for _, content in self.messages]

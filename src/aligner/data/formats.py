@@ -22,6 +22,7 @@ from aligner.data.fields import (
     row_id,
     text_of,
     turns,
+    untrained_turns,
     wrong_type,
 )
 from aligner.data.lines import BadRow, json_type
@@ -36,13 +37,13 @@ MAX_REASON_CHARACTERS = 240  # of the message about a keyword group
 def messages_example(row: dict, id: str) -> SftExample:
     messages = turns(required(row, "messages"), "messages", CHAT_TURNS)
     check_order(messages, "messages", last="assistant")
-    return SftExample(id, messages)
+    return SftExample(id, messages, untrained_turns(row["messages"], "messages", messages))
 
 
 def sharegpt_example(row: dict, id: str) -> SftExample:
     messages = turns(required(row, "conversations"), "conversations", SHAREGPT_TURNS)
     check_order(messages, "conversations", last="assistant")
-    return SftExample(id, messages)
+    return SftExample(id, messages, untrained_turns(row["conversations"], "conversations", messages))
 
 
 def prompt_example(row: dict, id: str) -> SftExample:
@@ -67,8 +68,15 @@ def alpaca_example(row: dict, id: str) -> SftExample:
 
 
 def string_pair(row: dict, id: str) -> PreferencePair:
-    prompt = (("user", required_text(row, "prompt")),)
-    return different_answers(id, prompt, required_text(row, "chosen"), required_text(row, "rejected"))
+    prompt, chosen, rejected = (required_text(row, key) for key in ("prompt", "chosen", "rejected"))
+    if repeats(prompt, chosen, rejected):
+        raise BadRow("repeated_prompt", REPEATED)
+    return different_answers(id, (("user", prompt),), chosen, rejected)
+
+
+def repeats(prompt: str, chosen: str, rejected: str) -> bool:
+    """Whether both answers repeat the prompt at their beginning. A prompt of a word or two may begin any answer."""
+    return (len(prompt.split()) > 2 or len(prompt) > 15) and chosen.startswith(prompt) and rejected.startswith(prompt)
 
 
 def message_pair(row: dict, id: str) -> PreferencePair:
@@ -208,9 +216,11 @@ class Format:
     build: Callable[[dict, str], Record]
 
     def record(self, row: dict, id: str) -> Record:
-        """The record of a row; raises BadRow, also for a label in SFT rows: a bad answer would be trained like a good one."""
+        """The record of a row; raises BadRow, also for a label in SFT rows: bad answers would be trained like good ones."""
         if self.kind == "sft" and row.get("label") is not None:
             raise BadRow("labelled_row", LABELLED)
+        if self.kind in TRAINED and any(row[key] in (0, False) for key in EXCLUDED if key in row):
+            raise BadRow("excluded_row", "its `weight`, `train` or `loss` excludes the row from training; remove the row")
         return self.build(row, id)
 
     def name_of(self, row: dict, line: int) -> str:
@@ -323,6 +333,12 @@ def recognise(row: dict, kind: str | None) -> Format | None:
 # ---- Diagnosis of a faulty row --------------------------------------------------------------------------------------
 
 
+TRAINED = ("sft", "pairs", "unpaired")
+EXCLUDED = ("weight", "train", "loss")  # keys whose 0 or false excludes a row
+REPEATED = (
+    "`chosen` and `rejected` repeat the prompt at their beginning, so it would be trained on as a part of the answers; cut it "
+    "(python src/convert.py FILE --to pairs does)"
+)
 LABELLED = (
     "`label` marks good and bad answers (KTO), and SFT would train on both; keep the good rows alone, without the key, "
     "or give the file to a method that reads labels"

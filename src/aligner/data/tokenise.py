@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 from aligner.data.examples import Messages, PreferencePair, SftExample, TrainingRecord, UnpairedAnswer
@@ -64,10 +65,21 @@ def conversations(value: TrainingRecord) -> list[Messages]:
 
 
 def sft_row(example: SftExample, chat: Chat) -> dict[str, Any]:
-    """Ids and labels of a conversation; labels are -100 outside the answers."""
+    """Ids and labels of a conversation; labels are -100 outside the answers that are trained."""
     tokens = chat.conversation(example.messages)
-    labels = [id if trained else -100 for id, trained in zip(tokens.ids, tokens.trained, strict=True)]
+    trained = without(example, tokens.trained) if example.untrained else tokens.trained
+    labels = [id if in_loss else -100 for id, in_loss in zip(tokens.ids, trained, strict=True)]
     return {"id": example.id, "input_ids": tokens.ids, "labels": labels}
+
+
+def without(example: SftExample, trained: list[bool]) -> list[bool]:
+    """The mask `trained` of a conversation, without the answers in `example.untrained`. Each run of True is one answer."""
+    answers = [index for index, (role, _) in enumerate(example.messages) if role == "assistant"]
+    runs = [(value, list(run)) for value, run in groupby(trained)]
+    if sum(value for value, _ in runs) != len(answers):
+        raise InputError("the chat template writes nothing between two answers, so one of them cannot be left untrained")
+    order = iter(answers)
+    return [value and not masked for value, run in runs for masked in [value and next(order) in example.untrained] for _ in run]
 
 
 def pair_row(pair: PreferencePair, chat: Chat) -> dict[str, Any]:
