@@ -50,7 +50,10 @@ class UnpairedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """A prompt to answer and score; `keywords` and `forbidden` are keyword groups as written, each a string or an object."""
+    """A prompt to answer and score; `keywords` and `forbidden` are keyword groups as written, each a string or an object.
+
+    Without keywords an answer has no hit rate.
+    """
 
     id: str
     prompt: str

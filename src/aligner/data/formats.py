@@ -157,7 +157,7 @@ def seen(text: str) -> str:
 
 
 def eval_prompt(row: dict, id: str) -> EvalPrompt:
-    keywords = keyword_groups(required(row, "keywords"), "keywords")
+    keywords = () if row.get("keywords") is None else keyword_groups(row["keywords"], "keywords")
     all_allowed = row.get("forbidden") in (None, [])
     return EvalPrompt(
         id,
@@ -257,6 +257,29 @@ def is_concept(row: dict) -> bool:
     return "keywords" in row and "prompt" not in row and ("text" in row or "concept" in row and "id" not in row)
 
 
+def is_prompt_alone(row: dict) -> bool:
+    """Whether a row is an eval prompt without keywords: no other key is one of another format, or a misspelling of one."""
+    if "prompt" not in row or "topic" not in row:
+        return False
+    return all(key in EVAL_KEYS or nearest_key(key[:SHOWN_CHARACTERS], TRAINING_KEYS | EVAL_KEYS) is None for key in row)
+
+
+EVAL_KEYS = frozenset(("id", "prompt", "topic", "keywords", "concept", "kind", "forbidden"))
+TRAINING_KEYS = frozenset(
+    (
+        "messages",
+        "conversations",
+        "instruction",
+        "input",
+        "output",
+        "completion",
+        "response",
+        "chosen",
+        "rejected",
+        "label",
+        "text",
+    )
+)
 FORMATS = (
     Format(
         "`prompt/chosen/rejected` as strings",
@@ -318,8 +341,8 @@ FORMATS = (
     Format(
         "eval `id/prompt/topic/keywords`",
         "eval",
-        frozenset(("id", "prompt", "topic", "keywords", "concept", "kind", "forbidden")),
-        lambda row: "keywords" in row,
+        EVAL_KEYS,
+        lambda row: "keywords" in row or is_prompt_alone(row),
         eval_prompt,
     ),
 )

@@ -22,6 +22,7 @@ from typing import TextIO
 from aligner.data.examples import Record
 from aligner.data.formats import Format, recognise, unrecognised
 from aligner.data.lines import BadRow, Problem, UnreadableFile, decode_line, parse_object, physical_lines
+from aligner.data.other_files import other_file
 from aligner.data.row_warnings import key_warnings, text_warnings
 from aligner.run.terminal import printable, shown, write_line
 
@@ -157,6 +158,8 @@ def check(paths: Iterable[str | os.PathLike], out: TextIO) -> int:
 def check_file(path: str, counts: RowCounts, out: TextIO) -> Problem | None:
     """Counts the rows of a file and writes the rejected and warned ones to `out`; returns the problem of the file as a whole."""
     rows_before = counts.rows
+    if problem := other_file(path, None):
+        return problem
     try:
         for row in read_rows(path):
             counts.add(row)
