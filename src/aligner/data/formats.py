@@ -157,7 +157,7 @@ def seen(text: str) -> str:
 
 
 def eval_prompt(row: dict, id: str) -> EvalPrompt:
-    keywords = () if row.get("keywords") is None else keyword_groups(row["keywords"], "keywords")
+    keywords = keyword_groups(row["keywords"], "keywords") if "keywords" in row else ()
     all_allowed = row.get("forbidden") in (None, [])
     return EvalPrompt(
         id,

@@ -68,7 +68,11 @@ def question_of(row: Row) -> Any:
     """The question: its text, and the input or context below it."""
     question = first(row, ("instruction", "prompt", "question", "query", "input"))
     context = first(row, ("input", "context"), "")
-    if not context or context is question or type(context) is not str or context.isspace() or type(question) is not str:
+    if not context or context is question:
+        return question
+    if type(context) is not str or type(question) is not str:
+        raise BadRow("wrong_type", f"question and context must be texts, not {json_type(question)} and {json_type(context)}")
+    if context.isspace():
         return question
     return f"{question}\n\n{context}"
 

@@ -19,6 +19,7 @@ SIGNATURES = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PAR1": 
 NAMES = {"JSON array": "one JSON array", "folder saved by datasets": "a folder saved by datasets"}
 COMPRESSED = ("gzip", "bzip2", "xz")
 ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:\{|\Z)")
+LAYOUT_FAULTS = ("unknown_format", "missing_key", "unknown_role", "content_parts_list", "mixed_str_and_list", "wrong_type")
 HEAD = 2**16
 CONVERTED = ("sft", "pairs", "unpaired", "eval")
 MARKS = {
@@ -80,13 +81,15 @@ def other_layout(path: Path, kind: str | None) -> Layout | None:
 
 
 def _is_strict(row: dict, kind: str | None) -> bool:
+    """Whether a row is in a strict format, be it with a fault in its texts, or is of another kind: the reader then says so."""
     try:
         form = recognise(row, kind)
         if form is None:
-            return recognise(row, None) is not None or "keywords" in row  # of another kind: the reader says so
-        return bool(form.record(row, form.name_of(row, 1)))
-    except BadRow:
-        return False
+            return recognise(row, None) is not None or "keywords" in row
+        form.record(row, "line-1")
+    except BadRow as bad:
+        return bad.problem.kind not in LAYOUT_FAULTS
+    return True
 
 
 def _convertible(row: dict, kind: str | None) -> Layout | None:
