@@ -1,14 +1,17 @@
 """Rows of any source: JSON lines, a JSON array, CSV, Parquet, Arrow (also compressed), a folder, a dataset of the hub.
 
-Every source is read as a stream. JSON is read here and not by `datasets`: Arrow gives a whole file one schema, so that it adds
-nulls to rows, refuses a text beside a list of parts, and holds an array in memory as a whole. All else is read by `datasets`.
+Every source is read as a stream. JSON is read here and not by `datasets`: Arrow gives a whole file one schema, which adds nulls to
+rows and refuses a text beside a list of parts, and an array is held in memory as a whole. CSV is read here since `datasets` makes
+numbers of texts. `datasets` reads Parquet, Arrow, saved folders and the hub.
 """
 
 from __future__ import annotations
 
 import bz2
 import codecs
+import csv
 import gzip
+import io
 import json
 import lzma
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from aligner.data.lines import MAX_LINE_BYTES, UTF8_BOM, BadRow, json_type, next_line, parse_object
-from aligner.data.other_files import file_type
+from aligner.data.other_files import SIGNATURES, file_type, head_of
 from aligner.run.errors import InputError
 from aligner.run.terminal import printable
 
@@ -48,14 +51,20 @@ def rows_of(source: Source) -> Iterator[Given]:
     kind = file_type(path)
     if kind in ("folder saved by datasets", "folder"):
         yield from _folder_rows(source, path)
-    elif kind in ("Parquet", "Arrow", "CSV"):
+    elif kind in ("Parquet", "Arrow"):
         yield from _numbered(_table_rows(kind, path))
     else:
-        try:
-            with OPENERS.get(kind, open)(path, "rb") as file:
-                yield from json_rows(file, source.name)
-        except (OSError, EOFError, lzma.LZMAError) as error:
-            raise InputError(f"{printable(source.name)} cannot be read: {error}") from None
+        yield from _text_rows(source, path, kind)
+
+
+def _text_rows(source: Source, path: Path, kind: str) -> Iterator[Given]:
+    """Rows of a file of text: JSON or CSV, compressed or not."""
+    opener = OPENERS.get(next((kind for start, kind in SIGNATURES.items() if head_of(path).startswith(start)), ""), open)
+    try:
+        with opener(path, "rb") as file:
+            yield from csv_rows(file, path) if kind == "CSV" else json_rows(file, source.name)
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{printable(source.name)} cannot be read: {error}") from None
 
 
 def _numbered(rows: Iterator[dict]) -> Iterator[Given]:
@@ -131,17 +140,28 @@ def _after_space(text: str, place: int) -> int:
     return place
 
 
+def csv_rows(file: BinaryIO, path: Path) -> Iterator[Given]:
+    """The rows of a CSV or TSV file with a line of column names. All cells are texts, and empty ones count as missing.
+
+    `datasets` would make numbers of "1" and nothing of "NA", which both may be answers.
+    """
+    csv.field_size_limit(MAX_LINE_BYTES)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    for number, row in enumerate(csv.DictReader(text, delimiter="\t" if ".tsv" in path.suffixes else ","), start=1):
+        if None in row or None in row.values():
+            yield number, BadRow("other_columns", "the line has more or fewer cells than there are columns")
+        else:
+            yield number, {key: value for key, value in row.items() if value}
+
+
 # ---- Everything else, by datasets ----------------------------------------------------------------------------------------
 
 
 def _table_rows(kind: str, path: Path) -> Iterator[dict]:
-    """Rows of a Parquet, Arrow or CSV file; all cells of a CSV stay texts."""
+    """Rows of a Parquet or Arrow file."""
     from datasets import load_dataset
 
-    options: dict[str, Any] = {}
-    if kind == "CSV":
-        options = {"dtype": str, "keep_default_na": False, "sep": "\t" if ".tsv" in path.name else ","}
-    loaded = load_dataset(kind.lower(), data_files=str(path), split="train", streaming=True, **options)
+    loaded = load_dataset(kind.lower(), data_files=str(path), split="train", streaming=True)
     yield from _batches(loaded, str(path))
 
 
