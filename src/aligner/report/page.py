@@ -43,7 +43,7 @@ CURVE_CAPTIONS = {
     "dpo_accuracy": ("Reward accuracy", "share of pairs", "Pairs whose chosen answer has the higher reward."),
     "dpo_logps": ("Log-probability", "nats per answer", "Of held-out answers; both may fall, the rejected one should fall more."),
 }
-FIRST = ("hit_rate", "lift", "all_hit_rate")
+FIRST = ("hit_rate", "precision", "repeats", "hits_per_100_words", "lift", "all_hit_rate")
 # The rows of text health that a reader needs; the others are in reports/score.json.
 HEALTH = (
     *("degenerate", "stuffed", "truncated", "empty", "echo", "refusal", "duplicate"),
@@ -196,7 +196,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "models": names,
         "prompts": report["prompts"],
         "settings": report["settings"],
-        "measures": measures(report["models"], names),
+        "measures": measures({name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names),
         "health": measures({name: {key: report["models"][name]["health"][key] for key in HEALTH} for name in names}, names),
         "lengths": {name: report["models"][name]["lengths"] for name in names},
         "contests": [
