@@ -1,8 +1,8 @@
 """Rows of any source: JSON lines, a JSON array, CSV, Parquet, Arrow (also compressed), a folder, a dataset of the hub.
 
-Every source is read as a stream. JSON is read here and not by `datasets`: Arrow gives a whole file one schema, which adds nulls to
-rows and refuses a text beside a list of parts, and an array is held in memory as a whole. CSV is read here since `datasets` makes
-numbers of texts. `datasets` reads Parquet, Arrow, saved folders and the hub.
+Every source is read as a stream. JSON is read here and not by `datasets`: Arrow gives a whole file one schema, which adds nulls
+to rows and refuses a text beside a list of parts, and it holds an array in memory as a whole. CSV is read here since `datasets`
+makes numbers of texts. `datasets` reads Parquet, Arrow, saved folders and the hub.
 """
 
 from __future__ import annotations

@@ -30,7 +30,11 @@ def model_table(models: dict[str, Any]) -> str:
     rows = []
     for name, model in models.items():
         rate, ended = model["hit_rate"], 1 - model["health"]["truncated"]["estimate"]
-        others = [figure(model["lift"]["estimate"]), *two_cells(model["precision"]), figure(model["health"]["repeats"]["estimate"])]
+        others = [
+            figure(model["lift"]["estimate"]),
+            *two_cells(model["precision"]),
+            figure(model["health"]["repeats"]["estimate"]),
+        ]
         rows.append([name, *two_cells(rate), *others, figure(model["hits_per_100_words"]["estimate"]), figure(ended)])
     columns = ["model", "hit rate", "95% interval", "lift", "precision", "95% interval"]
     columns += ["says a sentence twice", "ideas per 100 words", "ended by itself"]
@@ -40,11 +44,12 @@ def model_table(models: dict[str, Any]) -> str:
 def prompt_section(reference: dict[str, Any], answers: dict[str, Answer]) -> list[str]:
     """A heading and a table with one column per model: its hits, its answer, and the ideas that it named, own and foreign."""
     about = ", ".join(filter(None, [reference["topic"], reference.get("kind", "").replace("_", " ")]))
-    titles = [f"{name}: {answer.keyword.hits} of {answer.keyword.groups}" for name, answer in answers.items()]
+    counted = reference["keywords"]
+    titles = [f"{name}: {answer.keyword.hits} of {len(counted)}" if counted else name for name, answer in answers.items()]
     texts = [markdown(answer.text) or "(empty)" for answer in answers.values()]
     named = [markdown(", ".join(named_ideas(answer, reference["keywords"]))) or "none" for answer in answers.values()]
     foreign = [markdown(foreign_ideas(answer.ideas)) for answer in answers.values() if answer.ideas is not None]
-    rows = [row for row in (texts, named, foreign) if row]
+    rows = [row for row in (texts, named if counted else [], foreign) if row]
     return [f"## {markdown(reference['prompt'])}", f"`{reference['id']}`, {markdown(about)}", table(titles, rows)]
 
 
