@@ -197,6 +197,7 @@ def context(sources: Sources) -> dict[str, Any]:
     return {
         "models": names,
         "prompts": report["prompts"],
+        "keyed": report.get("prompts_with_keywords", report["prompts"]),
         "settings": report["settings"],
         "measures": measures(
             {name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names

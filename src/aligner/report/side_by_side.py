@@ -15,6 +15,9 @@ def side_by_side(references: list[dict], answers: dict[str, list[Answer]], repor
     precise = "Precision is the share of key ideas named that belong to the concept asked about, as far as a prompt names one."
     threshold = report["settings"]["tie_threshold"]
     rule = f"Two answers tie when their hit rates {f'differ by no more than {threshold:g}' if threshold else 'are equal'}."
+    keyed = report.get("prompts_with_keywords", len(references))
+    if keyed < len(references):
+        rule += f" {keyed} of the prompts have keywords; hit rates and verdicts rest on these."
     parts = [
         "# Answers side by side",
         f"{len(references)} prompts. A hit is a key idea that the answer names, in any of its wordings. {precise} {rule}",
