@@ -193,15 +193,15 @@ def marked_parts(text: str, marked: Sequence[Mark]) -> list[str]:
 def context(sources: Sources) -> dict[str, Any]:
     report = sources.report
     names = list(sources.answers)
+    keyed = report.get("prompts_with_keywords", report["prompts"])
+    figures = measures({name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names)
     sft, dpo = (sources.figures[stage][stage] for stage in ("sft", "dpo"))
     return {
         "models": names,
         "prompts": report["prompts"],
-        "keyed": report.get("prompts_with_keywords", report["prompts"]),
+        "keyed": keyed,
         "settings": report["settings"],
-        "measures": measures(
-            {name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names
-        ),
+        "measures": [row for row in figures if keyed or not row["same"]],
         "health": measures({name: {key: report["models"][name]["health"][key] for key in HEALTH} for name in names}, names),
         "lengths": {name: report["models"][name]["lengths"] for name in names},
         "contests": [
