@@ -87,6 +87,15 @@ def test_an_array_that_is_damaged_is_one_error_that_names_the_row(tmp_path, text
         list(rows_of(Source("a.json", str(tmp_path / "a.json"), None, {})))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.parquet", b"PAR1 is all there is"), ("a.jsonl.gz", b"\x1f\x8b\x08cut"), ("a.csv", b"a,b\n\xff,1")]
+)
+def test_a_damaged_file_is_one_error_that_names_it(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} .*cannot be read|{name} cannot be read"):
+        list(rows_of(Source(name, str(tmp_path / name), None, {})))
+
+
 def test_a_shuffle_draws_a_random_sample_and_the_same_one_for_a_seed(tmp_path):
     source = written(tmp_path / "rows.jsonl", [ROW | {"id": f"r{number}"} for number in range(200)])
 

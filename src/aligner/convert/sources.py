@@ -209,12 +209,12 @@ def _hub_rows(source: Source) -> Iterator[dict]:
 
 
 def _batches(loaded: Any, name: str) -> Iterator[dict]:
-    from pyarrow import ArrowException  # type: ignore[import-untyped]
+    from datasets.exceptions import DatasetsError
 
     try:
         for table in loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
             yield from table.to_pylist()
-    except (ArrowException, OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, OSError, ValueError, LookupError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{printable(name)} cannot be read: {reason}") from None
 
