@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -161,18 +162,19 @@ def _table_rows(kind: str, path: Path) -> Iterator[dict]:
     """Rows of a Parquet or Arrow file."""
     from datasets import load_dataset
 
-    loaded = load_dataset(kind.lower(), data_files=str(path), split="train", streaming=True)
-    yield from _batches(loaded, str(path))
+    with readable(str(path)):
+        yield from _batches(load_dataset(kind.lower(), data_files=str(path), split="train", streaming=True))
 
 
 def _folder_rows(source: Source, path: Path) -> Iterator[Given]:
     from datasets import DatasetDict, load_from_disk
 
     if file_type(path) == "folder saved by datasets":
-        loaded = load_from_disk(str(path))
-        if isinstance(loaded, DatasetDict):
-            loaded = loaded[chosen_split(list(loaded), source)]
-        yield from _numbered(_batches(loaded, source.name))
+        with readable(source.name):
+            loaded = load_from_disk(str(path))
+            if isinstance(loaded, DatasetDict):
+                loaded = loaded[chosen_split(list(loaded), source)]
+            yield from _numbered(_batches(loaded))
         return
     files = sorted(file for file in path.iterdir() if set(file.suffixes) & set(DATA_SUFFIXES))
     if source.split:
@@ -200,20 +202,26 @@ def _hub_rows(source: Source) -> Iterator[dict]:
 
     if source.path.count("/") != 1 or source.path.startswith((".", "/", "data/")) or Path(source.path).suffix in DATA_SUFFIXES:
         raise InputError(f"there is no file or folder {printable(source.path)}; check the path")
-    try:
-        loaded = load_dataset(source.path, split=source.split or "train", streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{source.path} is neither a file nor a data set that can be reached: {reason}") from None
-    yield from _batches(loaded, source.name)
+    with readable(source.name):
+        yield from _batches(load_dataset(source.path, split=source.split or "train", streaming=True))
 
 
-def _batches(loaded: Any, name: str) -> Iterator[dict]:
+def _batches(loaded: Any) -> Iterator[dict]:
+    for table in loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
+        yield from table.to_pylist()
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turns the errors of `datasets` and Arrow about a file or a data set into one InputError."""
     from datasets.exceptions import DatasetsError
+    from datasets.utils import logging
 
+    logging.set_verbosity(logging.CRITICAL)  # the error says the same
     try:
-        for table in loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
-            yield from table.to_pylist()
+        yield
+    except InputError:
+        raise
     except (DatasetsError, OSError, ValueError, LookupError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{printable(name)} cannot be read: {reason}") from None
