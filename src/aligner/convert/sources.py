@@ -214,15 +214,14 @@ def _batches(loaded: Any) -> Iterator[dict]:
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
     """Turns the errors of `datasets` and Arrow about a file or a data set into one InputError."""
-    from datasets.exceptions import DatasetsError
-    from datasets.utils import logging
+    from datasets import exceptions, utils
 
-    logging.set_verbosity(logging.CRITICAL)  # the error says the same
+    utils.logging.set_verbosity(utils.logging.CRITICAL)  # the error says the same
     try:
         yield
     except InputError:
         raise
-    except (DatasetsError, OSError, ValueError, LookupError, RuntimeError) as error:
+    except (exceptions.DatasetsError, OSError, ValueError, LookupError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{printable(name)} cannot be read: {reason}") from None
 
