@@ -175,5 +175,7 @@ if __name__ == "__main__":
         main(parser().parse_args(), sys.stdout)
     except InputError as error:
         raise SystemExit(f"convert: {error}") from None
+    except BrokenPipeError:  # `| head`; the rows are written before anything is said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         raise SystemExit("convert: interrupted; nothing was written") from None
