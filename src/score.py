@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ from aligner.scoring.concepts import Catalogue
 from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
 from aligner.scoring.pairs import pair_name
 from aligner.scoring.report import rounded, scoring_report
+from aligner.scoring.unscored import examine_unscored, with_keywords
 
 # The page shows these parameters; no figure depends on them.
 SHOWN = ["dpo", "generate", "lora", "model", "models.${model}", "prepare", "seed", "sft"]
@@ -67,8 +69,9 @@ def main(run: Run) -> None:
     run.note(params=params)
     references = read_references()
     rows = {name: read_answers(path, references) for name, path in MODELS.items()}
-    control = Control(references)
-    silenced = check_canaries(references, control)
+    keyed = [references[number] for number in with_keywords(references)]
+    control = Control(keyed)
+    silenced = check_canaries(keyed, control) if keyed else {}
     answers = score_answers(rows, references, control, Catalogue(list(read_jsonl(CONCEPTS))))
     run.phase("score")
 
@@ -92,11 +95,15 @@ def main(run: Run) -> None:
 def score_answers(
     rows: dict[str, list[dict]], references: list[dict], control: Control, catalogue: Catalogue
 ) -> dict[str, list[Answer]]:
-    """Scores every model's answers, prompt by prompt."""
-    examined = [
-        examine(number, reference, {name: given[number] for name, given in rows.items()}, control, catalogue)
-        for number, reference in enumerate(references)
-    ]
+    """Scores every model's answers, prompt by prompt. `control` holds only the prompts with keywords."""
+    scored = itertools.count()
+    examined = []
+    for number, reference in enumerate(references):
+        given = {name: of_model[number] for name, of_model in rows.items()}
+        if reference["keywords"]:
+            examined.append(examine(next(scored), reference, given, control, catalogue))
+        else:
+            examined.append(examine_unscored(reference, given, catalogue))
     return {name: [answers[name] for answers in examined] for name in rows}
 
 
@@ -162,13 +169,14 @@ def outcome_rows(report: dict[str, Any]) -> Iterator[list[Any]]:
     for first, second in PAIRS:
         result = report["pairs"][pair_name((first, second))]
         for outcome in ("wins", "ties", "losses"):
-            yield [f"{first} vs {second}", outcome, result[outcome], result[outcome] / result["n"]]
+            yield [f"{first} vs {second}", outcome, result[outcome], result[outcome] / max(1, result["n"])]
 
 
 def length_rows(answers: dict[str, list[Answer]]) -> Iterator[list[Any]]:
     """(model, words, hit rate, number of answers with exactly these), sorted within each model."""
     for name, given in answers.items():
-        for (words, rate), count in sorted(Counter((answer.words, answer.rate) for answer in given).items()):
+        scored = Counter((answer.words, answer.rate) for answer in given if answer.keyword.groups)
+        for (words, rate), count in sorted(scored.items()):
             yield [name, words, rate, count]
 
 

@@ -47,8 +47,10 @@ def with_interval(estimate: Mapping[str, Any]) -> str:
     return figure(estimate["estimate"]) + (f" ({inside})" if inside else "")
 
 
-def p_value(p: float) -> str:
-    """Four decimals, or "below 0.0001"."""
+def p_value(p: float | None) -> str:
+    """Four decimals, "below 0.0001", or "undefined" for None."""
+    if p is None:
+        return "undefined"
     return "below 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
@@ -68,6 +70,6 @@ def outcome_table(pairs: Mapping[str, Any]) -> str:
     for name, result in claims.items():
         counts = (str(result[outcome]) for outcome in ("wins", "ties", "losses"))
         words = filter(None, [result["decision"]["verdict"], result.get("cannot_be_significant")])
-        decided = [f"{result['p_holm']:.2g}", "; ".join(words)]
+        decided = ["undefined" if result["p_holm"] is None else f"{result['p_holm']:.2g}", "; ".join(words)]
         rows.append([name, *counts, *two_cells(result["win_rate"]), *decided])
     return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval", "adjusted p", "verdict"], rows)

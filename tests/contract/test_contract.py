@@ -44,7 +44,7 @@ from aligner.run.imports import code_of, first_party, imported_names
 BASE = "models/base/weights"
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
 # Scripts that are not stages: people run them on results.
-SIDE_SCRIPTS = {"judge", "votes"}
+SIDE_SCRIPTS = {"convert", "judge", "votes"}
 # Files that a stage reads without a dep of its own: an adapter names the base that it belongs to, and the stage compares.
 BY_PROVENANCE = {"generate@sft": {BASE}, "generate@dpo": {BASE}}
 

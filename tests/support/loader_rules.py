@@ -7,7 +7,8 @@ import json
 import re
 from pathlib import Path
 
-from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, Record, SftExample
+from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, Record, SftExample, UnpairedAnswer
+from aligner.data.other_files import other_file
 from aligner.data.reader import Row, RowCounts, check, read_rows
 from aligner.keywords.scorer import Scorer
 
@@ -59,10 +60,15 @@ def require_kept_again(path: Path, kept: list[Record]) -> None:
 def plain_row(value: Record) -> dict:
     """The row that says just this record."""
     if isinstance(value, SftExample):
-        return {"id": value.id, "messages": as_messages(value.messages)}
+        messages = as_messages(value.messages)
+        masked = [turn | {"weight": 0} if index in value.untrained else turn for index, turn in enumerate(messages)]
+        return {"id": value.id, "messages": masked}
     if isinstance(value, PreferencePair):
         sides = {side: as_messages((("assistant", getattr(value, side)),)) for side in ("chosen", "rejected")}
         return {"id": value.id, "prompt": as_messages(value.prompt), **sides}
+    if isinstance(value, UnpairedAnswer):
+        answer = as_messages((("assistant", value.completion),))
+        return {"id": value.id, "prompt": as_messages(value.prompt), "completion": answer, "label": value.label}
     if isinstance(value, ConceptEntry):
         return {"concept": value.id, "keywords": list(value.keywords), "text": value.text}
     row = {name: getattr(value, name) for name in ("id", "prompt", "topic", "concept", "kind")}
@@ -74,9 +80,16 @@ def as_messages(turns: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
 
 
 def require_readable_report(path: Path) -> None:
-    """`--check` prints `FILE:LINE: kind: reason` for each problem and the counts last, and its exit code says the same."""
+    """`--check` prints `FILE:LINE: kind: reason` for each problem and the counts last, and its exit code says the same.
+
+    A file that must be converted first gets one line alone.
+    """
     out = io.StringIO()
     code = check([path], out)
+    if problem := other_file(str(path), None):
+        assert problem.reason.isprintable() and "python src/convert.py" in problem.reason
+        assert (code, out.getvalue().count("\n")) == (1, 2)
+        return
     *listed, counts = out.getvalue().removesuffix("\n").split("\n")
     rows = list(read_rows(path))
     assert counts == str(counted(rows))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from aligner.data.audit import Listed
+from aligner.data.lines import UnreadableFile
+from aligner.data.other_files import other_file
 from aligner.data.reader import Row, RowCounts, read_rows, report_lines
 from aligner.run.errors import InputError
 from aligner.run.params import Prepare
@@ -28,10 +30,12 @@ class RawFile:
         self.problems: list[str] = []
 
     def values(self) -> Iterator[Any]:
-        """Yields the records of the good rows, under a progress bar.
+        """Yields the records of the good rows, under a progress bar. UnreadableFile for a file that must be converted first.
 
         After a bad row that must end the run, it yields nothing more and only checks the rest of the file.
         """
+        if problem := other_file(self.path, self.kind):
+            raise UnreadableFile(self.path, problem)
         with bar(f"prepare {self.kind}", None, "row") as progress:
             for row in read_rows(self.path, self.kind):
                 progress.update()

@@ -22,10 +22,11 @@ from typing import TextIO
 from aligner.data.examples import Record
 from aligner.data.formats import Format, recognise, unrecognised
 from aligner.data.lines import BadRow, Problem, UnreadableFile, decode_line, parse_object, physical_lines
+from aligner.data.other_files import other_file
 from aligner.data.row_warnings import key_warnings, text_warnings
 from aligner.run.terminal import printable, shown, write_line
 
-KINDS = ("sft", "pairs", "eval", "concepts")
+KINDS = ("sft", "pairs", "unpaired", "eval", "concepts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class FileState:
     def record(self, row: dict, line: int) -> tuple[Record, tuple[Problem, ...]]:
         """The record of a JSON object and its warnings; raises BadRow."""
         form = self.format_of(row, line)
-        value = form.build(row, form.name_of(row, line))
+        value = form.record(row, form.name_of(row, line))
         self.claim(value.id, written=form.kind == "concepts" or "id" in row)
         return value, key_warnings(row, form.keys) + text_warnings("\n".join(value.texts()))
 
@@ -157,6 +158,8 @@ def check(paths: Iterable[str | os.PathLike], out: TextIO) -> int:
 def check_file(path: str, counts: RowCounts, out: TextIO) -> Problem | None:
     """Counts the rows of a file and writes the rejected and warned ones to `out`; returns the problem of the file as a whole."""
     rows_before = counts.rows
+    if problem := other_file(path, None):
+        return problem
     try:
         for row in read_rows(path):
             counts.add(row)

@@ -111,11 +111,15 @@ def length_controlled(duels: Sequence[Duel], judgements: Sequence[Judgement]) ->
 
 
 def agreement_with_hit_rates(
-    judgements: Sequence[Judgement], rates: tuple[Sequence[float], Sequence[float]], tie_threshold: float
+    judgements: Sequence[Judgement], rates: tuple[Sequence[float | None], Sequence[float | None]], tie_threshold: float
 ) -> dict[str, Any]:
-    """The judge's agreement with the order of both models' hit rates, prompt by prompt."""
-    by_rate = [CHOICES[compare([one], [other], tie_threshold).index(1)] for one, other in zip(*rates, strict=True)]
-    return agreement_report([(own, choice) for one, choice in zip(judgements, by_rate, strict=True) if (own := one.choice)])
+    """The judge's agreement with the order of both models' hit rates, on each prompt with keywords."""
+    rated = [
+        (judgement.choice, CHOICES[compare([one], [other], tie_threshold).index(1)])
+        for judgement, one, other in zip(judgements, *rates, strict=True)
+        if one is not None and other is not None
+    ]
+    return agreement_report([(own, choice) for own, choice in rated if own])
 
 
 def agreement_with_votes(
@@ -151,7 +155,7 @@ def pair_reports(
     duels: Mapping[str, Sequence[Duel]],
     replies: Replies,
     references: Sequence[dict],
-    rates: Mapping[str, list[float]],
+    rates: Mapping[str, list[float | None]],
     votes: Sequence[Vote] | None,
     rules: Score,
 ) -> dict[str, Any]:
@@ -167,10 +171,15 @@ def pair_reports(
     return found
 
 
-def hit_rates(references: Sequence[dict], texts: Mapping[str, list[str]]) -> dict[str, list[float]]:
-    """Each model's hit rate, prompt by prompt, as score computes it."""
-    scorers = [Scorer(row["keywords"], row.get("forbidden", ()), row["prompt"]) for row in references]
-    return {name: [scorer.score(text).rate for scorer, text in zip(scorers, given, strict=True)] for name, given in texts.items()}
+def hit_rates(references: Sequence[dict], texts: Mapping[str, list[str]]) -> dict[str, list[float | None]]:
+    """Each model's hit rate, prompt by prompt, as score computes it; None for a prompt without keywords."""
+    scorers = [
+        Scorer(row["keywords"], row.get("forbidden", ()), row["prompt"]) if row["keywords"] else None for row in references
+    ]
+    return {
+        name: [scorer.score(text).rate if scorer else None for scorer, text in zip(scorers, given, strict=True)]
+        for name, given in texts.items()
+    }
 
 
 # ---- The replies -----------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@
     const [name, score] = element.querySelectorAll("h4 span");
     write(name, data.models[index].name);
     name.classList.add(`m${index}`);
-    write(score, `${answer.hits} of ${ideas.length}, ${answer.words} words`);
+    write(score, `${ideas.length ? `${answer.hits} of ${ideas.length}, ` : ""}${answer.words} words`);
     display(element.querySelector(".text"), answer.parts);
     element.querySelector(".ideas").append(...ideas.map((idea, group) => {
       const item = make("li", `${answer.named[group] ? "✓" : "–"} ${idea}`);

@@ -26,8 +26,8 @@ from aligner.report.highlight import Mark, marks
 from aligner.report.labels import grouped, label
 from aligner.run.params import StageParams
 from aligner.scoring.answers import Answer
-from aligner.scoring.models import rates
 from aligner.scoring.pairs import pair_name, prompt_outcomes
+from aligner.scoring.unscored import with_keywords
 
 HERE = Path(__file__)
 # For each curve: a title, the unit of its values, and what to look for.
@@ -146,10 +146,12 @@ def page_data(sources: Sources) -> dict[str, Any]:
     }
 
 
-def outcomes_of(pair: tuple[str, str], sources: Sources) -> list[int]:
-    """For each prompt 1 where the first model won, 0 for a tie, -1 where it lost, by the rule of the report."""
-    first, second = (rates(sources.answers[name]) for name in pair)
-    return prompt_outcomes(first, second, sources.params.score.tie_threshold)
+def outcomes_of(pair: tuple[str, str], sources: Sources) -> list[int | None]:
+    """For each prompt 1 where the first model won, 0 for a tie, -1 where it lost, by the report's rule; None without keywords."""
+    keyed = with_keywords(sources.references)
+    first, second = ([sources.answers[name][number].rate for number in keyed] for name in pair)
+    outcomes = dict(zip(keyed, prompt_outcomes(first, second, sources.params.score.tie_threshold), strict=True))
+    return list(map(outcomes.get, range(len(sources.references))))
 
 
 def prompt_data(reference: dict[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
@@ -191,14 +193,15 @@ def marked_parts(text: str, marked: Sequence[Mark]) -> list[str]:
 def context(sources: Sources) -> dict[str, Any]:
     report = sources.report
     names = list(sources.answers)
+    keyed = report.get("prompts_with_keywords", report["prompts"])
+    figures = measures({name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names)
     sft, dpo = (sources.figures[stage][stage] for stage in ("sft", "dpo"))
     return {
         "models": names,
         "prompts": report["prompts"],
+        "keyed": keyed,
         "settings": report["settings"],
-        "measures": measures(
-            {name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names
-        ),
+        "measures": [row for row in figures if keyed or not row["same"]],
         "health": measures({name: {key: report["models"][name]["health"][key] for key in HEALTH} for name in names}, names),
         "lengths": {name: report["models"][name]["lengths"] for name in names},
         "contests": [
@@ -264,6 +267,7 @@ def rate_points(report: dict[str, Any], names: Sequence[str], whole: bool, part:
         {"group": group, "model": name, **{key: rates[name][key] for key in ("estimate", "low", "high", "n")}}
         for group, rates in groups.items()
         for name in names
+        if rates[name]["estimate"] is not None
     ]
 
 

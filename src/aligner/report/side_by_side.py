@@ -15,6 +15,9 @@ def side_by_side(references: list[dict], answers: dict[str, list[Answer]], repor
     precise = "Precision is the share of key ideas named that belong to the concept asked about, as far as a prompt names one."
     threshold = report["settings"]["tie_threshold"]
     rule = f"Two answers tie when their hit rates {f'differ by no more than {threshold:g}' if threshold else 'are equal'}."
+    keyed = report.get("prompts_with_keywords", len(references))
+    if keyed < len(references):
+        rule += f" {keyed} of the prompts have keywords; hit rates and verdicts rest on these."
     parts = [
         "# Answers side by side",
         f"{len(references)} prompts. A hit is a key idea that the answer names, in any of its wordings. {precise} {rule}",
@@ -44,11 +47,12 @@ def model_table(models: dict[str, Any]) -> str:
 def prompt_section(reference: dict[str, Any], answers: dict[str, Answer]) -> list[str]:
     """A heading and a table with one column per model: its hits, its answer, and the ideas that it named, own and foreign."""
     about = ", ".join(filter(None, [reference["topic"], reference.get("kind", "").replace("_", " ")]))
-    titles = [f"{name}: {answer.keyword.hits} of {answer.keyword.groups}" for name, answer in answers.items()]
+    counted = reference["keywords"]
+    titles = [f"{name}: {answer.keyword.hits} of {len(counted)}" if counted else name for name, answer in answers.items()]
     texts = [markdown(answer.text) or "(empty)" for answer in answers.values()]
     named = [markdown(", ".join(named_ideas(answer, reference["keywords"]))) or "none" for answer in answers.values()]
     foreign = [markdown(foreign_ideas(answer.ideas)) for answer in answers.values() if answer.ideas is not None]
-    rows = [row for row in (texts, named, foreign) if row]
+    rows = [row for row in (texts, named if counted else [], foreign) if row]
     return [f"## {markdown(reference['prompt'])}", f"`{reference['id']}`, {markdown(about)}", table(titles, rows)]
 
 

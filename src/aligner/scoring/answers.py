@@ -17,7 +17,7 @@ REPETITION_ORDER = 4
 
 
 class Answer(NamedTuple):
-    """One model's answer to one prompt. Models are compared by `rate`, hits / groups in [0, 1].
+    """One model's answer to one prompt. Models are compared by `rate`, hits / groups in [0, 1]; without keywords there is none.
 
     cut: the rate after cutting the answer to the length of each other model's answer, where that one is shorter.
     shuffled: the mean rate on the keywords of all other prompts; None when there is no other prompt.

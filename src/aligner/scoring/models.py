@@ -42,7 +42,7 @@ def rates(answers: Sequence[Answer]) -> list[float]:
 
 
 def describe(answers: Sequence[Answer], references: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All estimates of one model's answers that need no other model."""
+    """The estimates of one model's answers that need keywords and no other model."""
     concepts = [reference.get("concept") for reference in references]
     return {
         "hit_rate": rate_estimate(rates(answers)) | {"clustered": clustered(rates(answers), concepts)},
@@ -53,9 +53,13 @@ def describe(answers: Sequence[Answer], references: Sequence[dict[str, Any]]) ->
         **control(answers),
         "precision": precision(answers),
         "hits_per_100_words": density(answers),
-        "health": health_estimates(answers),
-        "lengths": {unit: quantiles(list(map(measured, answers))) for unit, measured in UNITS.items()},
     }
+
+
+def describe_texts(answers: Sequence[Answer]) -> dict[str, Any]:
+    """The estimates that need no keywords: text health and lengths."""
+    lengths = {unit: quantiles(list(map(measured, answers))) for unit, measured in UNITS.items()}
+    return {"health": health_estimates(answers), "lengths": lengths}
 
 
 def weighted(answers: Sequence[Answer], references: Sequence[dict[str, Any]]) -> Estimate:

@@ -8,24 +8,43 @@ from typing import Any
 from aligner import intervals, statistics
 from aligner.run.params import Score
 from aligner.scoring.estimates import Estimate, differences, interval_estimate, rate_estimate
-from aligner.scoring.models import Answers, describe, diversity_estimates, rates, signs
+from aligner.scoring.models import Answers, describe, describe_texts, diversity_estimates, rates, signs
 from aligner.scoring.pairs import Outcome, Pair, compare_models, comparison, cut_rates, pair_name, verdict
+from aligner.scoring.unscored import REASON, undefined_comparisons, undefined_figures, with_keywords
 
 
 def scoring_report(answers: Answers, references: Sequence[dict[str, Any]], pairs: Sequence[Pair], rules: Score) -> dict[str, Any]:
     """The whole report, before rounding; a pair is named first_vs_second."""
-    models = {name: describe(given, references) for name, given in answers.items()}
+    models = describe_all(answers, references)
     for name, diverse in diversity_estimates(answers).items():
         models[name]["health"] |= diverse
-    compared = compare_all(answers, references, pairs, rules)
+    keyed = with_keywords(references)
+    if keyed:
+        compared = compare_all(of_prompts(answers, keyed), [references[number] for number in keyed], pairs, rules)
+    else:
+        compared = undefined_comparisons(answers, pairs)
     return {
         "settings": evaluation_settings(rules),
         "prompts": len(references),
+        **({} if len(keyed) == len(references) else {"prompts_with_keywords": len(keyed)}),
         "models": models,
         "pairs": compared,
         "clean": clean(answers, references, pairs, rules),
         "exploratory": exploratory(answers, references, pairs, rules, compared),
     }
+
+
+def of_prompts(answers: Answers, prompts: Sequence[int]) -> Answers:
+    return {name: [given[prompt] for prompt in prompts] for name, given in answers.items()}
+
+
+def describe_all(answers: Answers, references: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The estimates of each model: those that need keywords on the prompts that have some, lengths and text health on all."""
+    keyed = with_keywords(references)
+    if not keyed:
+        return {name: undefined_figures() | describe_texts(given) for name, given in answers.items()}
+    asked = [references[number] for number in keyed]
+    return {name: describe(given, asked) | describe_texts(answers[name]) for name, given in of_prompts(answers, keyed).items()}
 
 
 def evaluation_settings(rules: Score) -> dict[str, Any]:
@@ -91,7 +110,7 @@ def by_group(
     """For each group of prompts, in alphabetical order, every model's hit rate and every pair's comparison."""
     members: dict[str, list[int]] = {}
     for prompt, reference in enumerate(references):
-        for group in groups_of(reference):
+        for group in groups_of(reference) if reference["keywords"] else ():
             members.setdefault(group, []).append(prompt)
     return {group: on_subset(answers, members[group], pairs, rules) for group in sorted(members)}
 
@@ -107,9 +126,12 @@ def on_subset(answers: Answers, prompts: Sequence[int], pairs: Sequence[Pair], r
 
 def clean(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair], rules: Score) -> dict[str, Any]:
     """The figures on the prompts that share nothing with the training data (prepare marks the others with `overlap`)."""
-    prompts = [prompt for prompt, reference in enumerate(references) if "overlap" not in reference]
-    counts = {"prompts": len(prompts), "of": len(references)}
-    if len(prompts) == len(references):
+    keyed = with_keywords(references)
+    prompts = [prompt for prompt in keyed if "overlap" not in references[prompt]]
+    counts = {"prompts": len(prompts), "of": len(keyed)}
+    if not keyed:
+        return counts | {"note": REASON}
+    if len(prompts) == len(keyed):
         return counts | {"note": "no prompt overlaps with the training data, so the clean subset is the whole set"}
     if not prompts:
         return counts | {"note": "every prompt overlaps with the training data, so there is no clean subset"}

@@ -1,0 +1,1 @@
+"""Turns data in other projects' layouts and file types into the strict JSON lines that prepare reads."""
