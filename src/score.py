@@ -35,7 +35,7 @@ from aligner.scoring.pairs import pair_name
 from aligner.scoring.report import rounded, scoring_report
 
 # The page shows these parameters; no figure depends on them.
-SHOWN = ["dpo", "generate", "lora", "model", "models.${model}", "prepare", "seed", "sft"]
+SHOWN = [*parameters.TRAINING, *parameters.OF_FIVE_STAGES, "dpo", "generate", "lora", "prepare", "seed", "sft"]
 PARAMS = [*SHOWN, "score"]
 METRICS = Path("metrics/score.json")
 HIT_RATE = Path("plots/hit_rate.csv")

@@ -97,6 +97,8 @@ class ModelEntry(Section):
     sft: Optimisation
     dpo: Optimisation
     generate: Decoding
+    kto: Optimisation
+    orpo: Optimisation
 
 
 class Prepare(Section):
@@ -118,7 +120,7 @@ class Lora(Section):
 
 
 class Training(Section):
-    """Parameters that sft and dpo share (names as in transformers)."""
+    """Parameters that the training stages share (names as in transformers)."""
 
     num_train_epochs: PositiveFloat
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -148,6 +150,18 @@ class Dpo(Training):
         return value
 
 
+class Kto(Training):
+    rows: Name
+    beta: PositiveFloat
+    loss_type: Literal["kto", "apo_zero_unpaired"]
+    desirable_weight: PositiveFloat
+    undesirable_weight: PositiveFloat
+
+
+class Orpo(Training):
+    beta: PositiveFloat
+
+
 class Generate(Section):
     max_new_tokens: PositiveInt
     do_sample: Flag
@@ -161,6 +175,11 @@ class Score(Section):
     equivalence_margin: Annotated[Float, Field(gt=0, le=1)]
 
 
+class League(Section):
+    models: Annotated[list[ModelName], Field(min_length=2)]
+    page: Annotated[list[ModelName], Field(min_length=2, max_length=3)]
+
+
 class Shared(Section):
     """What params.yaml holds beside its models."""
 
@@ -172,6 +191,9 @@ class Shared(Section):
     dpo: Dpo
     generate: Generate
     score: Score
+    kto: Kto
+    orpo: Orpo
+    league: League
 
 
 class Params(Shared):
@@ -196,6 +218,8 @@ LOADING = [
     "model",
     *(f"{ENTRY}.{key}" for key in ("attn_implementation", "chat_template", "device", "dtype", "path", "revision", "threads")),
 ]
+# The keys of an entry that single stages of dvc.yaml need beside them.
+OF_FIVE_STAGES = [f"{ENTRY}.{key}" for key in ("max_length", "sft", "dpo", "generate")]
 TRAINING = [*LOADING, *(f"{ENTRY}.{key}" for key in ("gradient_checkpointing", "padding_free", "torch_compile"))]
 
 

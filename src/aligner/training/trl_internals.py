@@ -38,6 +38,20 @@ def dpo_trainer_class() -> type:
     return PreparedDPOTrainer
 
 
+def kto_trainer_class() -> type:
+    """TRL's KTOTrainer for prepared ids with rotated answers and precomputed reference log-probabilities."""
+    from trl import KTOTrainer
+
+    class PreparedKTOTrainer(KTOTrainer):
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+        def _precompute_ref_logps(self, dataset, *args, **kwargs):
+            return dataset
+
+    return PreparedKTOTrainer
+
+
 def pairwise_losses(trainer, rows) -> tuple[list[float], list[float]]:
     """(losses, absolute rewards) of a DPO trainer, computed for each row separately; leaves the trainer's state unchanged.
 
