@@ -40,7 +40,7 @@ ADAPTER = Path("models/kto")
 METRICS = Path("metrics/kto.json")
 REPORT = Path("reports/kto.json")
 CURVES = {
-    Path("plots/kto_loss.csv"): {"loss": "training", "validation_kto_loss": "held out"},
+    Path("plots/kto_loss.csv"): {"loss": "training", "validation_loss": "held out"},
     Path("plots/kto_rewards.csv"): {
         "validation_reward_chosen": "chosen, held out",
         "validation_reward_rejected": "rejected, held out",
@@ -51,7 +51,7 @@ CURVES = {
 }
 HEADLINE: dict[str, tuple[str, ...]] = {
     "kto": (
-        *("validation_kto_loss", "reward_accuracy", "reward_margin", "chosen_logp_change"),
+        *("validation_loss", "reward_accuracy", "reward_margin", "chosen_logp_change"),
         *("kl_per_answer_sampled", "ranking_accuracy", "perplexity", "health"),
     )
 }
@@ -87,13 +87,12 @@ def main(run: Run) -> None:
             after = logps(trainer.model, held_out_rows)
             held_out["kto"] = regrouped(after)
             labels = [row["label"] for row in held_out_rows]
-            return kto_metrics(after, before, labels, kto) | preference_metrics(held_out["kto"], held_out["sft"], kto.beta)
+            return preference_metrics(held_out["kto"], held_out["sft"], kto.beta) | kto_metrics(after, before, labels, kto)
 
         final = train(trainer, checkpoints, run, tokens, kto.eval_steps, measure)
         save_adapter(trainer.model, ADAPTER, entry.path, setup.provenance)
         measured, _ = final_figures(trainer.model, "kto", final, held_out, validation, setup, unpadded)
-        own = {"validation_kto_loss": final["validation_kto_loss"], "validation_kl": final["validation_kl"]}
-        figures = {"kto": {**{name: round(value, 4) for name, value in own.items()}, **measured}}
+        figures = {"kto": measured | {"validation_kl": round(final["validation_kl"], 4)}}
         for path, series in CURVES.items():
             write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
         write_figures(figures, REPORT, METRICS, HEADLINE)

@@ -96,14 +96,17 @@ def can_unpad(model, gradient_checkpointing: bool) -> bool:
 
 
 def arrange(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: bool) -> Layout:
-    """The layout of right-padded rows (rows, length); with `pairs`, a rejected row shares the prompt of its chosen row."""
+    """The layout of right-padded rows (rows, length); with `pairs`, a rejected row shares the prompt of its chosen row.
+
+    The labels of the rejected rows show where their prompts end; those of a chosen row may cover its prompt too (ORPO).
+    """
     rows, length = ids.shape
     own = mask.bool()
     if pairs:
         half, places = rows // 2, torch.arange(length, device=ids.device)
-        prompts = (labels != -100).int().argmax(1)
-        same = (prompts[:half] == prompts[half:]) & ((ids[:half] == ids[half:]) | (places >= prompts[:half, None])).all(1)
-        borrowed = (places < prompts[half:, None]) & same[:, None]
+        prompt = places < (labels[half:] != -100).int().argmax(1)[:, None]
+        same = ((ids[:half] == ids[half:]) & own[:half] | ~prompt).all(1)
+        borrowed = prompt & same[:, None]
         own = torch.cat([own[:half], own[half:] & ~borrowed])
     flat = own.flatten().nonzero().squeeze(1)
     slots = torch.zeros(rows * length, dtype=torch.long, device=ids.device)

@@ -48,7 +48,7 @@ def preference_metrics(policy: list[tuple[float, float]], reference: list[tuple[
 def kto_metrics(
     policy: list[tuple[float, float]], reference: list[tuple[float, float]], labels: list[bool], kto: Kto
 ) -> dict[str, float]:
-    """KTO's loss on held-out rows, and z0, its estimate of the KL divergence from the reference (src/kto.py has the equations).
+    """KTO's own loss on held-out rows, and z0, its estimate of the KL divergence from the reference (equations: src/kto.py).
 
     policy and reference: log-probabilities (of the row's own completion, of the rotated one), in nats. Unlike training, which
     estimates z0 in each batch, this takes one z0 from all rows.
@@ -60,25 +60,31 @@ def kto_metrics(
         value = kto.beta * (p[0] - r[0] - z0) * (1 if good else -1)
         weight = kto.desirable_weight if good else kto.undesirable_weight
         losses.append(weight * math.exp(-_softplus(value)))
-    return {"validation_kto_loss": _mean(losses), "validation_kl": z0}
+    return {"validation_loss": _mean(losses), "validation_kl": z0}
 
 
 def orpo_metrics(policy: list[tuple[float, float]], rows: list[dict[str, Any]], beta: float) -> dict[str, float]:
-    """ORPO's loss on held-out pairs, its two parts and the log odds ratio, from log-probabilities (chosen, rejected) in nats.
+    """ORPO's own measures on held-out pairs, from log-probabilities (chosen, rejected) in nats.
 
-    With P the mean log-probability of an answer's tokens, log odds = P - log(1 - e^P); log_odds_ratio = log odds(chosen) - log
-    odds(rejected); loss = nll - beta log sigmoid(log_odds_ratio). nll is the chosen answers' mean loss per token; in training
-    TRL's also covers the prompts (src/orpo.py).
+    With P the mean log-probability of an answer's tokens and log odds = P - log(1 - e^P): log_odds_ratio = log odds(chosen) - log
+    odds(rejected), odds_loss = -log sigmoid(log_odds_ratio), loss = nll + beta odds_loss. nll is the chosen answers' loss per
+    token; in training TRL's also covers the prompts (src/orpo.py). brier scores sigmoid(log_odds_ratio) as a forecast that the
+    chosen answer is preferred. A reward is beta P.
     """
     means = [(c / len(row["chosen_ids"]), r / len(row["rejected_ids"])) for (c, r), row in zip(policy, rows, strict=True)]
     ratios = [_log_odds(chosen) - _log_odds(rejected) for chosen, rejected in means]
     nll = -sum(chosen for chosen, _ in policy) / sum(len(row["chosen_ids"]) for row in rows)
     odds_loss = _mean([_softplus(-ratio) for ratio in ratios])
     return {
-        "validation_orpo_loss": nll + beta * odds_loss,
+        "validation_loss": nll + beta * odds_loss,
         "validation_nll": nll,
         "validation_odds_loss": odds_loss,
         "validation_log_odds_ratio": _mean(ratios),
+        "validation_brier": _mean([math.exp(-2 * _softplus(ratio)) for ratio in ratios]),
+        "validation_reward_chosen": beta * _mean([chosen for chosen, _ in means]),
+        "validation_reward_rejected": beta * _mean([rejected for _, rejected in means]),
+        "validation_margin": beta * _mean([chosen - rejected for chosen, rejected in means]),
+        "validation_accuracy": _mean([_order(chosen, rejected) for chosen, rejected in means]),
     }
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aligner.run.errors import InputError
+
 
 def sft_trainer_class() -> type:
     """TRL's SFTTrainer with a length-balanced sampler that follows the seed; transformers always seeds it with 42."""
@@ -50,6 +52,54 @@ def kto_trainer_class() -> type:
             return dataset
 
     return PreparedKTOTrainer
+
+
+def orpo_trainer_class() -> type:
+    """TRL's experimental ORPOTrainer for prepared ids, which it would tokenise itself.
+
+    With `padding_free = True` it scores tokens by the forward pass that `padding_free.unpad` installs; otherwise by its own.
+    Raises InputError if the installed TRL has no ORPOTrainer.
+    """
+    import torch
+
+    try:
+        from trl.experimental.orpo import ORPOTrainer
+    except ImportError:
+        import trl
+
+        raise InputError(f"trl {trl.__version__} has no ORPOTrainer. Run: pip install -r requirements.txt") from None
+
+    class PreparedORPOTrainer(ORPOTrainer):
+        padding_free = False
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._metrics, self._total_train_tokens = self._stored_metrics, 0  # as TRL's other trainers name them
+
+        @staticmethod
+        def tokenize_row(row: dict[str, Any]) -> dict[str, list[int]]:  # type: ignore[override]
+            columns: dict[str, list[int]] = {}
+            for side in ("chosen", "rejected"):
+                ids = row["prompt_ids"] + row[f"{side}_ids"]
+                labels = [-100] * len(row["prompt_ids"]) + row[f"{side}_ids"]
+                columns |= {f"{side}_input_ids": ids, f"{side}_attention_mask": [1] * len(ids), f"{side}_labels": labels}
+            return columns
+
+        def concatenated_forward(self, model, batch):
+            if not self.padding_free:
+                return super().concatenated_forward(model, batch)
+            inputs = self.concatenated_inputs(batch, padding_value=self.padding_value, device=self.accelerator.device)
+            ids, mask, labels = (inputs[f"concatenated_{name}"] for name in ("input_ids", "attention_mask", "labels"))
+            half = len(ids) // 2
+            scored = torch.cat([ids[:half].masked_fill(mask[:half] == 0, -100), labels[half:]])  # chosen: the prompt too
+            output = model(input_ids=ids, attention_mask=mask, labels=scored, use_cache=False, fused_lm_head=True)
+            answer = labels[:, 1:] != -100
+            means = (output.log_probs * answer).sum(-1) / answer.sum(-1)
+            nll = -output.log_probs[:half].sum() / (scored[:half, 1:] != -100).sum()
+            logits = [output.mean_logits[part][answer[part]] for part in (slice(half), slice(half, None))]
+            return means[:half], means[half:], *logits, nll
+
+    return PreparedORPOTrainer
 
 
 def pairwise_losses(trainer, rows) -> tuple[list[float], list[float]]:
