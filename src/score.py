@@ -27,7 +27,7 @@ from aligner.run.errors import InputError
 from aligner.run.params import StageParams
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
-from aligner.scoring.answers import Answer, Control, examine
+from aligner.scoring.answers import Answer, Control, score_answers
 from aligner.scoring.canaries import check_canaries
 from aligner.scoring.concepts import Catalogue
 from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
@@ -87,17 +87,6 @@ def main(run: Run) -> None:
     write_text(PAGE, page.render(page_sources(params, report, references, answers)))
     run.note(metrics=metrics)
     run.phase("write")
-
-
-def score_answers(
-    rows: dict[str, list[dict]], references: list[dict], control: Control, catalogue: Catalogue
-) -> dict[str, list[Answer]]:
-    """Scores every model's answers, prompt by prompt."""
-    examined = [
-        examine(number, reference, {name: given[number] for name, given in rows.items()}, control, catalogue)
-        for number, reference in enumerate(references)
-    ]
-    return {name: [answers[name] for answers in examined] for name in rows}
 
 
 def headline(report: dict[str, Any]) -> dict[str, Any]:

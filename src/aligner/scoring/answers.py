@@ -122,6 +122,17 @@ def examine(
     return {name: answer._replace(ideas=catalogue.ideas(concept, texts[name])) for name, answer in answers.items()}
 
 
+def score_answers(
+    rows: dict[str, list[dict[str, Any]]], references: Sequence[dict[str, Any]], control: Control, catalogue: Catalogue
+) -> dict[str, list[Answer]]:
+    """Scores every model's answers, prompt by prompt."""
+    examined = [
+        examine(number, reference, {name: given[number] for name, given in rows.items()}, control, catalogue)
+        for number, reference in enumerate(references)
+    ]
+    return {name: [answers[name] for answers in examined] for name in rows}
+
+
 def _examined(name: str, row: dict[str, Any], prompt: int, texts: dict[str, Text], control: Control) -> Answer:
     text = row["answer"]
     scorer = control.scorers[prompt]
