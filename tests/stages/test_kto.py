@@ -17,7 +17,8 @@ from aligner.training.log_probs import log_probabilities
 from aligner.training.loop import observe
 from aligner.training.preferences import kto_metrics, preference_metrics
 from aligner.training.setup import trainer_tokenizer, training_arguments
-from aligner.training.unpaired import COLUMNS, in_training_order, regrouped, unpaired, with_rotated_answers
+from aligner.training.unpaired import COLUMNS, in_training_order, with_rotated_answers
+from unpaired import rows_of
 
 OUTPUTS = ["models/kto/adapter_config.json", "models/kto/adapter_model.safetensors", "models/kto/provenance.json"]
 OUTPUTS += ["metrics/kto.json", "reports/kto.json", *map(str, kto.CURVES)]
@@ -26,6 +27,10 @@ OUTPUTS += ["metrics/kto.json", "reports/kto.json", *map(str, kto.CURVES)]
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     return with_sft_adapter(tmp_path, monkeypatch)
+
+
+def unpaired(pairs):
+    return [row for pair in pairs for row in rows_of(pair)]
 
 
 def arranged(given, rows):
@@ -118,14 +123,6 @@ def test_only_the_adapter_is_kept_and_nothing_of_the_reference(workspace):
 # ---- Rows -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_pair_makes_a_good_and_a_bad_row():
-    pair = {"id": "a", "prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}
-    assert unpaired([pair]) == [
-        {"prompt_ids": [1], "completion_ids": [2], "label": True},
-        {"prompt_ids": [1], "completion_ids": [3], "label": False},
-    ]
-
-
 @pytest.mark.parametrize(("epochs", "count"), [(1, 10), (2, 20), (2.5, 25), (0.25, 2), (0.001, 1)])
 def test_each_epoch_holds_every_row_once_in_an_order_of_its_own(epochs, count):
     rows = [{"n": n} for n in range(10)]
@@ -171,6 +168,7 @@ def run_to_the_end(folder):
         workspace = with_sft_adapter(folder, patch)
         workspace.params["kto.eval_steps"] = 2
         workspace.run("prepare")
+        workspace.run("unpaired")
         workspace.run("kto")
 
 
@@ -186,17 +184,14 @@ def test_the_report_is_about_the_stored_adapter(finished):
     """Compares with reloaded models and the stock forward pass."""
     given, rows = setting(finished, kto), finished.rows("data/prepared/dpo_validation.jsonl")
     held_out = with_rotated_answers(unpaired(rows), 2 * len(rows), by=2)
-    after, before = (
-        log_probabilities(
-            load_adapter(load_base(given.params.model_entry, given.runtime), Path(folder)),
-            held_out,
-            given.chat.pad_id,
-            sides=COLUMNS,
-        )
-        for folder in ("models/kto", "models/sft")
+    policies = [
+        load_adapter(load_base(given.params.model_entry, given.runtime), Path(folder)) for folder in ("models/kto", "models/sft")
+    ]
+    single = [log_probabilities(model, held_out, given.chat.pad_id, sides=COLUMNS) for model in policies]
+    own = kto_metrics(*single, [row["label"] for row in held_out], given.params.kto)
+    of_pairs = preference_metrics(
+        *(log_probabilities(model, rows, given.chat.pad_id) for model in policies), given.params.kto.beta
     )
-    own = kto_metrics(after, before, [row["label"] for row in held_out], given.params.kto)
-    of_pairs = preference_metrics(regrouped(after), regrouped(before), given.params.kto.beta)
     report = finished.json("reports/kto.json")["kto"]
     assert report["validation_loss"] == pytest.approx(own["validation_loss"], abs=1e-4)
     assert report["reward_margin"] == pytest.approx(of_pairs["validation_margin"], abs=1e-4)
@@ -211,6 +206,7 @@ def test_the_curves_begin_at_the_reference(finished):
 
 def test_an_adapter_of_another_base_is_refused(workspace):
     workspace.run("prepare")
+    workspace.run("unpaired")
     config = Path("models/base/weights/config.json")
     config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     with pytest.raises(InputError, match="models/sft was trained with another base"):

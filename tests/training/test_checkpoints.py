@@ -36,7 +36,7 @@ def whole():
 
 def run_to_the_end(folder):
     killed.prepare(folder)
-    for stage in (*STAGES, *METHODS):
+    for stage in (*STAGES, "unpaired", *METHODS):
         assert killed.finish(killed.start(stage, folder, seconds=1000)) == 0, said(folder)
 
 

@@ -150,8 +150,11 @@ class Dpo(Training):
         return value
 
 
-class Kto(Training):
+class Unpaired(Section):
     rows: Name
+
+
+class Kto(Training):
     beta: PositiveFloat
     loss_type: Literal["kto", "apo_zero_unpaired"]
     desirable_weight: PositiveFloat
@@ -191,6 +194,7 @@ class Shared(Section):
     dpo: Dpo
     generate: Generate
     score: Score
+    unpaired: Unpaired
     kto: Kto
     orpo: Orpo
     league: League
