@@ -170,6 +170,8 @@ class Generate(Section):
     do_sample: Flag
     temperature: PositiveFloat
     top_p: Annotated[Float, Field(gt=0, le=1)]
+    repetition_penalty: PositiveFloat
+    no_repeat_ngram_size: Annotated[Int, Field(ge=0)]
 
 
 class Score(Section):
