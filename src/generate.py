@@ -98,7 +98,8 @@ def answer_all(model, prompts: list[dict], chat: Chat, params: StageParams, name
     with bar(f"generate {name}", len(prompts), "answer") as progress:
         for indices in batches(prompts, params.model_entry.generate.batch_size, lambda row: len(row["prompt_ids"])):
             batch = [prompts[index] for index in indices]
-            new_ids = complete(model, [row["prompt_ids"] for row in batch], chat.pad_id, settings)
+            prompt_ids = [row["prompt_ids"] for row in batch]
+            new_ids = complete(model, prompt_ids, chat.pad_id, settings, params.generate.repetition_penalty)
             rows = [answer_row(row, ids, chat, settings.eos_token_id) for row, ids in zip(batch, new_ids, strict=True)]
             yield from ((row["id"], row) for row in rows)
             tokens += sum(row["answer_tokens"] for row in rows)
@@ -116,6 +117,7 @@ def generation_settings(generate: Generate, chat: Chat):
         do_sample=generate.do_sample,
         eos_token_id=end_ids(chat),
         pad_token_id=chat.pad_id,
+        no_repeat_ngram_size=generate.no_repeat_ngram_size,
         **sampling,
     )
 

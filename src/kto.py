@@ -1,9 +1,8 @@
 """kto: Kahneman-Tversky optimisation with TRL's KTOTrainer on single good and bad answers; it continues the SFT adapter.
 
-reads   kto.rows (by default data/prepared/dpo_train.jsonl), data/prepared/{dpo,sft}_validation.jsonl, chat.json, models/sft, the
-        base model; for rows of your own also data/prepared/references.jsonl
+reads   data/prepared/unpaired_{train,validation}.jsonl, {dpo,sft}_validation.jsonl, chat.json, models/sft, the base model
 writes  models/kto/ (adapter, provenance), {metrics,reports}/kto.json, plots/kto_{loss,rewards,logps}.csv
-params  kto, seed, model, the entry's loading keys, its max_length and its kto section
+params  kto, seed, model, the entry's loading keys and its kto section
 command python src/kto.py        (dvc repro pipelines/dvc.yaml:kto)
 
 With r = log pi(y|x) - log pi_ref(y|x), the loss of a row is 1 - sigmoid(beta (r - z0)) for a good completion and
@@ -29,13 +28,15 @@ from aligner.run.record import Run
 from aligner.run.stage import run_stage
 from aligner.training import trl_internals
 from aligner.training.held_out import SFT_ADAPTER, VALIDATION, final_figures
-from aligner.training.log_probs import log_probabilities
+from aligner.training.log_probs import PAIR, log_probabilities, pair_tokens
 from aligner.training.loop import curve, train
 from aligner.training.preferences import kto_metrics, preference_metrics
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
-from aligner.training.unpaired import COLUMNS, in_training_order, regrouped, unpaired, with_rotated_answers
+from aligner.training.unpaired import COLUMNS, in_training_order, with_rotated_answers
 
-PARAMS = [*parameters.TRAINING, "kto", "models.${model}.kto", "models.${model}.max_length", "seed"]
+PARAMS = [*parameters.TRAINING, "kto", "models.${model}.kto", "seed"]
+TRAIN = Path("data/prepared/unpaired_train.jsonl")
+UNPAIRED_VALIDATION = Path("data/prepared/unpaired_validation.jsonl")
 ADAPTER = Path("models/kto")
 METRICS = Path("metrics/kto.json")
 REPORT = Path("reports/kto.json")
@@ -64,34 +65,34 @@ def main(run: Run) -> None:
 
     chat, entry, kto = setup.chat, params.model_entry, params.kto
     check_provenance(SFT_ADAPTER, setup.provenance)
-    rows, validation = read_rows(Path(kto.rows)), list(read_jsonl(VALIDATION))
-    held_out_rows = with_rotated_answers(unpaired(validation), len(validation) * 2, by=2)
-    with setup.checkpoints("kto", [Path(kto.rows), VALIDATION, SFT_ADAPTER]) as checkpoints:
+    rows, pairs = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))
+    single = list(read_jsonl(UNPAIRED_VALIDATION))
+    single = with_rotated_answers(single, len(single), by=2)  # by 1, a pair's bad answer would meet its own good one
+    labels = [row["label"] for row in single]
+    with setup.checkpoints("kto", [TRAIN, UNPAIRED_VALIDATION, VALIDATION, SFT_ADAPTER]) as checkpoints:
         policy = load_adapter(load_base(entry, setup.runtime), SFT_ADAPTER, trainable=True)
         unpadded = padding_free.fits(policy, entry)
         run.phase("load")
 
-        def logps(model, some: list[dict[str, Any]]) -> list[tuple[float, float]]:
-            return log_probabilities(model, some, chat.pad_id, unpadded=unpadded, sides=COLUMNS)
+        def logps(model, some: list[dict[str, Any]], sides: tuple[str, str]) -> list[tuple[float, float]]:
+            return log_probabilities(model, some, chat.pad_id, unpadded=unpadded, sides=sides)
 
         ordered = in_training_order(rows, kto.num_train_epochs, params.seed)
         ordered = with_rotated_answers(ordered, entry.kto.per_device_train_batch_size)
-        reference, before = logps(policy, ordered), logps(policy, held_out_rows)
-        held_out = {"sft": regrouped(before)}
+        reference, before = (logps(policy, some, COLUMNS) for some in (ordered, single))
+        held_out = {"sft": logps(policy, pairs, PAIR)}
         run.phase("reference")
 
         trainer = build_trainer(params, setup.runtime, chat, policy, ordered, reference)
-        tokens = sum(2 * len(row["prompt_ids"]) + sum(len(row[column]) for column in COLUMNS) for row in ordered)
+        tokens = sum(pair_tokens(row, COLUMNS) for row in ordered)
 
         def measure() -> dict[str, float]:  # its last call, after the last step, measures the trained policy
-            after = logps(trainer.model, held_out_rows)
-            held_out["kto"] = regrouped(after)
-            labels = [row["label"] for row in held_out_rows]
+            after, held_out["kto"] = logps(trainer.model, single, COLUMNS), logps(trainer.model, pairs, PAIR)
             return preference_metrics(held_out["kto"], held_out["sft"], kto.beta) | kto_metrics(after, before, labels, kto)
 
         final = train(trainer, checkpoints, run, tokens, kto.eval_steps, measure)
         save_adapter(trainer.model, ADAPTER, entry.path, setup.provenance)
-        measured, _ = final_figures(trainer.model, "kto", final, held_out, validation, setup, unpadded)
+        measured, _ = final_figures(trainer.model, "kto", final, held_out, pairs, setup, unpadded)
         figures = {"kto": measured | {"validation_kl": round(final["validation_kl"], 4)}}
         for path, series in CURVES.items():
             write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
@@ -138,12 +139,6 @@ def build_trainer(
     trainer.model.delete_adapter("ref")
     speed_up(trainer, params.model_entry, pairs=False)
     return trainer
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of kto.rows as prompt_ids, completion_ids and label; prepared pairs make two rows each."""
-    rows = list(read_jsonl(path))
-    return unpaired(rows)
 
 
 if __name__ == "__main__":

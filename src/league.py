@@ -124,7 +124,7 @@ def page_sources(
         references=references,
         answers={name: answers[name] for name in shown},
         pairs=all_pairs(shown),
-        family=len(report["pairs"]),
+        family=f"the league's {2 * len(report['pairs'])}",
         program="src/league.py",
     )
 

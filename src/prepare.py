@@ -14,15 +14,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aligner.data.audit import Audit
 from aligner.data.examples import ConceptEntry, EvalPrompt
 from aligner.data.leakage import EvalPrompts, require_clean
+from aligner.data.part import Part
 from aligner.data.raw_file import RawFile
 from aligner.data.reader import check_and_print
 from aligner.data.report import data_page, data_report, report_figures
 from aligner.data.row_store import Scratch
-from aligner.data.split import in_validation, user_text
-from aligner.data.tokenise import RowOf, pair_row, sft_row, tokenised
+from aligner.data.tokenise import pair_row, sft_row
 from aligner.files import write_figures, write_json, write_jsonl, write_text
 from aligner.model.chat import Chat
 from aligner.model.hub import TOKENIZER_FILES, model_folder
@@ -52,15 +51,6 @@ HEADLINE = {
 }
 
 
-class Part:
-    """One training file: the prepared rows of each side, on disk, with the audit and the counts of all its rows."""
-
-    def __init__(self, name: str, file: RawFile, scratch: Scratch, prompts: EvalPrompts) -> None:
-        self.name, self.file = name, file
-        self.train, self.validation = scratch.store(f"{name}_train"), scratch.store(f"{name}_validation")
-        self.audit = Audit(name, scratch, prompts, file.warnings)
-
-
 def main(run: Run) -> None:
     params = parameters.load(PARAMS)
     run.note(params=params)
@@ -73,18 +63,17 @@ def main(run: Run) -> None:
         seen = EvalPrompts(references)
         sft = Part("sft", RawFile(rules.sft, "sft", rules), scratch, seen)
         dpo = Part("dpo", RawFile(rules.pairs, "pairs", rules), scratch, seen)
-        prepare_part(sft, sft_row, chat, entry.max_length)
-        prepare_part(dpo, pair_row, chat, entry.max_length)
-        require_both_sides(sft)
-        require_both_sides(dpo)
+        sft.fill(sft_row, chat, entry.max_length)
+        dpo.fill(pair_row, chat, entry.max_length)
+        sft.require_both_sides()
+        dpo.require_both_sides()
         concepts = [concept_row(value) for value in concept_file.all_values()]
         require_clean(seen, rules.max_leakage, rules.eval)
         run.phase("read")
         report = data_report({"sft": sft.audit, "dpo": dpo.audit}, seen, eval_file.warnings)
         run.phase("report")
         for part in (sft, dpo):
-            part.train.move_to(PREPARED / f"{part.name}_train.jsonl")
-            part.validation.move_to(PREPARED / f"{part.name}_validation.jsonl")
+            part.move_to(PREPARED)
     write_jsonl(PREPARED / "prompts.jsonl", prompts)
     write_jsonl(PREPARED / "references.jsonl", with_overlaps(references, seen))
     write_jsonl(PREPARED / "concepts.jsonl", concepts)
@@ -95,27 +84,6 @@ def main(run: Run) -> None:
     write_text(PAGE, data_page(report, figures))
     files = {"sft": sft.file, "dpo": dpo.file, "eval": eval_file, "concepts": concept_file}
     run.note(metrics=figures, ledger={name: str(file.counts) for name, file in files.items()})
-
-
-def prepare_part(part: Part, row_of: RowOf, chat: Chat, max_length: int) -> None:
-    """Reads and tokenises a training file, leaves out long rows and copies, and splits the rest."""
-    file, audit = part.file, part.audit
-    for value, row in tokenised(file.path, file.values(), row_of, chat, max_length):
-        if row is None:
-            audit.too_long.add(value.id)
-        elif not audit.is_copy(value.id, [ids for key, ids in row.items() if key != "id"]):
-            held_out = in_validation(user_text(value), file.rules.validation_share)
-            (part.validation if held_out else part.train).append(row)
-            audit.add(value, row, held_out)
-    file.require_few_bad_rows()
-
-
-def require_both_sides(part: Part) -> None:
-    """Raises InputError for a side without rows, before a model loads: training and evaluation need both."""
-    for side, rows in {"train": part.train, "validation": part.validation}.items():
-        if not len(rows):
-            counts, ways = part.file.counts, "Add rows or change prepare.validation_share."
-            raise InputError(f"{part.name}: no rows on the {side} side ({counts}). {ways}")
 
 
 def eval_references(file: RawFile) -> list[dict[str, Any]]:
@@ -155,26 +123,10 @@ def figures_of(report: dict[str, Any], sft: Part, dpo: Part, prompts: int) -> di
     """The figures of reports/prepare.json, by part."""
     figures = report_figures(report)
     return {
-        "sft_data": row_figures(sft) | figures["sft_data"],
-        "dpo_data": row_figures(dpo) | figures["dpo_data"],
+        "sft_data": sft.figures() | figures["sft_data"],
+        "dpo_data": dpo.figures() | figures["dpo_data"],
         "eval_data": {"prompts": prompts},
         "leakage": figures["leakage"],
-    }
-
-
-def row_figures(part: Part) -> dict[str, int]:
-    """Counts that add up (rows = train + validation + rejected + duplicate + too_long) and lengths in tokens."""
-    counts, lengths = part.file.counts, sorted(part.audit.lengths)
-    return {
-        "rows": counts.rows,
-        "train": len(part.train),
-        "validation": len(part.validation),
-        "rejected": counts.rejected,
-        "warned": counts.warned,
-        "duplicate": part.audit.copies,
-        "too_long": part.audit.too_long.count,
-        "tokens_median": lengths[len(lengths) // 2],
-        "tokens_max": lengths[-1],
     }
 
 

@@ -90,14 +90,18 @@ def main(run: Run) -> None:
 
 
 def headline(report: dict[str, Any]) -> dict[str, Any]:
-    """The seven figures and the verdict that `dvc metrics diff` compares; all others are in the report."""
+    """The six figures and two verdicts that `dvc metrics diff` compares; all others are in the report."""
     models, comparison = report["models"], report["pairs"]["dpo_vs_sft"]
-    figures: dict[str, Any] = {name: {"hit_rate": four(model["hit_rate"]["estimate"])} for name, model in models.items()}
-    for name in ("sft", "dpo"):
-        figures[name]["precision"] = four(models[name]["precision"]["estimate"])
+    figures: dict[str, Any] = {name: {"hit_rate": four(models[name]["hit_rate"]["estimate"])} for name in ("sft", "dpo")}
+    figures["dpo"] |= {
+        "precision": four(models["dpo"]["precision"]["estimate"]),
+        "repeats": four(models["dpo"]["health"]["repeats"]["estimate"]),
+        "hits_per_100_words": four(models["dpo"]["hits_per_100_words"]["estimate"]),
+    }
+    at_equal_length = comparison["equal_length"]
     figures["dpo_vs_sft"] = {
-        "win_rate": four(comparison["win_rate"]["estimate"]),
-        "p_adjusted": four(comparison["p_holm"]),
+        "equal_length": four(at_equal_length["mean_difference"]["estimate"]),
+        "equal_length_verdict": at_equal_length["decision"]["verdict"],
         "verdict": comparison["decision"]["verdict"],
     }
     return figures

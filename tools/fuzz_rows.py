@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=["aligner"]):
     from aligner.keywords.groups import GROUP_KEYS
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "rows"
-KINDS = (None, *reader.KINDS)  # the first byte of an input, modulo 5, chooses one
+KINDS = (None, *reader.KINDS)  # the first byte of an input, modulo their number, chooses one
 LONGEST = 1024  # bytes: short files are quick; tests/data/test_lines.py tests long lines
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 GOOD = [
@@ -46,6 +46,8 @@ GOOD = [
     {"id": "p1", "prompt": "q", "chosen": "a", "rejected": "b"},
     {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [{"role": "assistant", "content": "b"}]},
     {"chosen": [USER, ASSISTANT], "rejected": [USER, {"role": "assistant", "content": "b"}]},
+    {"prompt": "q", "completion": "a", "label": True},
+    {"prompt": [USER], "completion": [ASSISTANT], "label": False},
     {"id": "e1", "prompt": "q", "topic": "t", "keywords": ["a", {"any": ["b", "c"], "match": "inflect"}], "forbidden": ["x"]},
     {"id": "e2", "prompt": "q", "topic": "t", "keywords": [{"any": ["a+"], "match": "regex", "negation": "reject"}]},
     {"concept": "chain", "keywords": [{"any": ["1/2"], "match": "number", "weight": 2}], "text": "t"},

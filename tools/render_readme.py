@@ -23,7 +23,7 @@ REPORT = ROOT / "reports" / "score.json"
 IMAGES = ROOT / "docs" / "images"
 MODELS = ("base", "sft", "dpo")
 PAIRS = (("sft", "base"), ("dpo", "sft"), ("dpo", "base"))
-IN_SEEDS = ("sft_vs_base", "dpo_vs_sft")
+IN_SEEDS = ("dpo_vs_sft", "dpo_vs_sft_equal_length")
 PICTURES = {"hit_rate": "plots/hit_rate.csv", "dpo_rewards": "plots/dpo_rewards.csv"}
 
 
@@ -55,15 +55,18 @@ def between(name: str, content: str, text: str) -> str:
 
 
 def results(report: dict[str, Any]) -> str:
-    """The result table: hit rates with their intervals by kind of prompt, precision, and win rates."""
+    """The result table: hit rates with their intervals by kind of prompt, precision, repetition, density, and the verdicts."""
     rates = read_csv(ROOT / "plots" / "hit_rate.csv")
     counts = {row["group"]: row["prompts"] for row in rates}
-    titles = ["model", *(f"{group} (n = {count})" for group, count in counts.items()), "precision", "ended by itself", "tokens"]
+    titles = ["model", *(f"{group} (n = {count})" for group, count in counts.items())]
+    titles += ["precision", "says a sentence twice", "ideas per 100 words", "words"]
     rows = [
         [model, *(_rate(row) for row in rates if row["model"] == model), *_quality(report["models"][model])] for model in MODELS
     ]
-    wins = "; ".join(_comparison(pair, report["pairs"]["_vs_".join(pair)]) for pair in PAIRS)
-    return f"{markdown_table(titles, rows)}\nWin rates, prompt by prompt, ties as half: {wins}.\n"
+    pairs = {" over ".join(pair): report["pairs"]["_vs_".join(pair)] for pair in PAIRS}
+    whole = "; ".join(_claim(name, pair) for name, pair in pairs.items())
+    level = "; ".join(_claim(name, pair["equal_length"]) for name, pair in pairs.items())
+    return f"{markdown_table(titles, rows)}\nMean difference in hit rate: {whole}.\nAt equal length: {level}.\n"
 
 
 def _rate(row: dict[str, str]) -> str:
@@ -71,17 +74,20 @@ def _rate(row: dict[str, str]) -> str:
 
 
 def _quality(model: dict[str, Any]) -> list[str]:
-    precision, cut = model["precision"]["estimate"], model["health"]["truncated"]["estimate"]
+    precision = model["precision"]["estimate"]
     return [
         "undefined" if precision is None else f"{precision:.2f}",
-        f"{1 - cut:.2f}",
-        f"{model['lengths']['tokens']['mean']:.0f}",
+        f"{model['health']['repeats']['estimate']:.2f}",
+        f"{model['hits_per_100_words']['estimate']:.1f}",
+        f"{model['lengths']['words']['mean']:.0f}",
     ]
 
 
-def _comparison(names: tuple[str, str], pair: dict[str, Any]) -> str:
-    title, verdict = " over ".join(names), pair["decision"]["verdict"]
-    return f"{title} {pair['win_rate']['estimate']:.2f} ({verdict}, {_p(pair['p_holm'])})"
+def _claim(title: str, claim: dict[str, Any]) -> str:
+    """For example dpo over sft +0.067 (0.030 to 0.105; better, p = 0.0005)."""
+    difference = claim["mean_difference"]
+    interval = f"{difference['low']:.3f} to {difference['high']:.3f}"
+    return f"{title} {difference['estimate']:+.3f} ({interval}; {claim['decision']['verdict']}, {_p(claim['p_holm'])})"
 
 
 def _p(p: float) -> str:
@@ -89,12 +95,12 @@ def _p(p: float) -> str:
 
 
 def lengths(report: dict[str, Any]) -> str:
-    """Each pair's mean difference of hit rates at matched length, with its interval and unadjusted p."""
+    """Each pair's mean difference of hit rates at similar and at equal length, with its interval and unadjusted p."""
     titles = ["mean difference of hit rates", "at similar length", "cut to the shorter answer's length"]
     rows = []
     for pair in PAIRS:
-        matched = report["pairs"]["_vs_".join(pair)]["length_matched"]
-        rows.append([" over ".join(pair), *(_difference(matched[how]) for how in ("similar", "truncated"))])
+        compared = report["pairs"]["_vs_".join(pair)]
+        rows.append([" over ".join(pair), *(_difference(compared[how]) for how in ("similar_length", "equal_length"))])
     return markdown_table(titles, rows)
 
 
@@ -110,18 +116,20 @@ def _difference(matched: dict[str, Any]) -> str:
 def seeds() -> str:
     """The table of five seeds from docs/seeds.csv, with mean and standard deviation."""
     runs = read_csv(ROOT / "docs" / "seeds.csv")
-    titles = ["seed", *MODELS, "sft over base", "dpo over sft", "adjusted p", "verdict", "precision of dpo"]
+    titles = ["seed", *MODELS, "dpo over sft", "adjusted p", "verdict", "at equal length", "adjusted p", "verdict"]
+    titles += ["precision of dpo", "dpo says a sentence twice"]
     rows = []
     for run in runs:
         cells = [run["seed"], *(f"{float(run[f'{model}_hit_rate']):.3f}" for model in MODELS)]
-        for pair in IN_SEEDS:
-            difference, low, high = (float(run[f"{pair}_{name}"]) for name in ("difference", "low", "high"))
+        for claim in IN_SEEDS:
+            difference, low, high = (float(run[f"{claim}_{name}"]) for name in ("difference", "low", "high"))
             cells.append(f"{difference:.3f} ({low:.3f} to {high:.3f})")
-        cells += [f"{float(run['dpo_vs_sft_p_adjusted']):.4f}", run["dpo_vs_sft_verdict"], f"{float(run['dpo_precision']):.3f}"]
-        rows.append(cells)
-    columns = [*(f"{model}_hit_rate" for model in MODELS), *(f"{pair}_difference" for pair in IN_SEEDS), "dpo_precision"]
-    *spread, precision = (_mean_and_deviation([float(run[column]) for run in runs]) for column in columns)
-    return markdown_table(titles, [*rows, ["mean (sd)", *spread, "", "", precision]])
+            cells += [f"{float(run[f'{claim}_p_adjusted']):.4f}", run[f"{claim}_verdict"]]
+        rows.append([*cells, f"{float(run['dpo_precision']):.3f}", f"{float(run['dpo_repeats']):.3f}"])
+    columns = [*(f"{model}_hit_rate" for model in MODELS), *(f"{claim}_difference" for claim in IN_SEEDS)]
+    columns += ["dpo_precision", "dpo_repeats"]
+    base, sft, dpo, whole, level, *others = (_mean_and_deviation([float(run[column]) for run in runs]) for column in columns)
+    return markdown_table(titles, [*rows, ["mean (sd)", base, sft, dpo, whole, "", "", level, "", "", *others]])
 
 
 def _mean_and_deviation(values: list[float]) -> str:

@@ -54,15 +54,21 @@ def run_row(seed: int, read: Callable[[str], str]) -> dict[str, float | int | st
     row: dict[str, float | int | str] = {"seed": seed}
     row |= {f"{model}_hit_rate": round(models[model]["hit_rate"]["estimate"], 4) for model in MODELS}
     for name in PAIRS:
-        pair = score["pairs"][name]
-        difference = pair["mean_difference"]
-        row |= {f"{name}_difference": round(difference["estimate"], 4)}
-        row |= {f"{name}_{bound}": round(difference[bound], 4) for bound in ("low", "high")}
-        row |= {f"{name}_p_adjusted": round(pair["p_holm"], 4), f"{name}_verdict": pair["decision"]["verdict"]}
+        row |= claim_columns(name, score["pairs"][name])
+        row |= claim_columns(f"{name}_equal_length", score["pairs"][name]["equal_length"])
     row["ordered"] = " ".join(ordered_groups(read("plots/hit_rate.csv")))
     row |= {f"{model}_precision": round(models[model]["precision"]["estimate"], 4) for model in MODELS}
-    row |= {f"{model}_degenerate": round(models[model]["health"]["degenerate"]["estimate"], 4) for model in MODELS[1:]}
+    for sign in ("degenerate", "repeats"):
+        row |= {f"{model}_{sign}": round(models[model]["health"][sign]["estimate"], 4) for model in MODELS[1:]}
     return row | {"dpo_reward_accuracy": dpo["dpo"]["reward_accuracy"]}
+
+
+def claim_columns(name: str, claim: dict) -> dict[str, float | str]:
+    """A claim's mean difference with its interval, adjusted p and verdict."""
+    difference = claim["mean_difference"]
+    row: dict[str, float | str] = {f"{name}_difference": round(difference["estimate"], 4)}
+    row |= {f"{name}_{bound}": round(difference[bound], 4) for bound in ("low", "high")}
+    return row | {f"{name}_p_adjusted": round(claim["p_holm"], 4), f"{name}_verdict": claim["decision"]["verdict"]}
 
 
 def ordered_groups(hit_rates: str) -> list[str]:

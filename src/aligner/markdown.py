@@ -58,11 +58,16 @@ def two_cells(estimate: Mapping[str, Any]) -> list[str]:
 
 
 def outcome_table(pairs: Mapping[str, Any]) -> str:
-    """One row per pair: prompts won, tied and lost, the win rate with its interval, the adjusted p and the verdict."""
+    """One row per claim: prompts won, tied and lost, the win rate with its interval, the adjusted p and the verdict.
+
+    The claims are those about whole answers, then those at equal length, as far as a pair has one.
+    """
+    claims = {name.replace("_vs_", " over "): result for name, result in pairs.items()}
+    claims |= {f"{name}, at equal length": each["equal_length"] for name, each in claims.items() if "equal_length" in each}
     rows = []
-    for name, result in pairs.items():
+    for name, result in claims.items():
         counts = (str(result[outcome]) for outcome in ("wins", "ties", "losses"))
         words = filter(None, [result["decision"]["verdict"], result.get("cannot_be_significant")])
         decided = [f"{result['p_holm']:.2g}", "; ".join(words)]
-        rows.append([name.replace("_vs_", " over "), *counts, *two_cells(result["win_rate"]), *decided])
+        rows.append([name, *counts, *two_cells(result["win_rate"]), *decided])
     return table(["comparison", "won", "tied", "lost", "win rate (ties half)", "95% interval", "adjusted p", "verdict"], rows)

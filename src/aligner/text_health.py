@@ -15,7 +15,9 @@ FEWEST_LOOP_TOKENS = 16
 COMPRESSION_LIMIT = 5.0
 FEWEST_COMPRESSED_CHARACTERS = 200
 REFUSAL_OPENING = 200
+FEWEST_SENTENCE_WORDS = 3
 
+_SENTENCE_END = re.compile(r"(?<=[.?!])\s+|\n+")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 # Phrases with which assistants decline (after the prefixes of Zou et al. 2023, arXiv 2307.15043) or say that they do not know.
 _REFUSAL = re.compile(
@@ -106,6 +108,17 @@ def refusal(text: str) -> bool:
     A lexicon, reported but never scored: it misses refusals in other words or languages, and "I am not sure" may begin an answer.
     """
     return bool(_REFUSAL.search(_checked(text)[:REFUSAL_OPENING].casefold().replace("\u2019", "'")))
+
+
+def repeats(text: str) -> bool:
+    """True when a text says a sentence twice, in the same words.
+
+    A sentence ends at white space after a full stop, a question mark or an exclamation mark, or at a line break. Case and
+    punctuation do not count, and a sentence of fewer than three words ("Yes.") may come again.
+    """
+    sentences = (tuple(re.findall(r"\w+", part)) for part in _SENTENCE_END.split(_checked(text).casefold()))
+    counted = [sentence for sentence in sentences if len(sentence) >= FEWEST_SENTENCE_WORDS]
+    return len(set(counted)) < len(counted)
 
 
 def _ngrams(sequence: Sequence[str], n: int) -> list[tuple[str, ...]]:

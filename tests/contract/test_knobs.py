@@ -103,6 +103,8 @@ RULES = {
     "generate.do_sample": Rule(True),
     "generate.temperature": Rule(5.0, SAMPLING),
     "generate.top_p": Rule(0.01, SAMPLING),
+    "generate.repetition_penalty": Rule(1.5),
+    "generate.no_repeat_ngram_size": Rule(2),
     "score.tie_threshold": Rule(1),
     "score.alpha": Rule(0.0001),
     "score.equivalence_margin": Rule(0.9),

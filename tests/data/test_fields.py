@@ -65,3 +65,36 @@ def test_bad_messages_are_rejected_by_name(rows_of, messages, kind):
 )
 def test_a_bad_sft_row_is_rejected_by_name(rows_of, row, kind):
     assert problem_of(rows_of(GOOD, row)[1]).kind == kind
+
+
+MULTI_TURN = [USER, ASSISTANT, USER, ASSISTANT]
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"weight": 1, "loss": 0}])
+def test_a_turn_that_its_author_excludes_is_context_only(rows_of, mark):
+    """OpenAI's `weight`, Axolotl's `train` and ms-swift's `loss`; null and 1 leave a turn trained."""
+    kept = {"weight": None, "train": True}
+    row = {"messages": [USER, ASSISTANT | mark, USER | {"weight": 0}, ASSISTANT | kept]}
+    assert value_of(rows_of(row)[0]).untrained == {1}
+    assert value_of(rows_of({"messages": MULTI_TURN})[0]).untrained == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("turn", "mark", "kind"),
+    [
+        (1, {"weight": 0.5}, "partial_weight"),
+        (1, {"weight": 2}, "partial_weight"),
+        (1, {"weight": "0"}, "partial_weight"),
+        (1, {"train_detail": [{"begin_offset": 0}]}, "partial_weight"),
+        (0, {"train": True}, "trained_prompt"),
+    ],
+)
+def test_bad_turn_weights_are_rejected_by_name(rows_of, turn, mark, kind):
+    messages = [message | mark if index == turn else message for index, message in enumerate(MULTI_TURN)]
+    assert problem_of(rows_of({"messages": messages})[0]).kind == kind
+
+
+def test_a_conversation_without_a_trained_turn_is_rejected(rows_of):
+    sharegpt = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0}]
+    for row in ({"messages": [USER, ASSISTANT | {"train": False}]}, {"conversations": sharegpt}):
+        assert problem_of(rows_of(row)[0]).kind == "nothing_trained"

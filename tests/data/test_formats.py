@@ -5,7 +5,7 @@ import itertools
 import pytest
 from support.data_lines import ASSISTANT, CONCEPT, EVAL, GOOD, SYSTEM, USER, problem_of, value_of
 
-from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, SftExample
+from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, SftExample, UnpairedAnswer
 
 # ---- Accepted formats -----------------------------------------------------------------------------------------------
 
@@ -60,6 +60,20 @@ def test_rows_every_pair_format_becomes_the_same_pair(rows_of, subtests):
             assert value_of(rows_of(row, kind=kind)[0]) == PreferencePair("line-1", (("user", "u"),), "good", "bad")
 
 
+UNPAIRED_FORMATS = [
+    {"prompt": "u", "completion": "a"},
+    {"prompt": "u", "response": "a"},
+    {"prompt": [USER], "completion": [ASSISTANT]},
+]
+
+
+def test_rows_every_unpaired_format_becomes_the_same_answer_with_its_label(rows_of, subtests):
+    for row, label, kind in itertools.product(UNPAIRED_FORMATS, [True, False], [None, "unpaired"]):
+        with subtests.test(row=row, label=label, kind=kind):
+            value = value_of(rows_of({**row, "label": label}, kind=kind)[0])
+            assert value == UnpairedAnswer("line-1", (("user", "u"),), "a", label)
+
+
 def test_eval_prompts_keep_their_keyword_groups_as_written(rows_of):
     full = {**EVAL, "id": "e2", "concept": "chain", "kind": "recall", "forbidden": ["banana"]}
     short, long = rows_of(EVAL, full)
@@ -85,7 +99,7 @@ def test_a_concept_and_an_eval_prompt_are_distinguished(rows_of):
 def test_metadata_columns_are_ignored_in_silence(rows_of):
     """UltraFeedback's own columns: `prompt_id` is not a misspelt `prompt` if the row has a `prompt`."""
     pair = {"prompt": "u", "chosen": "a", "rejected": "b"}
-    assert rows_of({**pair, "prompt_id": "9", "messages": [], "score_chosen": 5.0})[0].status == "accepted"
+    assert rows_of({**pair, "prompt_id": "9", "messages": []})[0].status == "accepted"
     assert rows_of({**GOOD, "keywords": ["a"], "topic": "t", "uid": 7, "meta": {"deep": [1]}})[0].status == "accepted"
 
 
@@ -114,10 +128,68 @@ def test_bad_pairs_are_rejected_by_name(rows_of, change, kind):
     assert problem_of(rows_of({"prompt": "p", "chosen": "a", "rejected": "b", **change})[0]).kind == kind
 
 
+def test_a_pair_whose_answers_repeat_the_prompt_is_rejected(rows_of):
+    """The prompt would be trained on twice. A short prompt may begin any answer, and one repetition alone is an answer."""
+    long, short = "What is a chain?", "Hi"
+    for prompt in (long, long + " \n"):
+        row = {"prompt": prompt, "chosen": f"{long} A process.", "rejected": f"{long}\nA rope."}
+        assert problem_of(rows_of(row)[0]).kind == "repeated_prompt"
+    for row in (
+        {"prompt": long, "chosen": f"{long} A process.", "rejected": "A rope."},
+        {"prompt": short, "chosen": "Hi there!", "rejected": "Hi."},
+    ):
+        assert rows_of(row)[0].status == "accepted"
+
+
 def test_a_pair_without_a_key_is_rejected_as_a_pair(rows_of):
     for key in ("prompt", "chosen", "rejected"):
         row = {name: "text" + name for name in ("prompt", "chosen", "rejected") if name != key}
         assert f"`{key}` is missing" in problem_of(rows_of(row)[0]).reason
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"label": None}, "wrong_type"),
+        ({"label": 1}, "wrong_type"),
+        ({"label": "true"}, "wrong_type"),
+        ({"prompt": [USER]}, "mixed_str_and_list"),
+        ({"response": "b"}, "two_answers"),
+        ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "ends_with_assistant"),
+        ({"prompt": [USER], "completion": [USER, ASSISTANT]}, "no_answer"),
+        ({"prompt": [USER], "completion": []}, "empty_messages"),
+        ({"completion": " "}, "empty_text"),
+    ],
+)
+def test_bad_unpaired_rows_are_rejected_by_name(rows_of, change, kind):
+    assert problem_of(rows_of({"prompt": "p", "completion": "a", "label": True, **change}, kind="unpaired")[0]).kind == kind
+
+
+LABELLED = [
+    {"prompt": "q", "completion": "a"},
+    {"prompt": "q", "response": "a"},
+    {"instruction": "q", "output": "a"},
+    {"messages": [USER, ASSISTANT]},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+]
+
+
+def test_rows_with_a_label_are_refused_as_sft_examples(rows_of, subtests):
+    """A KTO file would otherwise be trained on with its bad answers."""
+    for row, label in itertools.product(LABELLED, [True, False]):
+        with subtests.test(row=row, label=label):
+            problem = problem_of(rows_of({**row, "label": label}, kind="sft")[0])
+            assert problem.kind == "labelled_row" and "SFT would train on both" in problem.reason
+        assert rows_of({**row, "label": None}, kind="sft")[0].status == "accepted"
+
+
+@pytest.mark.parametrize("kind", ["pairs", "unpaired"])
+def test_pairs_and_labelled_answers_are_not_taken_for_each_other(rows_of, kind):
+    rows = {
+        "unpaired": {"prompt": "p", "chosen": "a", "rejected": "b"},
+        "pairs": {"prompt": "p", "completion": "a", "label": True},
+    }
+    assert problem_of(rows_of(rows[kind], kind=kind)[0]).kind == "wrong_kind"
 
 
 @pytest.mark.parametrize(

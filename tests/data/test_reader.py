@@ -104,7 +104,7 @@ def test_strings_and_message_lists_are_two_formats_of_pairs(rows_of):
 def test_a_row_of_another_kind_is_rejected_and_settles_nothing(rows_of):
     pair, good = rows_of({"prompt": "p", "chosen": "a", "rejected": "b"}, GOOD, kind="sft")
     assert problem_of(pair).kind == "wrong_kind" and good.status == "accepted"
-    with pytest.raises(ValueError, match="kind must be one of sft, pairs, eval"):
+    with pytest.raises(ValueError, match="kind must be one of sft, pairs, unpaired, eval"):
         read_rows("x", "dpo")
 
 
@@ -239,6 +239,8 @@ KEYS = st.sampled_from(
         "match",
         "negation",
         "weight",
+        "label",
+        "train",
         "tool_calls",
         "promt",
         " id",

@@ -50,3 +50,45 @@ def test_rows_unread_keys_that_seem_meant_are_warned_about(rows_of, subtests):
         with subtests.test(key=key):
             kind = "unread_key" if key in unread else "misspelt_key"
             assert problem_of(rows_of({**GOOD, key: value})[0], "warned").kind == kind
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+IGNORED = [
+    (PAIR, {"margin": 0.5}),
+    (PAIR, {"score_chosen": 5.0}),
+    (PAIR, {"chosen_score": 5}),
+    (PAIR, {"rejected-rating": 2}),
+    (PAIR, {"label": True}),
+    (PAIR, {"weight": 0.5}),
+    (GOOD, {"score": 3}),
+    (GOOD, {"weight": 2}),
+    (GOOD, {"loss": 0.1}),
+]
+
+
+def test_rows_keys_with_a_meaning_that_training_ignores_are_warned_about(rows_of, subtests):
+    for row, extra in IGNORED:
+        with subtests.test(extra=extra):
+            problem = problem_of(rows_of({**row, **extra})[0], "warned")
+            assert problem.kind == "ignored_key" and f"`{next(iter(extra))}` is ignored" in problem.reason
+
+
+def test_rows_weights_of_one_and_empty_scores_change_nothing_and_need_no_word(rows_of, subtests):
+    for extra in (
+        {"weight": 1},
+        {"weight": 1.0},
+        {"train": True},
+        {"loss": True},
+        {"score": None},
+        {"margin": ""},
+        {"ratings": []},
+    ):
+        with subtests.test(extra=extra):
+            assert rows_of({**GOOD, **extra})[0].status == "accepted"
+
+
+def test_rows_that_their_author_excludes_from_training_are_refused(rows_of, subtests):
+    for row in (GOOD, PAIR, {"prompt": "p", "completion": "a", "label": True}):
+        for extra in ({"weight": 0}, {"train": False}, {"loss": 0.0}):
+            with subtests.test(row=row, extra=extra):
+                assert problem_of(rows_of({**row, **extra})[0]).kind == "excluded_row"

@@ -23,9 +23,10 @@ import prepare
 from aligner.data import raw_file, row_store, tokenise
 from aligner.data.examples import PreferencePair, SftExample
 from aligner.data.leakage import EvalPrompts
+from aligner.data.part import Part
 from aligner.data.raw_file import RawFile
 from aligner.data.split import in_validation
-from aligner.data.tokenise import pair_row, sft_row, text_batches, tokenised
+from aligner.data.tokenise import pair_row, sft_row, text_batches, tokenised, unpaired_row
 from aligner.model.chat import Chat
 from aligner.model.loading import check_chat
 from aligner.run.errors import InputError
@@ -89,15 +90,15 @@ def rules_of(**changes):
 
 @contextlib.contextmanager
 def part_of(rows, kind, share, max_length=100):
-    """The rows of a raw file as prepare_part splits them, with a stand-in for the tokenizer."""
+    """The rows of a raw file as a Part splits them, with a stand-in for the tokenizer."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_store, "FOLDER", folder)
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         with row_store.Scratch() as scratch:
             file = RawFile(str(path), kind, rules_of(validation_share=share))
-            part = prepare.Part("sft" if kind == "sft" else "dpo", file, scratch, EvalPrompts([]))
-            prepare.prepare_part(part, sft_row if kind == "sft" else pair_row, WordsChat(), max_length)
+            part = Part("sft" if kind == "sft" else "dpo", file, scratch, EvalPrompts([]))
+            part.fill(sft_row if kind == "sft" else pair_row, WordsChat(), max_length)
             yield part
 
 
@@ -456,13 +457,54 @@ def test_an_eval_prompt_must_leave_room_for_an_answer(workspace, chat):
         prepare.eval_prompts(RAW["eval"], references, chat, longest)
 
 
+def test_a_turn_of_weight_0_is_not_trained(chat):
+    """The ids stay, and only the labels of that answer and of its end token become -100."""
+    messages = (("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second."))
+    whole, masked = (sft_row(SftExample("x", messages, untrained), chat) for untrained in (frozenset(), frozenset({1})))
+    answers = [[*chat.tokenizer.encode(text, add_special_tokens=False).ids, chat.end_id] for text in ("First.", "Second.")]
+    assert masked["input_ids"] == whole["input_ids"]
+    assert [id for id in whole["labels"] if id != -100] == answers[0] + answers[1]
+    assert [id for id in masked["labels"] if id != -100] == answers[1]
+
+
+def test_unpaired_answers_become_ids_with_their_label(chat, tmp_path, monkeypatch):
+    """The ids of prompt and answer together are those of the whole conversation; both labels of one answer are kept."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"id": f"u{number}", "prompt": f"Question {number}?", "completion": "Yes.", "label": number % 2 == 0}
+        for number in range(20)
+    ]
+    rows += [
+        rows[0] | {"id": "copy"},
+        rows[0] | {"id": "other-label", "label": False},
+        rows[0] | {"id": "long", "completion": "y " * 999},
+    ]
+    path = tmp_path / "unpaired.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with row_store.Scratch() as scratch:
+        part = Part("unpaired", RawFile(str(path), "unpaired", rules_of()), scratch, EvalPrompts([]))
+        part.fill(unpaired_row, chat, 100)
+        part.require_both_sides()
+        figures, report = part.figures(), part.audit.report()
+        part.move_to(tmp_path)
+    kept = [json.loads(line) for side in ("train", "validation") for line in (tmp_path / f"unpaired_{side}.jsonl").open()]
+    assert {row["id"]: row["label"] for row in kept} == {
+        row["id"]: row["label"] for row in rows if row["id"] not in ("copy", "long")
+    }
+    for row in kept:
+        prompt = next(given["prompt"] for given in rows if given["id"] == row["id"])
+        assert row["prompt_ids"] + row["completion_ids"] == chat.conversation((("user", prompt), ("assistant", "Yes."))).ids
+    assert figures["rows"] == 23 and (figures["duplicate"], figures["too_long"]) == (1, 1)
+    assert figures["train"] + figures["validation"] == 21 and report["labels"] == {"desirable": 10, "undesirable": 11}
+
+
 @pytest.mark.parametrize(("share", "side"), [(1e-9, "validation"), (1 - 1e-9, "train")])
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_a_side_without_rows_is_refused(workspace, share, side, name):
     both = {"name": name, "train": [{}], "validation": [{}], "file": RawFile("rows.jsonl", "sft", rules_of())}
-    prepare.require_both_sides(SimpleNamespace(**both))
+    Part.require_both_sides(SimpleNamespace(**both))
     with pytest.raises(InputError, match=f"{name}: no rows on the {side} side .*prepare.validation_share"):
-        prepare.require_both_sides(SimpleNamespace(**both | {side: []}))
+        Part.require_both_sides(SimpleNamespace(**both | {side: []}))
     workspace.params["prepare.validation_share"] = share
     with pytest.raises(InputError, match=f"sft: no rows on the {side} side"):
         workspace.run("prepare")

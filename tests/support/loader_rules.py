@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, Record, SftExample
+from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, Record, SftExample, UnpairedAnswer
 from aligner.data.reader import Row, RowCounts, check, read_rows
 from aligner.keywords.scorer import Scorer
 
@@ -59,10 +59,15 @@ def require_kept_again(path: Path, kept: list[Record]) -> None:
 def plain_row(value: Record) -> dict:
     """The row that says just this record."""
     if isinstance(value, SftExample):
-        return {"id": value.id, "messages": as_messages(value.messages)}
+        messages = as_messages(value.messages)
+        masked = [turn | {"weight": 0} if index in value.untrained else turn for index, turn in enumerate(messages)]
+        return {"id": value.id, "messages": masked}
     if isinstance(value, PreferencePair):
         sides = {side: as_messages((("assistant", getattr(value, side)),)) for side in ("chosen", "rejected")}
         return {"id": value.id, "prompt": as_messages(value.prompt), **sides}
+    if isinstance(value, UnpairedAnswer):
+        answer = as_messages((("assistant", value.completion),))
+        return {"id": value.id, "prompt": as_messages(value.prompt), "completion": answer, "label": value.label}
     if isinstance(value, ConceptEntry):
         return {"concept": value.id, "keywords": list(value.keywords), "text": value.text}
     row = {name: getattr(value, name) for name in ("id", "prompt", "topic", "concept", "kind")}

@@ -45,11 +45,17 @@ SMALL = {
     "models.mini.sft.gradient_accumulation_steps": 1,
     "models.mini.dpo.per_device_train_batch_size": 4,
     "models.mini.dpo.gradient_accumulation_steps": 1,
+    "models.mini.kto.per_device_train_batch_size": 4,
+    "models.mini.kto.gradient_accumulation_steps": 1,
+    "models.mini.orpo.per_device_train_batch_size": 4,
+    "models.mini.orpo.gradient_accumulation_steps": 1,
     "models.mini.generate.batch_size": 5,
     "prepare.validation_share": 0.3,
     "lora.r": 4,
     "sft.num_train_epochs": 1,
     "dpo.num_train_epochs": 1,
+    "kto.num_train_epochs": 1,
+    "orpo.num_train_epochs": 1,
     "generate.max_new_tokens": 6,
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from aligner.data.examples import PreferencePair, SftExample
+from aligner.data.examples import PreferencePair, TrainingRecord, UnpairedAnswer
 from aligner.data.leakage import EvalPrompts, digest, words
 from aligner.data.near_duplicates import (
     BANDS,
@@ -33,6 +33,7 @@ from aligner.data.near_duplicates import (
     shingles,
 )
 from aligner.data.row_store import Scratch
+from aligner.data.tokenise import length_of
 from aligner.intervals import tango_interval
 
 LISTED = 200
@@ -40,9 +41,8 @@ ON_PAGE = 20
 ANSWER_CHARACTERS = 80
 DAMAGE = ("mojibake", "replacement_character", "control_character", "mixed_scripts")
 
-Parts = dict[
-    str, list[str]
-]  # "prompt" with "answer", or with "chosen" and "rejected" -> texts, as written or as words joined by spaces
+# "prompt" with "answer", with "completion", or with "chosen" and "rejected" -> texts, as written or as words joined by spaces
+Parts = dict[str, list[str]]
 
 
 class Listed:
@@ -66,10 +66,12 @@ class Listed:
         return {"rows": self.count, "listed": self.entries}
 
 
-def texts_by_part(value: SftExample | PreferencePair) -> Parts:
+def texts_by_part(value: TrainingRecord) -> Parts:
     """The texts of a row by their part in training; the earlier answers in a pair's conversation belong to its prompt."""
     if isinstance(value, PreferencePair):
         return {"prompt": [text for _, text in value.prompt], "chosen": [value.chosen], "rejected": [value.rejected]}
+    if isinstance(value, UnpairedAnswer):
+        return {"prompt": [text for _, text in value.prompt], "completion": [value.completion]}
     answers = [text for role, text in value.messages if role == "assistant"]
     return {"prompt": [text for role, text in value.messages if role != "assistant"], "answer": answers}
 
@@ -84,6 +86,7 @@ class Audit:
         self.lengths = array("L")
         self.trained_tokens = 0
         self.gaps = array("l")
+        self.desirable = 0
         self.sides: dict[bool, array] = {False: array("Q"), True: array("Q")}
         self._prompts = prompts
         self._texts = scratch.store(f"{name}_texts")
@@ -104,7 +107,7 @@ class Audit:
         self._seen[key] = len(self._texts)
         return False
 
-    def add(self, value: SftExample | PreferencePair, row: dict[str, Any], held_out: bool) -> None:
+    def add(self, value: TrainingRecord, row: dict[str, Any], held_out: bool) -> None:
         """Adds a kept row: the record, its row of token ids, and whether it is on the validation side."""
         parts = {place: list(map(words, texts)) for place, texts in texts_by_part(value).items()}
         for place, texts in parts.items():
@@ -117,14 +120,18 @@ class Audit:
         if isinstance(value, PreferencePair):
             self._texts.append([value.id, joined, shortened(value.chosen)])
             self._add_pair(value.id, joined, row)
+        elif isinstance(value, UnpairedAnswer):
+            self._texts.append([value.id, joined])
+            self.lengths.append(length_of(row))
+            self.desirable += value.label
         else:
             self._texts.append([value.id, joined])
-            self.lengths.append(len(row["input_ids"]))
+            self.lengths.append(length_of(row))
             self.trained_tokens += len(row["labels"]) - row["labels"].count(-100)
 
     def _add_pair(self, id: str, joined: Parts, row: dict[str, Any]) -> None:
         chosen, rejected = len(row["chosen_ids"]), len(row["rejected_ids"])
-        self.lengths.append(len(row["prompt_ids"]) + max(chosen, rejected))
+        self.lengths.append(length_of(row))
         self.gaps.append(chosen - rejected)
         for place, keys in (("chosen", self._chosen), ("rejected", self._rejected)):
             keys.append(digest([*joined["prompt"], *joined[place]]))
@@ -147,6 +154,8 @@ class Audit:
             "exact_duplicates": self._exact_duplicates(),
             "near_duplicates": self._near_duplicates(),
         }
+        if self.name == "unpaired":
+            found["labels"] = {"desirable": self.desirable, "undesirable": len(self.lengths) - self.desirable}
         if self.name == "dpo":
             found |= {
                 "contradictions": self._contradictions(),

@@ -1,4 +1,4 @@
-"""The records that data files hold: SFT examples, preference pairs, eval prompts and concepts."""
+"""The records that data files hold: SFT examples, preference pairs, unpaired answers, eval prompts and concepts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from aligner.model.chat import Messages
 
 @dataclass(frozen=True, slots=True)
 class SftExample:
-    """A conversation to train on: an optional system message, then user and assistant in turn, ending with the assistant."""
+    """A conversation to train on: an optional system message, then user and assistant in turn, ending with the assistant.
+
+    `untrained` holds the numbers of the assistant messages that are context only (`weight: 0`).
+    """
 
     id: str
     messages: Messages
+    untrained: frozenset[int] = frozenset()
 
     def texts(self) -> list[str]:
         return [content for _, content in self.messages]
@@ -29,6 +33,19 @@ class PreferencePair:
 
     def texts(self) -> list[str]:
         return [*(content for _, content in self.prompt), self.chosen, self.rejected]
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedAnswer:
+    """One answer to a prompt and its label, as KTO needs it: True if the answer is desirable, False if it is not."""
+
+    id: str
+    prompt: Messages
+    completion: str
+    label: bool
+
+    def texts(self) -> list[str]:
+        return [*(content for _, content in self.prompt), self.completion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +76,5 @@ class ConceptEntry:
         return [self.id, self.text]
 
 
-Record = SftExample | PreferencePair | EvalPrompt | ConceptEntry
+TrainingRecord = SftExample | PreferencePair | UnpairedAnswer
+Record = TrainingRecord | EvalPrompt | ConceptEntry

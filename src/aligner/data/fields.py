@@ -100,6 +100,32 @@ def one_turn(message: object, name: str, style: TurnStyle) -> tuple[str, str]:
     return style.roles[role], text_of(content, name)
 
 
+def untrained_turns(written: list[dict], name: str, messages: Messages) -> frozenset[int]:
+    """The numbers of the assistant messages that their author excludes from training: `weight: 0`, `train: false`, `loss: false`.
+
+    Raises BadRow for a weight between, for a weight on another role's message, and if no message is left to train on.
+    """
+    found = set()
+    for index, message in enumerate(written):
+        if len(message) > 2 and not MASK_KEYS.isdisjoint(message):
+            if is_untrained(message, f"{name}[{index}]", messages[index][0]):
+                found.add(index)
+    if found and len(found) == sum(role == "assistant" for role, _ in messages):
+        raise BadRow("nothing_trained", f"no message of `{name}` is trained (weight 0); remove the row")
+    return frozenset(found)
+
+
+def is_untrained(message: dict, name: str, role: str) -> bool:
+    marks = {key: message[key] for key in MASK_KEYS if message.get(key) is not None}
+    for key, mark in marks.items():
+        if key in PARTIAL_MASK_KEYS or type(mark) not in (bool, int, float) or mark not in (0, 1):
+            ways = "an answer is trained whole (1 or true) or not at all (0 or false)"
+            raise BadRow("partial_weight", f"`{name}.{key}` trains a part of a message or a fraction of its loss, but {ways}")
+        if mark and role != "assistant":
+            raise BadRow("trained_prompt", f"`{name}.{key}` asks to train a {role} message, but only answers are trained")
+    return role == "assistant" and not all(marks.values())
+
+
 def uses_tools(message: dict) -> bool:
     """Whether a message calls a tool or answers one. Columnar exports write unused keys as null or empty; these do not count."""
     return not TOOL_KEYS.isdisjoint(message) and any(message.get(key) for key in TOOL_KEYS)
@@ -113,6 +139,10 @@ def check_order(messages: Messages, name: str, last: str) -> None:
             raise order_fault(role, index, f"{name}[{index + first}]")
     if messages[-1][0] != last:
         raise BadRow(f"ends_with_{messages[-1][0]}", f"`{name}` ends with {messages[-1][0]}, but must end with {last}")
+
+
+PARTIAL_MASK_KEYS = frozenset(("train_detail", "training_detail"))  # Axolotl's, for parts of a message
+MASK_KEYS = frozenset(("weight", "train", "loss", *PARTIAL_MASK_KEYS))
 
 
 # ---- Keys that look like a known one --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from unicodedata import normalize
 
-from aligner.data.examples import ConceptEntry, EvalPrompt, Messages, PreferencePair, Record, SftExample
+from aligner.data.examples import ConceptEntry, EvalPrompt, Messages, PreferencePair, Record, SftExample, UnpairedAnswer
 from aligner.data.fields import (
     CHAT_TURNS,
     MAX_KEYS_LOOKED_AT,
@@ -22,6 +22,7 @@ from aligner.data.fields import (
     row_id,
     text_of,
     turns,
+    untrained_turns,
     wrong_type,
 )
 from aligner.data.lines import BadRow, json_type
@@ -36,22 +37,27 @@ MAX_REASON_CHARACTERS = 240  # of the message about a keyword group
 def messages_example(row: dict, id: str) -> SftExample:
     messages = turns(required(row, "messages"), "messages", CHAT_TURNS)
     check_order(messages, "messages", last="assistant")
-    return SftExample(id, messages)
+    return SftExample(id, messages, untrained_turns(row["messages"], "messages", messages))
 
 
 def sharegpt_example(row: dict, id: str) -> SftExample:
     messages = turns(required(row, "conversations"), "conversations", SHAREGPT_TURNS)
     check_order(messages, "conversations", last="assistant")
-    return SftExample(id, messages)
+    return SftExample(id, messages, untrained_turns(row["conversations"], "conversations", messages))
 
 
 def prompt_example(row: dict, id: str) -> SftExample:
     prompt = required_text(row, "prompt")
+    answer = required_text(row, answer_key(row, "response"))
+    return SftExample(id, (("user", prompt), ("assistant", answer)))
+
+
+def answer_key(row: dict, usual: str) -> str:
+    """The key of the answer, `completion` or `response`; `usual` if the row has neither."""
     answers = [key for key in ("completion", "response") if key in row]
     if len(answers) == 2:
         raise BadRow("two_answers", "both `completion` and `response`; keep one of them")
-    answer = required_text(row, answers[0] if answers else "response")
-    return SftExample(id, (("user", prompt), ("assistant", answer)))
+    return answers[0] if answers else usual
 
 
 def alpaca_example(row: dict, id: str) -> SftExample:
@@ -62,8 +68,15 @@ def alpaca_example(row: dict, id: str) -> SftExample:
 
 
 def string_pair(row: dict, id: str) -> PreferencePair:
-    prompt = (("user", required_text(row, "prompt")),)
-    return different_answers(id, prompt, required_text(row, "chosen"), required_text(row, "rejected"))
+    prompt, chosen, rejected = (required_text(row, key) for key in ("prompt", "chosen", "rejected"))
+    if repeats(prompt, chosen, rejected):
+        raise BadRow("repeated_prompt", REPEATED)
+    return different_answers(id, (("user", prompt),), chosen, rejected)
+
+
+def repeats(prompt: str, chosen: str, rejected: str) -> bool:
+    """Whether both answers repeat the prompt at their beginning. A prompt of a word or two may begin any answer."""
+    return (len(prompt.split()) > 2 or len(prompt) > 15) and chosen.startswith(prompt) and rejected.startswith(prompt)
 
 
 def message_pair(row: dict, id: str) -> PreferencePair:
@@ -100,6 +113,28 @@ def shared_prompt(row: dict, before_chosen: Messages, before_rejected: Messages)
     if not agrees:
         raise BadRow("prompts_differ", "`prompt` differs from the messages before the answers in `chosen` and `rejected`")
     return prompt
+
+
+def string_unpaired(row: dict, id: str) -> UnpairedAnswer:
+    prompt = (("user", required_text(row, "prompt")),)
+    return UnpairedAnswer(id, prompt, required_text(row, answer_key(row, "completion")), label_of(row))
+
+
+def message_unpaired(row: dict, id: str) -> UnpairedAnswer:
+    prompt = turns(required(row, "prompt"), "prompt", CHAT_TURNS)
+    check_order(prompt, "prompt", last="user")
+    key = answer_key(row, "completion")
+    answer = turns(required(row, key), key, CHAT_TURNS)
+    if [role for role, _ in answer] != ["assistant"]:
+        raise BadRow("no_answer", f"`{key}` must be one assistant message; write the messages before it into `prompt`")
+    return UnpairedAnswer(id, prompt, answer[0][1], label_of(row))
+
+
+def label_of(row: dict) -> bool:
+    label = required(row, "label")
+    if type(label) is not bool:
+        raise wrong_type(label, "label", "true (a desirable answer) or false (an undesirable one)")
+    return label
 
 
 def different_answers(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
@@ -180,6 +215,14 @@ class Format:
     suits: Callable[[dict], bool]
     build: Callable[[dict, str], Record]
 
+    def record(self, row: dict, id: str) -> Record:
+        """The record of a row; raises BadRow, also for a label in SFT rows: bad answers would be trained like good ones."""
+        if self.kind == "sft" and row.get("label") is not None:
+            raise BadRow("labelled_row", LABELLED)
+        if self.kind in TRAINED and any(row[key] in (0, False) for key in EXCLUDED if key in row):
+            raise BadRow("excluded_row", "its `weight`, `train` or `loss` excludes the row from training; remove the row")
+        return self.build(row, id)
+
     def name_of(self, row: dict, line: int) -> str:
         """The id of the record: the name of a concept, the id of any other row."""
         if self.kind == "concepts":
@@ -196,6 +239,16 @@ def is_pair(row: dict, shape: type) -> bool:
         shapes.add(list)
     if str in shapes and list in shapes:
         raise mixed_pair()
+    return (list in shapes) == (shape is list)
+
+
+def is_unpaired(row: dict, shape: type) -> bool:
+    """Whether a row is a labelled answer whose prompt and answer are of type `shape`; raises BadRow if it mixes both."""
+    if "label" not in row or "prompt" not in row or "chosen" in row or "rejected" in row:
+        return False
+    shapes = {type(row[key]) for key in ("prompt", "completion", "response") if key in row}
+    if str in shapes and list in shapes:
+        raise BadRow("mixed_str_and_list", "a string beside a message list; write prompt and completion both one way")
     return (list in shapes) == (shape is list)
 
 
@@ -218,6 +271,20 @@ FORMATS = (
         frozenset(("id", "prompt", "chosen", "rejected")),
         lambda row: is_pair(row, list),
         message_pair,
+    ),
+    Format(
+        "`prompt/completion/label` as strings",
+        "unpaired",
+        frozenset(("id", "prompt", "completion", "response", "label")),
+        lambda row: is_unpaired(row, str),
+        string_unpaired,
+    ),
+    Format(
+        "`prompt/completion/label` as message lists",
+        "unpaired",
+        frozenset(("id", "prompt", "completion", "response", "label")),
+        lambda row: is_unpaired(row, list),
+        message_unpaired,
     ),
     Format("`messages`", "sft", frozenset(("id", "messages")), lambda row: "messages" in row, messages_example),
     Format(
@@ -264,6 +331,18 @@ def recognise(row: dict, kind: str | None) -> Format | None:
 
 
 # ---- Diagnosis of a faulty row --------------------------------------------------------------------------------------
+
+
+TRAINED = ("sft", "pairs", "unpaired")
+EXCLUDED = ("weight", "train", "loss")  # keys whose 0 or false excludes a row
+REPEATED = (
+    "`chosen` and `rejected` repeat the prompt at their beginning, so it would be trained on as a part of the answers; cut it "
+    "(python src/convert.py FILE --to pairs does)"
+)
+LABELLED = (
+    "`label` marks good and bad answers (KTO), and SFT would train on both; keep the good rows alone, without the key, "
+    "or give the file to a method that reads labels"
+)
 
 
 def unrecognised(row: dict, kind: str | None) -> BadRow:

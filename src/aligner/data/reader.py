@@ -25,7 +25,7 @@ from aligner.data.lines import BadRow, Problem, UnreadableFile, decode_line, par
 from aligner.data.row_warnings import key_warnings, text_warnings
 from aligner.run.terminal import printable, shown, write_line
 
-KINDS = ("sft", "pairs", "eval", "concepts")
+KINDS = ("sft", "pairs", "unpaired", "eval", "concepts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class FileState:
     def record(self, row: dict, line: int) -> tuple[Record, tuple[Problem, ...]]:
         """The record of a JSON object and its warnings; raises BadRow."""
         form = self.format_of(row, line)
-        value = form.build(row, form.name_of(row, line))
+        value = form.record(row, form.name_of(row, line))
         self.claim(value.id, written=form.kind == "concepts" or "id" in row)
         return value, key_warnings(row, form.keys) + text_warnings("\n".join(value.texts()))
 

@@ -18,6 +18,20 @@ TAG = re.compile("[\U000e0000-\U000e007f]")
 HIDDEN_TAG = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0000-\U000e007f]")  # except in the flag of a region
 MIXED_SCRIPTS = re.compile("[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]")
 UNREAD_KEYS = frozenset(("system", "history", "tools", "functions"))
+EQUAL_ROWS = "every row counts the same"
+NO_SCORES = "no loss of this pipeline uses margins or scores; leave out pairs that are too close, or remove the key"
+IGNORED_KEYS = {
+    "label": "only unpaired answers have a label",
+    **dict.fromkeys(("weight", "train", "loss"), EQUAL_ROWS),
+    **dict.fromkeys(("margin", "margins", "score", "scores", "rating", "ratings", "reward", "rewards"), NO_SCORES),
+    **{
+        f"{side}{mark}{name}": NO_SCORES
+        for side in ("chosen", "rejected")
+        for name in ("score", "rating", "reward")
+        for mark in "_-"
+    },
+    **{f"{name}_{side}": NO_SCORES for side in ("chosen", "rejected") for name in ("score", "rating", "reward")},
+}
 SECRETS = {  # a marker that is cheap to look for -> the secret and the pattern that decides, in linear time
     "@": ("a mail address", r"[\w.%+-]@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2}"),
     "IA": ("an AWS key", r"(?a:\b)A(?:KI|SI)A[0-9A-Z]{16}(?a:\b)"),
@@ -72,6 +86,10 @@ def key_warnings(row: dict, known: frozenset[str]) -> tuple[Problem, ...]:
 
 
 def key_warning(key: str, row: dict, known: frozenset[str]) -> Problem | None:
+    if key in IGNORED_KEYS and row[key] not in (None, "", [], {}):
+        if IGNORED_KEYS[key] is EQUAL_ROWS and row[key] in (1, True):
+            return None
+        return Problem("ignored_key", f"`{key}` is ignored: {IGNORED_KEYS[key]}")
     near = nearest_key(key[:SHOWN_CHARACTERS], known)
     if near is not None and (near not in row or near == plain_key(key)):
         return Problem("misspelt_key", f"the key {shown(key)} is not read; did you mean {near!r}?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from aligner.data.examples import PreferencePair, SftExample
+from aligner.data.examples import SftExample, TrainingRecord
 
 
 def in_validation(prompt: str, share: float) -> bool:
@@ -16,7 +16,7 @@ def in_validation(prompt: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8], "big") < share * 2**64
 
 
-def user_text(value: SftExample | PreferencePair) -> str:
+def user_text(value: TrainingRecord) -> str:
     """The user's turns of a conversation, joined: the text that decides the side."""
     messages = value.messages if isinstance(value, SftExample) else value.prompt
     return "\n".join(content for role, content in messages if role == "user")

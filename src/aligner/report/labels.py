@@ -7,6 +7,8 @@ from typing import Any
 # Any other figure is shown under its own name.
 LABELS = {
     "hit_rate": "Hit rate",
+    "repeats": "Says a sentence twice",
+    "hits_per_100_words": "Ideas named per 100 words",
     "lift": "Lift over other prompts' ideas",
     "all_hit_rate": "All ideas named",
     "micro_hit_rate": "Hit rate over all ideas",

@@ -10,12 +10,12 @@ from aligner.scoring.league import REFERENCE
 
 INTRODUCTION = """\
 {prompts} prompts, the same for all models; ranges are 95% intervals. Precision: the share of all ideas named that belong to the
-concept asked about. Repetition: the share of 4-grams that an answer has said before. KL: the divergence from {reference} in nats
-per answer that the model samples. At equal length: the difference of hit rates from {reference}, the longer answer cut to the
-number of words of the shorter one."""
+concept asked about. Repeats: the share of answers that say a sentence twice. KL: the divergence from {reference} in nats per
+answer that the model samples. At equal length: the difference of hit rates from {reference}, the longer answer cut to the words
+of the shorter one."""
 PAIRS = """\
-All {pairs} pairs. Both columns of p-values are adjusted by Holm over these {pairs} pairs (sign-flip permutation tests, alpha
-{alpha:g})."""
+All {pairs} pairs, over whole answers and at equal length. The p-values of these {tests} sign-flip permutation tests are adjusted
+by Holm (alpha {alpha:g})."""
 
 
 def league_page(report: Mapping[str, Any]) -> str:
@@ -25,7 +25,7 @@ def league_page(report: Mapping[str, Any]) -> str:
         INTRODUCTION.format(prompts=report["prompts"], reference=REFERENCE),
         model_table(report["models"]),
         "## Which differences are real",
-        PAIRS.format(pairs=len(report["pairs"]), alpha=report["settings"]["alpha"]),
+        PAIRS.format(pairs=len(report["pairs"]), tests=2 * len(report["pairs"]), alpha=report["settings"]["alpha"]),
         pair_table(report["pairs"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -34,7 +34,7 @@ def league_page(report: Mapping[str, Any]) -> str:
 def model_table(models: Mapping[str, Any]) -> str:
     """One row per model, the highest hit rate first."""
     order = sorted(models, key=lambda name: -models[name]["hit_rate"]["estimate"])
-    columns = ["model", "hit rate", "at equal length", "precision", "repetition", "words", "ended by itself", "KL"]
+    columns = ["model", "hit rate", "at equal length", "precision", "repeats", "words", "ended by itself", "KL"]
     return table(columns, [[markdown(name), *model_cells(models[name])] for name in order])
 
 
@@ -45,7 +45,7 @@ def model_cells(model: Mapping[str, Any]) -> list[str]:
         with_interval(model["hit_rate"]),
         equal,
         with_interval(model["precision"]),
-        figure(health["repetition_4"]["estimate"]),
+        figure(health["repeats"]["estimate"]),
         f"{model['lengths']['words']['mean']:.0f}",
         figure(1 - health["truncated"]["estimate"]),
         "" if model["kl"]["estimate"] is None else with_interval(model["kl"]),
@@ -53,17 +53,18 @@ def model_cells(model: Mapping[str, Any]) -> list[str]:
 
 
 def pair_table(pairs: Mapping[str, Any]) -> str:
-    columns = ["comparison", "difference", "p", "verdict", "win rate", "at equal length", "p at equal length"]
+    columns = ["comparison", "difference", "p", "verdict", "win rate", "at equal length", "p", "verdict"]
     return table(columns, [[name.replace("_vs_", " over "), *pair_cells(found)] for name, found in pairs.items()])
 
 
 def pair_cells(found: Mapping[str, Any]) -> list[str]:
-    cut = found["length_matched"]["truncated"]
+    level = found["equal_length"]
     return [
         with_interval(found["mean_difference"]),
         p_value(found["p_holm"]),
         found["decision"]["verdict"],
         with_interval(found["win_rate"]),
-        with_interval(cut["mean_difference"]),
-        p_value(cut["p_holm"]),
+        with_interval(level["mean_difference"]),
+        p_value(level["p_holm"]),
+        level["decision"]["verdict"],
     ]

@@ -43,7 +43,7 @@ CURVE_CAPTIONS = {
     "dpo_accuracy": ("Reward accuracy", "share of pairs", "Pairs whose chosen answer has the higher reward."),
     "dpo_logps": ("Log-probability", "nats per answer", "Of held-out answers; both may fall, the rejected one should fall more."),
 }
-FIRST = ("hit_rate", "lift", "all_hit_rate")
+FIRST = ("hit_rate", "precision", "repeats", "hits_per_100_words", "lift", "all_hit_rate")
 # The rows of text health that a reader needs; the others are in reports/score.json.
 HEALTH = (
     *("degenerate", "stuffed", "truncated", "empty", "echo", "refusal", "duplicate"),
@@ -59,8 +59,8 @@ class Sources(NamedTuple):
 
     pins: the pinned libraries of requirements.txt. figures: reports/<stage>.json of prepare, sft and dpo. curves: the rows of
     each plot. ranking: the rows of plots/dpo_ranking.csv; without figures (the league) the page leaves out the training and the
-    rows of data. report: reports/score.json, or the part of reports/league.json that is about these models. family: the number of
-    pairs over which p-values were adjusted, if these are not all. program: the script that writes the page.
+    rows of data. report: reports/score.json, or the part of reports/league.json that is about these models. family: the tests
+    over which p-values were adjusted, in words, if the page does not show them all. program: the script that writes the page.
     """
 
     params: StageParams
@@ -72,7 +72,7 @@ class Sources(NamedTuple):
     references: list[dict[str, Any]]
     answers: dict[str, list[Answer]]
     pairs: Sequence[tuple[str, str]]
-    family: int | None = None
+    family: str | None = None
     program: str = "src/score.py"
 
 
@@ -199,9 +199,11 @@ def context(sources: Sources) -> dict[str, Any]:
         "models": names,
         "prompts": report["prompts"],
         "settings": report["settings"],
-        "family": sources.family or len(sources.pairs),
+        "family": sources.family or f"these {2 * len(sources.pairs)}",
         "program": sources.program,
-        "measures": measures(report["models"], names),
+        "measures": measures(
+            {name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names
+        ),
         "health": measures({name: {key: report["models"][name]["health"][key] for key in HEALTH} for name in names}, names),
         "lengths": {name: report["models"][name]["lengths"] for name in names},
         "contests": [

@@ -30,9 +30,14 @@ def model_table(models: dict[str, Any]) -> str:
     rows = []
     for name, model in models.items():
         rate, ended = model["hit_rate"], 1 - model["health"]["truncated"]["estimate"]
-        others = [figure(model["lift"]["estimate"]), *two_cells(model["precision"]), figure(model["all_hit_rate"]["estimate"])]
-        rows.append([name, *two_cells(rate), *others, figure(ended)])
-    columns = ["model", "hit rate", "95% interval", "lift", "precision", "95% interval", "all ideas named", "ended by itself"]
+        others = [
+            figure(model["lift"]["estimate"]),
+            *two_cells(model["precision"]),
+            figure(model["health"]["repeats"]["estimate"]),
+        ]
+        rows.append([name, *two_cells(rate), *others, figure(model["hits_per_100_words"]["estimate"]), figure(ended)])
+    columns = ["model", "hit rate", "95% interval", "lift", "precision", "95% interval"]
+    columns += ["says a sentence twice", "ideas per 100 words", "ended by itself"]
     return table(columns, rows)
 
 

@@ -150,8 +150,11 @@ class Dpo(Training):
         return value
 
 
-class Kto(Training):
+class Unpaired(Section):
     rows: Name
+
+
+class Kto(Training):
     beta: PositiveFloat
     loss_type: Literal["kto", "apo_zero_unpaired"]
     desirable_weight: PositiveFloat
@@ -167,6 +170,8 @@ class Generate(Section):
     do_sample: Flag
     temperature: PositiveFloat
     top_p: Annotated[Float, Field(gt=0, le=1)]
+    repetition_penalty: PositiveFloat
+    no_repeat_ngram_size: Annotated[Int, Field(ge=0)]
 
 
 class Score(Section):
@@ -191,6 +196,7 @@ class Shared(Section):
     dpo: Dpo
     generate: Generate
     score: Score
+    unpaired: Unpaired
     kto: Kto
     orpo: Orpo
     league: League

@@ -22,6 +22,7 @@ class Answer(NamedTuple):
     cut: the rate after cutting the answer to the length of each other model's answer, where that one is shorter.
     shuffled: the mean rate on the keywords of all other prompts; None when there is no other prompt.
     ideas: the key ideas named, of its own concept and of others; None when the prompt names no concept of the catalogue.
+    repeats: the answer says a sentence twice.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Answer(NamedTuple):
     cut: dict[str, float]
     ideas: Ideas | None = None
     refusal: bool = False
+    repeats: bool = False
 
     @property
     def rate(self) -> float:
@@ -149,6 +151,7 @@ def _examined(name: str, row: dict[str, Any], prompt: int, texts: dict[str, Text
         shuffled=control.rate(prompt, texts[name], "degenerate" in keyword.flags),
         cut={other: _cut_rate(keyword, scorer, texts[name], texts[other]) for other in texts if other != name},
         refusal=text_health.refusal(text),
+        repeats=text_health.repeats(text),
     )
 
 

@@ -101,8 +101,11 @@ def few_clusters(values: Sequence[float], clusters: Sequence[Hashable]) -> dict[
     return {"warning": warning, "bootstrap": {"low": low, "high": high, "method": CLUSTERS}}
 
 
-def ratio_estimate(hits: Sequence[float], groups: Sequence[float]) -> Estimate:
-    """The ratio sum hits / sum groups, with prompts as clusters: SE = sqrt(n/(n-1) sum (h_i - r g_i)^2) / sum g."""
+def ratio_estimate(hits: Sequence[float], groups: Sequence[float], highest: float = 1.0) -> Estimate:
+    """The ratio sum hits / sum groups, with prompts as clusters: SE = sqrt(n/(n-1) sum (h_i - r g_i)^2) / sum g.
+
+    The interval is cut to [0, highest], the range of the ratio.
+    """
     n, total = len(hits), math.fsum(groups)
     ratio, method = math.fsum(hits) / total, "ratio estimator, t"
     if n < 2:
@@ -110,7 +113,7 @@ def ratio_estimate(hits: Sequence[float], groups: Sequence[float]) -> Estimate:
     squares = math.fsum((hit - ratio * group) ** 2 for hit, group in zip(hits, groups, strict=True))
     error = math.sqrt(n / (n - 1) * squares) / total
     half = statistics.t_quantile(n - 1) * error
-    return interval_estimate(ratio, n, (max(0.0, ratio - half), min(1.0, ratio + half)), method, standard_error=error)
+    return interval_estimate(ratio, n, (max(0.0, ratio - half), min(highest, ratio + half)), method, standard_error=error)
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The league: the report of score for any number of models, with their KL divergences and comparisons at equal length.
 
-Two families of tests cover all pairs of models: the hit rates, and the hit rates at equal length, where the longer answer of a
-pair is cut to the number of words of the shorter one. Each is adjusted by Holm over all its pairs.
+One family of tests covers all pairs of models, over whole answers and at equal length, where the longer answer of a pair is cut
+to the number of words of the shorter one. p-values are adjusted by Holm over all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aligner import statistics
 from aligner.run.params import Score
 from aligner.scoring.estimates import Estimate, undefined
 from aligner.scoring.models import Answers
@@ -31,15 +30,9 @@ def league_report(
 ) -> dict[str, Any]:
     """The report of `scoring_report` over all pairs; each model also has `kl`, and `at_equal_length` against the reference.
 
-    reports: the figures of reports/<model>.json, for the models that have them. Each pair's comparison of cut answers
-    (`length_matched.truncated`) gets its `p_holm`.
+    reports: the figures of reports/<model>.json, for the models that have them.
     """
-    pairs = all_pairs(list(answers))
-    report = scoring_report(answers, references, pairs, rules)
-    report["settings"]["family"] = f"all {len(pairs)} pairs of {len(answers)} models on the primary metric; p_holm decides"
-    cut = [pair["length_matched"]["truncated"] for pair in report["pairs"].values()]
-    for comparison, p_holm in zip(cut, statistics.holm([each["p"] for each in cut]), strict=True):
-        comparison["p_holm"] = p_holm
+    report = scoring_report(answers, references, all_pairs(list(answers)), rules)
     for name, model in report["models"].items():
         model["kl"] = kl_from_reference(name, reports)
         model["at_equal_length"] = at_equal_length(name, report["pairs"])
@@ -65,8 +58,8 @@ def at_equal_length(name: str, pairs: Mapping[str, Any]) -> dict[str, Any]:
     """The mean difference of hit rates to the reference, the longer answer cut, and its p adjusted over all pairs."""
     for first, second, sign in ((name, REFERENCE, 1), (REFERENCE, name, -1)):
         if (key := pair_name((first, second))) in pairs:
-            compared = pairs[key]["length_matched"]["truncated"]
-            return {**signed(compared["mean_difference"], sign), "p": compared["p"], "p_holm": compared["p_holm"]}
+            compared = pairs[key]["equal_length"]
+            return {**signed(compared["mean_difference"], sign), "p_holm": compared["p_holm"]}
     return undefined("there is no other model to compare with")
 
 

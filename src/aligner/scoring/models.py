@@ -52,6 +52,7 @@ def describe(answers: Sequence[Answer], references: Sequence[dict[str, Any]]) ->
         "novel_hit_rate": novel(answers),
         **control(answers),
         "precision": precision(answers),
+        "hits_per_100_words": density(answers),
         "health": health_estimates(answers),
         "lengths": {unit: quantiles(list(map(measured, answers))) for unit, measured in UNITS.items()},
     }
@@ -80,6 +81,14 @@ def control(answers: Sequence[Answer]) -> dict[str, Estimate]:
         "shuffled_hit_rate": mean_estimate(shuffled, statistics.paired_t_interval, STUDENT),
         "lift": mean_estimate(lifts, statistics.paired_t_interval, STUDENT),
     }
+
+
+def density(answers: Sequence[Answer]) -> Estimate:
+    """Key ideas named per 100 words: 100 sum hits / sum words. It does not rise merely because answers are longer."""
+    words = [answer.words for answer in answers]
+    if not any(words):
+        return undefined("no answer holds a word")
+    return ratio_estimate([100 * answer.keyword.hits for answer in answers], words, highest=100.0)
 
 
 def precision(answers: Sequence[Answer]) -> Estimate:
@@ -121,6 +130,7 @@ def health_estimates(answers: Sequence[Answer]) -> dict[str, Estimate]:
 
 
 SIGNS: dict[str, Callable[[Answer], bool]] = {
+    "repeats": lambda answer: answer.repeats,
     "loop": lambda answer: answer.loop,
     "degenerate": lambda answer: "degenerate" in answer.keyword.flags,
     "stuffed": lambda answer: answer.keyword.stuffed,

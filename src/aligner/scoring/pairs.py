@@ -104,10 +104,8 @@ def compare_models(answers: Answers, pair: Pair, concepts: Sequence[Hashable | N
         "sign_test": {"p": intervals.sign_test(compared["wins"], compared["losses"])},
         "detectable": detectable(diffs, rules.alpha),
         "length": length_bias(first, second, rules.tie_threshold),
-        "length_matched": {
-            "similar": similar_length_comparison(first, second, rules.tie_threshold),
-            "truncated": truncated_comparison(answers, pair, rules.tie_threshold),
-        },
+        "equal_length": equal_length_comparison(answers, pair, rules),
+        "similar_length": similar_length_comparison(first, second, rules.tie_threshold),
     }
 
 
@@ -175,14 +173,18 @@ def similar_length_comparison(first: Sequence[Answer], second: Sequence[Answer],
     return comparison([a for a, _ in near], [b for _, b in near], tie_threshold)
 
 
-def truncated_comparison(answers: Answers, pair: Pair, tie_threshold: float) -> dict[str, Any]:
-    """The comparison on all prompts, with the longer answer cut to the number of words of the shorter one."""
+def cut_rates(answers: Answers, pair: Pair) -> tuple[list[float], list[float]]:
+    """Both models' hit rates with the longer answer to each prompt cut to the number of words of the shorter one."""
     first, second = pair
-    cut = {name: [answer.cut[other] for answer in answers[name]] for name, other in ((first, second), (second, first))}
-    return {
-        "hit_rate": {name: rate_estimate(values) for name, values in cut.items()},
-        **comparison(cut[first], cut[second], tie_threshold),
-    }
+    return [answer.cut[second] for answer in answers[first]], [answer.cut[first] for answer in answers[second]]
+
+
+def equal_length_comparison(answers: Answers, pair: Pair, rules: Score) -> dict[str, Any]:
+    """The comparison on all prompts at equal length, which gives no credit for saying more."""
+    cut = cut_rates(answers, pair)
+    compared = comparison(*cut, rules.tie_threshold)
+    means = {name: rate_estimate(values) for name, values in zip(pair, cut, strict=True)}
+    return {"hit_rate": means, **compared, **significance_reach(differences(*cut), rules.alpha)}
 
 
 # ---- The verdict -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from aligner import intervals, statistics
 from aligner.run.params import Score
 from aligner.scoring.estimates import Estimate, differences, interval_estimate, rate_estimate
 from aligner.scoring.models import Answers, describe, diversity_estimates, rates, signs
-from aligner.scoring.pairs import Outcome, Pair, compare_models, comparison, pair_name, verdict
+from aligner.scoring.pairs import Outcome, Pair, compare_models, comparison, cut_rates, pair_name, verdict
 
 
 def scoring_report(answers: Answers, references: Sequence[dict[str, Any]], pairs: Sequence[Pair], rules: Score) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def scoring_report(answers: Answers, references: Sequence[dict[str, Any]], pairs
 def evaluation_settings(rules: Score) -> dict[str, Any]:
     return {
         "primary_metric": "hit_rate: the mean over prompts of hits / groups",
-        "family": "three pairwise comparisons on the primary metric; p_holm decides",
+        "family": "each pair of models on the primary metric, over whole answers and at equal length; p_holm decides",
         "confidence": 0.95,
         "bootstrap_seed": intervals.RESAMPLING_SEED,
         **rules.model_dump(),
@@ -39,14 +39,16 @@ def evaluation_settings(rules: Score) -> dict[str, Any]:
 
 
 def compare_all(answers: Answers, references: Sequence[dict], pairs: Sequence[Pair], rules: Score) -> dict[str, Any]:
-    """Compares every pair, with p-values adjusted over all pairs, and adds the verdicts."""
+    """Compares every pair over whole answers and at equal length, with p-values adjusted over all of these tests, and decides."""
     concepts = [reference.get("concept") for reference in references]
     compared = [compare_models(answers, pair, concepts, rules) for pair in pairs]
-    adjusted = statistics.holm([result["p"] for result in compared])
-    for (first, second), result, p_holm in zip(pairs, compared, adjusted, strict=True):
-        diffs = differences(rates(answers[first]), rates(answers[second]))
-        outcome = Outcome(result["wins"], result["ties"], result["losses"])
-        result |= {"p_holm": p_holm, "decision": verdict(diffs, outcome, p_holm, rules)}
+    whole = [(rates(answers[first]), rates(answers[second])) for first, second in pairs]
+    claims = list(zip(compared, whole, strict=True))
+    claims += [(each["equal_length"], cut_rates(answers, pair)) for each, pair in zip(compared, pairs, strict=True)]
+    adjusted = statistics.holm([claim["p"] for claim, _ in claims])
+    for (claim, compared_rates), p_holm in zip(claims, adjusted, strict=True):
+        outcome = Outcome(claim["wins"], claim["ties"], claim["losses"])
+        claim |= {"p_holm": p_holm, "decision": verdict(differences(*compared_rates), outcome, p_holm, rules)}
     return {pair_name(pair): result for pair, result in zip(pairs, compared, strict=True)}
 
 
@@ -67,7 +69,7 @@ def exploratory(
 ) -> dict[str, Any]:
     """Hit rates and comparisons by topic and kind, and differences in text health: to explore, not to claim.
 
-    Every test of this part gets a q-value (Benjamini-Hochberg). The same family includes the length-matched comparisons, whose
+    Every test of this part gets a q-value (Benjamini-Hochberg). The same family includes the comparisons at similar length, whose
     q-values are added in place, in `compared`.
     """
     signs_of = {name: signs(given) for name, given in answers.items()}
@@ -76,7 +78,7 @@ def exploratory(
     health = {pair_name(pair): health_differences(*(signs_of[name] for name in pair)) for pair in pairs}
     tests = [test for groups in (kinds, topics) for group in groups.values() for test in group["pairs"].values()]
     tests += [test for by_sign in health.values() for test in by_sign.values()]
-    tests += [test for pair in compared.values() for test in pair["length_matched"].values() if test["n"]]
+    tests += [pair["similar_length"] for pair in compared.values() if pair["similar_length"]["n"]]
     for test, q in zip(tests, statistics.benjamini_hochberg([test["p"] for test in tests]), strict=True):
         test["q"] = q
     note = f"exploratory: q-values (Benjamini-Hochberg) over these {len(tests)} tests; nothing here decides a verdict"

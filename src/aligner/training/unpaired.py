@@ -10,20 +10,6 @@ from typing import Any
 COLUMNS = ("completion_ids", "KL_completion_ids")
 
 
-def unpaired(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Two rows per preference pair, in order: its chosen answer with label true, its rejected answer with label false."""
-    return [
-        {"prompt_ids": row["prompt_ids"], "completion_ids": row[side], "label": side == "chosen_ids"}
-        for row in pairs
-        for side in ("chosen_ids", "rejected_ids")
-    ]
-
-
-def regrouped(values: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(chosen, rejected) for each pair, from the values of its two rows of `unpaired`; a value's second part is left out."""
-    return [(chosen[0], rejected[0]) for chosen, rejected in zip(values[::2], values[1::2], strict=True)]
-
-
 def in_training_order(rows: list[dict[str, Any]], epochs: float, seed: int) -> list[dict[str, Any]]:
     """The rows of all epochs one after the other, each epoch in a random order of its own; the last may be a part.
 
