@@ -1,7 +1,7 @@
 """Composes data/raw: SFT examples and preference pairs, by hand and from the concept bank, and the bank's concepts.
 
 reads   data/bank/*.yaml, data/written/*.jsonl (written by hand; model_failures.jsonl by models/base/failures.py)
-writes  data/raw/sft_examples.jsonl, data/raw/dpo_pairs.jsonl, data/raw/concepts.jsonl
+writes  data/raw/{sft_examples,dpo_pairs,concepts,grpo_prompts}.jsonl
 command python models/base/compose.py       (a test asserts that data/raw holds what this writes)
 
 Every sentence is hand-written; this program only composes answers of them. Examples and pairs use only concepts with
@@ -100,6 +100,7 @@ def main() -> None:
     failed = (failure_row(json.loads(line), by_id) for line in failures)
     write("dpo_pairs.jsonl", by_hand("dpo_pairs.jsonl") + lines(composed) + lines(failed))
     write("concepts.jsonl", lines(map(concept_row, concepts)))
+    write("grpo_prompts.jsonl", lines(prompt_row(row, by_id[row["concept"]]) for row in composed))
 
 
 def by_hand(name: str) -> str:
@@ -166,6 +167,12 @@ def concept_row(concept: Concept) -> dict:
         "keywords": [{"any": list(keywords), "match": "inflect"} for keywords, _ in concept.facts],
         "text": "\n".join([*concept.definition, *forms, *concept.why, *concept.mistake, concept.example]),
     }
+
+
+def prompt_row(pair: dict, concept: Concept) -> dict:
+    """The prompt of a composed pair, which asks about the concept as a whole, with the concept's key ideas, for grpo."""
+    row = {name: pair[name] for name in ("id", "topic", "concept", "prompt")}
+    return row | {"keywords": concept_row(concept)["keywords"]}
 
 
 def ask(question: str, concept: Concept) -> str:
