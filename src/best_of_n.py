@@ -29,7 +29,7 @@ from aligner.run.stage import run_stage
 from aligner.run.terminal import bar
 from aligner.scoring.best_of_n import Sample, curves, figures_of, points
 from aligner.scoring.concepts import Catalogue
-from aligner.scoring.inputs import CONCEPTS, GENERATED, REFERENCES, read_references
+from aligner.scoring.inputs import CONCEPTS, read_references
 from aligner.scoring.report import rounded
 from aligner.text_health import repeats
 from aligner.training import reward_model
@@ -69,17 +69,14 @@ def main(run: Run) -> None:
     run.phase("score")
 
     catalogue = Catalogue(list(read_jsonl(CONCEPTS)))
-    measured = [
-        [
-            {"reward": reward, **measures(row["answer"], reference, scorer, catalogue)}
-            for (row, _), reward in zip(*each, strict=True)
-        ]
-        for reference, scorer, *each in zip(references, map(scorer_of, references), drawn, rewards, strict=True)
-    ]
+    measured = []
+    for reference, samples, values in zip(references, drawn, rewards, strict=True):
+        scorer = scorer_of(reference)
+        rows = [measures(row["answer"], reference, scorer, catalogue) for row, _ in samples]
+        measured.append([{"reward": reward, **row} for reward, row in zip(values, rows, strict=True)])
     entries = curves(measured, sorted(params.best_of_n.n))
     figures = {"best_of_n": rounded(figures_of(entries))}
-    best = (max(zip(*each, strict=True), key=lambda pair: pair[1])[0][0] for each in zip(drawn, rewards, strict=True))
-    write_jsonl(ANSWERS, best)
+    write_jsonl(ANSWERS, (best_row(samples, values) for samples, values in zip(drawn, rewards, strict=True)))
     for path, series in CURVES.items():
         write_csv(path, ["kl", "series", "value", "n"], points(entries, series))
     write_figures(figures, REPORT, METRICS, HEADLINE)
@@ -96,18 +93,16 @@ def draw(policy, prompts: list[dict[str, Any]], setup: Setup, params: StageParam
     sampling = {"do_sample": True, "temperature": params.best_of_n.temperature, "top_p": 1.0}
     settings = generation_settings(params.generate.model_copy(update=sampling), chat)
     drawn: Drawn = [[] for _ in prompts]
+    at_once = max(1, params.model_entry.generate.batch_size // size)
     with bar("best_of_n", len(prompts) * size, "answer") as progress:
-        for indices in batches(
-            prompts, max(1, params.model_entry.generate.batch_size // size), lambda row: len(row["prompt_ids"])
-        ):
+        for indices in batches(prompts, at_once, lambda row: len(row["prompt_ids"])):
             asked = [index for index in indices for _ in range(size)]
-            ids_of = [prompts[index]["prompt_ids"] for index in asked]
-            for index, ids in zip(
-                asked, complete(policy, ids_of, chat.pad_id, settings, params.generate.repetition_penalty), strict=True
-            ):
+            prompt_ids = [prompts[index]["prompt_ids"] for index in asked]
+            new_ids = complete(policy, prompt_ids, chat.pad_id, settings, params.generate.repetition_penalty)
+            for index, prompt, ids in zip(asked, prompt_ids, new_ids, strict=True):
                 end = end_index(ids, settings.eos_token_id)
                 row = answer_row(prompts[index], ids, chat, settings.eos_token_id)
-                drawn[index].append((row, prompts[index]["prompt_ids"] + (ids if end is None else ids[: end + 1])))
+                drawn[index].append((row, prompt + (ids if end is None else ids[: end + 1])))
             progress.update(len(asked))
     return drawn
 
@@ -117,6 +112,11 @@ def score(drawn: Drawn, setup: Setup, params: StageParams) -> list[list[float]]:
     judge = reward_model.load(params.model_entry, setup.runtime, setup.chat.pad_id, params.seed, setup.provenance)
     values = iter(reward_model.scores(judge, [ids for samples in drawn for _, ids in samples], setup.chat.pad_id))
     return [[next(values) for _ in samples] for samples in drawn]
+
+
+def best_row(samples: list[tuple[dict[str, Any], list[int]]], rewards: list[float]) -> dict[str, Any]:
+    """The row of the sample with the highest reward; of equal ones, the first."""
+    return samples[rewards.index(max(rewards))][0]
 
 
 def scorer_of(reference: dict[str, Any]) -> Scorer:

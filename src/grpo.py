@@ -169,7 +169,7 @@ def build_trainer(params: StageParams, setup: Setup, policy, prompts: list[Promp
         shuffle_dataset=False,
         **{**arguments, "num_train_epochs": 1},
     )
-    groups = config.generation_batch_size // grpo.num_generations
+    groups = entry.grpo.per_device_train_batch_size * entry.grpo.gradient_accumulation_steps // grpo.num_generations
     ordered = in_training_order([{"number": n} for n in range(len(prompts))], grpo.num_train_epochs, params.seed)
     ordered = ordered[: max(groups, len(ordered) // groups * groups)]
     trainer = trl_internals.grpo_trainer_class()(
@@ -180,8 +180,6 @@ def build_trainer(params: StageParams, setup: Setup, policy, prompts: list[Promp
         processing_class=trainer_tokenizer(setup.chat),
         rollout_func=rollout(prompts, setup.chat, config),
     )
-    if not grpo.beta:
-        trainer.model.delete_adapter("ref")
     speed_up(trainer, entry, pairs=False)
     trainer.pad_id = setup.chat.pad_id if trl_internals.padding_free_rollouts(trainer, entry) else None
     return trainer

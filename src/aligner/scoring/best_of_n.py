@@ -1,4 +1,4 @@
-"""Best-of-n curves: what the best of n samples is worth, by a reward model that picks it and by the measures that it is judged on."""
+"""Best-of-n curves: the best of n samples by a reward model, and what the measures of score say about it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def expected(samples: Sequence[Sample], n: int, by: str = "reward") -> Sample:
     if all of them lack it.
     """
     ordered = sorted(samples, key=lambda sample: _number(sample[by]))
+    picked = pick_probabilities(n, len(ordered))
     means: Sample = {}
     for measure in MEASURES:
-        known = [(p, value) for p, each in zip(pick_probabilities(n, len(ordered)), ordered, strict=True)
-                 if (value := each[measure]) is not None]  # fmt: skip
+        values = [sample[measure] for sample in ordered]
+        known = [(p, value) for p, value in zip(picked, values, strict=True) if value is not None]
         total = math.fsum(p for p, _ in known)
         means[measure] = math.fsum(p * value for p, value in known) / total if total else None
     return means

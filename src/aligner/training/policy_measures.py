@@ -73,11 +73,13 @@ class HeldOut:
         return "hacked" if self.fallen() else "healthy"
 
 
-def policy_figures(held_out: HeldOut, final: dict[str, float], log_history: list[dict[str, float]]) -> dict[str, Any]:
+def policy_figures(
+    held_out: HeldOut, final: dict[str, float], log_history: list[dict[str, float]], more: dict[str, float | None]
+) -> dict[str, Any]:
     """The figures of reports/grpo.json on held-out prompts at the end, their changes since the start, and the guard's word.
 
-    A change has its 95 % interval, of the mean of differences prompt by prompt. entropy (nats per token), groups without spread
-    and the number of rewards are of the last line of the training log.
+    A change has its 95 % interval, of the mean of differences prompt by prompt. entropy (nats per token) and the share of groups
+    without spread are of the last line of the training log. `more`: other figures, such as the divergence.
     """
     names = {"reward": "reward", "hit_rate": "keyword_hits", "precision": "precision", "tokens": "tokens"}
     names |= {name: name for name in REWARDS if name not in ("keyword_hits", "length")}
@@ -87,12 +89,9 @@ def policy_figures(held_out: HeldOut, final: dict[str, float], log_history: list
         figures[name] = final[f"validation_{name}"]
         figures |= {f"{name}_change": change, f"{name}_change_low": low, f"{name}_change_high": high}
     logged = [entry for entry in log_history if "entropy" in entry]
-    return figures | {
-        "entropy": logged[-1]["entropy"],
-        "groups_without_spread": logged[-1]["frac_reward_zero_std"],
-        "prompts": len(held_out.prompts),
-        "health": held_out.health(),
-    }
+    figures |= {"entropy": logged[-1]["entropy"], "groups_without_spread": logged[-1]["frac_reward_zero_std"], **more}
+    rounded = {name: None if value is None else round(value, 4) + 0.0 for name, value in figures.items()}  # no -0.0
+    return rounded | {"prompts": len(held_out.prompts), "health": held_out.health()}
 
 
 def _mean(values: Sequence[float]) -> float:

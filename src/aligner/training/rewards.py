@@ -20,7 +20,7 @@ SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 
 
 class Prompt(NamedTuple):
-    """A training prompt, and what a good answer to it names. scorer: its keyword groups; concept: None if the prompt names none."""
+    """A training prompt. scorer: the keyword groups of a good answer; concept: None if the row names none."""
 
     id: str
     text: str

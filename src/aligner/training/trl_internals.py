@@ -198,7 +198,7 @@ def grpo_trainer_class() -> type:
             self.flat_steps = self.flat_steps + 1 if flat else 0
             if self.flat_steps >= FLAT_STEPS:
                 raise InputError(
-                    f"grpo: for {FLAT_STEPS} steps all answers to a prompt got the same reward, so there is nothing to learn from; "
+                    f"grpo: for {FLAT_STEPS} steps all answers to a prompt got the same reward, so there is nothing to learn; "
                     "raise grpo.temperature or grpo.num_generations, or change grpo.reward_weights in params.yaml"
                 )
             return output
