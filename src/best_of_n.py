@@ -52,7 +52,10 @@ CURVES = {
     Path("plots/best_of_n_length.csv"): {"words": "words in the picked answer"},
 }
 HEADLINE: dict[str, tuple[str, ...]] = {
-    "best_of_n": ("hit_rate", "hit_rate_gain", "oracle_hit_rate", "precision", "words", "best_n", "kl_per_answer_sampled")
+    "best_of_n": (
+        *("hit_rate", "hit_rate_gain", "oracle_hit_rate", "precision", "precision_gain", "words"),
+        *("over_optimised", "kl_per_answer_sampled"),
+    )
 }
 
 

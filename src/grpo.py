@@ -92,10 +92,7 @@ def main(run: Run) -> None:
         kl = kl_from_reference(trainer.model, SFT_ADAPTER, list(read_jsonl(VALIDATION)), chat, params.seed)
         unpadded = padding_free.fits(trainer.model, entry)
         fit = likelihood.of_answers(trainer.model, list(read_jsonl(SFT_VALIDATION)), chat, unpadded)
-        figures = {"grpo": policy_figures(measured, final, trainer.state.log_history) | kl | fit}
-        figures["grpo"] = {
-            name: round(value, 4) if isinstance(value, float) else value for name, value in figures["grpo"].items()
-        }
+        figures = {"grpo": policy_figures(measured, final, trainer.state.log_history, kl | fit)}
         for path, series in CURVES.items():
             write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
         write_figures(figures, REPORT, METRICS, HEADLINE)

@@ -43,37 +43,43 @@ def curves(prompts: Sequence[Sequence[Sample]], sizes: Sequence[int]) -> list[di
     """One entry per n: `n`, `kl`, and each measure as an Estimate over prompts, with its 95 % interval.
 
     oracle_hit_rate is that of the best of n picked by the hit rate itself: what a perfect reward model would reach.
-    hit_rate_gain is the difference to one sample, prompt by prompt.
+    hit_rate_gain and precision_gain are the differences to one sample, prompt by prompt.
     """
-    first = [_number(expected(samples, 1)["hit_rate"]) for samples in prompts]
     entries = []
+    first = [expected(samples, 1) for samples in prompts]
     for n in sizes:
         picked = [expected(samples, n) for samples in prompts]
-        best = [_number(expected(samples, n, by="hit_rate")["hit_rate"]) for samples in prompts]
-        hits = [_number(each["hit_rate"]) for each in picked]
-        means = {name: difference_estimate([v for each in picked if (v := each[name]) is not None]) for name in MEASURES}
-        gain = difference_estimate(differences(hits, first))
-        entry = {"n": n, "kl": kl_of_best_of_n(n), **means, "oracle_hit_rate": difference_estimate(best), "hit_rate_gain": gain}
+        entry: dict[str, Any] = {"n": n, "kl": kl_of_best_of_n(n)}
+        for name in MEASURES:
+            entry[name] = difference_estimate([value for each in picked if (value := each[name]) is not None])
+        for name in ("hit_rate", "precision"):
+            known = [(now[name], then[name]) for now, then in zip(picked, first, strict=True)]
+            both = [(now, then) for now, then in known if now is not None and then is not None]
+            entry[f"{name}_gain"] = difference_estimate(differences([now for now, _ in both], [then for _, then in both]))
+        entry["oracle_hit_rate"] = difference_estimate(
+            [_number(expected(samples, n, by="hit_rate")["hit_rate"]) for samples in prompts]
+        )
         entries.append(entry)
     return entries
+
+
+SHOWN = ("reward", "hit_rate", "hit_rate_gain", "oracle_hit_rate", "precision", "precision_gain", "words", "repeats")
 
 
 def figures_of(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of reports/best_of_n.json for the largest n, and `curve`, the estimates of each n.
 
-    best_n is the n with the highest hit rate. over_optimised: its hit rate is above that of the largest n although the reward
-    still grew (Gao et al. 2022, arXiv 2210.10760).
+    best_n is the n with the highest hit rate. over_optimised: with the largest n the hit rate or the precision is below that of
+    one sample beyond chance, although the reward, which picks the answers, is higher (Gao et al. 2022, arXiv 2210.10760).
     """
-    last, best = entries[-1], max(entries, key=lambda entry: entry["hit_rate"]["estimate"])
-    shown = ("reward", "hit_rate", "hit_rate_gain", "oracle_hit_rate", "precision", "words", "repeats")
+    last = entries[-1]
     figures: dict[str, Any] = {"n": last["n"]}
-    for name in shown:
-        figures[name] = last[name]["estimate"]
-        figures |= {f"{name}_{end}": last[name].get(end) for end in ("low", "high")}
-    grew = last["reward"]["estimate"] > best["reward"]["estimate"]
+    for name in SHOWN:
+        figures |= {name: last[name]["estimate"], f"{name}_low": last[name].get("low"), f"{name}_high": last[name].get("high")}
+    highs = [figures[f"{name}_gain_high"] for name in ("hit_rate", "precision")]
     return figures | {
-        "best_n": best["n"],
-        "over_optimised": grew and best["hit_rate"]["estimate"] > last["hit_rate"]["estimate"],
+        "best_n": max(entries, key=lambda entry: entry["hit_rate"]["estimate"])["n"],
+        "over_optimised": any(high is not None and high < 0 for high in highs),
         "kl_per_answer_sampled": last["kl"],
         "curve": list(entries),
     }
