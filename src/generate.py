@@ -33,12 +33,13 @@ from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.params import Generate, ModelEntry, StageParams
 from aligner.run.record import Run
-from aligner.run.stage import run_stage
+from aligner.run.stage import METHODS, run_stage
 from aligner.run.terminal import bar
 
 PARAMS = [*parameters.LOADING, "generate", "models.${model}.generate", "seed"]
 PROMPTS = Path("data/prepared/prompts.jsonl")
 ADAPTERS = Path("models")
+OF_FIVE_STAGES = ("base", "sft", "dpo")
 GENERATED = Path("data/generated")
 
 
@@ -139,4 +140,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="whose answers: base, or the name of an adapter in models/")
     name = parser.parse_args().model
-    run_stage(f"generate@{name}", lambda run: main(run, name))
+    run_stage(f"generate@{name}", lambda run: main(run, name), "" if name in OF_FIVE_STAGES else METHODS)

@@ -25,7 +25,7 @@ from aligner.model.runtime import Runtime
 from aligner.run import params as parameters
 from aligner.run.params import StageParams
 from aligner.run.record import Run
-from aligner.run.stage import run_stage
+from aligner.run.stage import METHODS, run_stage
 from aligner.training import trl_internals
 from aligner.training.held_out import SFT_ADAPTER, VALIDATION, final_figures
 from aligner.training.log_probs import PAIR, log_probabilities, pair_tokens
@@ -143,4 +143,4 @@ def build_trainer(
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    run_stage("kto", main)
+    run_stage("kto", main, METHODS)

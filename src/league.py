@@ -26,7 +26,7 @@ from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.params import StageParams
 from aligner.run.record import Run
-from aligner.run.stage import run_stage
+from aligner.run.stage import METHODS, run_stage
 from aligner.scoring.answers import Answer, Control, score_answers
 from aligner.scoring.canaries import check_canaries
 from aligner.scoring.concepts import Catalogue
@@ -53,7 +53,7 @@ def main(run: Run, shown: Sequence[str] | None = None) -> None:
     models = params.league.models
     check_models(models, shown or params.league.page)
     references = read_references()
-    rows = {name: read_answers(GENERATED / f"{name}.jsonl", references, f"pipelines/dvc.yaml:generate@{name}") for name in models}
+    rows = {name: read_answers(GENERATED / f"{name}.jsonl", references, generated_by(name)) for name in models}
     control = Control(references)
     canaries = check_canaries(references, control)
     answers = score_answers(rows, references, control, Catalogue(list(read_jsonl(CONCEPTS))))
@@ -74,6 +74,11 @@ def main(run: Run, shown: Sequence[str] | None = None) -> None:
     run.phase("write")
 
 
+def generated_by(name: str) -> str:
+    """The stage that writes a model's answers, as `dvc repro` names it."""
+    return f"generate@{name}" if name in MODELS else f"{METHODS}:generate@{name}"
+
+
 def check_models(models: Sequence[str], shown: Sequence[str]) -> None:
     """InputError unless every model is named once, has answers, and the page shows two or three of them."""
     if repeated := sorted({name for name in models if models.count(name) > 1}):
@@ -83,7 +88,7 @@ def check_models(models: Sequence[str], shown: Sequence[str]) -> None:
             known = ", ".join(sorted(path.stem for path in GENERATED.glob("*.jsonl"))) or "none"
             raise InputError(
                 f"params.yaml: league.models names {name}, but {GENERATED}/{name}.jsonl is missing (there are: {known}). "
-                f"Run: python src/generate.py {name}, or dvc repro pipelines/dvc.yaml"
+                f"Run: python src/generate.py {name}, or dvc repro {METHODS}"
             )
     if strange := [name for name in shown if name not in models]:
         raise InputError(f"the page cannot show {strange[0]}, which is not in league.models ({', '.join(models)})")
@@ -150,4 +155,4 @@ if __name__ == "__main__":
     parser.add_argument("--page", nargs="+", metavar="MODEL", help="show these two or three models on reports/league.html")
     shown = parser.parse_args().page
     gc.disable()  # nothing here creates reference cycles, and the collector would walk through all answers again and again
-    run_stage("league", lambda run: main(run, shown))
+    run_stage("league", lambda run: main(run, shown), METHODS)

@@ -29,7 +29,7 @@ from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.params import StageParams
 from aligner.run.record import Run
-from aligner.run.stage import run_stage
+from aligner.run.stage import METHODS, run_stage
 
 PARAMS = [
     *("model", "prepare", "unpaired"),
@@ -91,4 +91,4 @@ def counts() -> dict[str, int]:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    run_stage("unpaired", main)
+    run_stage("unpaired", main, METHODS)

@@ -50,7 +50,7 @@ def kl_from_reference(name: str, reports: Mapping[str, Mapping[str, Any]]) -> Es
         "estimate": figures[KL],
         "low": figures.get(f"{KL}_low"),
         "high": figures.get(f"{KL}_high"),
-        "method": "see its report",
+        "method": f"reports/{name}.json",
     }
 
 
