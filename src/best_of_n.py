@@ -37,7 +37,10 @@ from aligner.training.reward_model import SFT_ADAPTER
 from aligner.training.setup import Setup, begin
 from generate import answer_row, check_room, generation_settings, load_model
 
-PARAMS = [*parameters.TRAINING, "best_of_n", "generate", "models.${model}.generate", "seed"]
+PARAMS = [
+    *(*parameters.LOADING, "best_of_n", "generate", "seed"),
+    *(f"models.${{model}}.{key}" for key in ("generate", "gradient_checkpointing", "padding_free")),
+]
 PROMPTS = Path("data/prepared/prompts.jsonl")
 ANSWERS = Path("data/generated/best_of_n.jsonl")
 METRICS = Path("metrics/best_of_n.json")
@@ -81,7 +84,7 @@ def main(run: Run) -> None:
     figures = {"best_of_n": rounded(figures_of(entries))}
     write_jsonl(ANSWERS, (best_row(samples, values) for samples, values in zip(drawn, rewards, strict=True)))
     for path, series in CURVES.items():
-        write_csv(path, ["kl", "series", "value", "n"], points(entries, series))
+        write_csv(path, ["n", "series", "value", "kl"], points(entries, series))
     write_figures(figures, REPORT, METRICS, HEADLINE)
     run.note(metrics={name: figures["best_of_n"][name] for name in HEADLINE["best_of_n"]})
     run.phase("write")

@@ -53,7 +53,7 @@ METRICS = Path("metrics/grpo.json")
 REPORT = Path("reports/grpo.json")
 CURVES = {
     Path("plots/grpo_reward.csv"): {"reward": "training", "validation_reward": "held out"},
-    Path("plots/grpo_rewards.csv"): {f"rewards/{name}/mean": name for name in REWARDS},
+    Path("plots/grpo_rewards.csv"): {f"rewards/{name}/mean": name for name in REWARDS if name != "length"},
     Path("plots/grpo_held_out.csv"): {"validation_hit_rate": "hit rate", "validation_precision": "precision"},
     Path("plots/grpo_length.csv"): {"completions/mean_length": "training", "validation_tokens": "held out"},
     Path("plots/grpo_entropy.csv"): {"entropy": "training"},

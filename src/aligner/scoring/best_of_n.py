@@ -86,11 +86,11 @@ def figures_of(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def points(entries: Sequence[dict[str, Any]], series: dict[str, str]) -> Iterator[list[Any]]:
-    """Rows (kl, series, value, n) for a plot; `series` maps measures to names."""
+    """Rows (n, series, value, kl) for a plot; `series` maps measures to names."""
     for measure, name in series.items():
         for entry in entries:
             if entry[measure]["estimate"] is not None:
-                yield [entry["kl"], name, entry[measure]["estimate"], entry["n"]]
+                yield [entry["n"], name, entry[measure]["estimate"], entry["kl"]]
 
 
 def _number(value: float | None) -> float:
