@@ -58,7 +58,5 @@ def test_a_reward_that_grows_while_the_hit_rate_falls_is_over_optimised():
 
 def test_the_points_of_a_plot_leave_out_what_is_undefined():
     entries = curves([[sample(1, 0.5, None), sample(2, 0.5, None)]] * 3, [1, 2])
-    assert [row[:2] for row in points(entries, {"hit_rate": "hit rate", "precision": "precision"})] == [
-        [1, "hit rate"],
-        [2, "hit rate"],
-    ]
+    shown = points(entries, {"hit_rate": "hit rate", "precision": "precision"})
+    assert [row[:2] for row in shown] == [[1, "hit rate"], [2, "hit rate"]]

@@ -10,6 +10,7 @@ from support import trajectories
 from support.policies import provenance_of, random_rows, setting, with_sft_adapter
 
 import reward
+from aligner.files import write_json
 from aligner.run.errors import InputError
 from aligner.training import reward_model
 from aligner.training.loop import observe
@@ -132,9 +133,7 @@ def test_a_rerun_writes_the_same_bytes_and_best_of_n_takes_its_favourites(worksp
 def test_a_reward_model_of_another_sft_adapter_is_refused(workspace):
     given = setting(workspace, reward)
     Path("models/reward").mkdir()
-    Path("models/reward/provenance.json").write_text(
-        '{"base": "%(base)s", "chat": "%(chat)s", "sft": "other"}' % provenance_of(given)
-    )
+    write_json(Path("models/reward/provenance.json"), {**provenance_of(given), "sft": "other"})
     with pytest.raises(InputError, match="models/reward was trained with another sft"):
         reward_model.load(given.params.model_entry, given.runtime, given.chat.pad_id, 17, provenance_of(given))
 

@@ -218,9 +218,15 @@ def eval_rows() -> list[dict[str, Any]]:
 
 
 def prompt_rows() -> list[dict[str, Any]]:
-    """Prompts of grpo; the tiny model's answers are noise, so any letter is a key idea."""
+    """Prompts of grpo; the tiny model's answers are noise, so a letter is a key idea."""
     return [
-        {"id": f"g{n}", "prompt": f"Explain the {word}.", "topic": "all", "concept": word, "keywords": [word, "e"]}
+        {
+            "id": f"g{n}",
+            "prompt": f"Explain the {word}.",
+            "topic": "all",
+            "concept": word,
+            "keywords": [word, {"any": ["e"], "match": "substring"}],
+        }
         for n, word in number(WORDS)
     ]
 
