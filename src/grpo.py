@@ -164,6 +164,7 @@ def build_trainer(params: StageParams, setup: Setup, policy, prompts: list[Promp
         temperature=grpo.temperature,
         reward_weights=[getattr(grpo.reward_weights, name) for name in REWARDS],
         shuffle_dataset=False,
+        disable_dropout=True,  # as in DPO: else the policy that samples is not the one that is scored
         **{**arguments, "num_train_epochs": 1},
     )
     groups = entry.grpo.per_device_train_batch_size * entry.grpo.gradient_accumulation_steps // grpo.num_generations
@@ -177,8 +178,10 @@ def build_trainer(params: StageParams, setup: Setup, policy, prompts: list[Promp
         processing_class=trainer_tokenizer(setup.chat),
         rollout_func=rollout(prompts, setup.chat, config),
     )
-    speed_up(trainer, entry, pairs=False)
-    trainer.pad_id = setup.chat.pad_id if trl_internals.padding_free_rollouts(trainer, entry) else None
+    unpadded = trl_internals.padding_free_rollouts(trainer, entry)
+    trainer.pad_id = setup.chat.pad_id if unpadded else None
+    # TRL's own scores need its own forward pass: its rows are padded on the left.
+    speed_up(trainer, entry if unpadded else entry.model_copy(update={"padding_free": False}), pairs=False)
     return trainer
 
 

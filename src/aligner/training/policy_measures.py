@@ -40,9 +40,9 @@ class HeldOut:
         chat, longest = self.rewards.chat, self.grpo.max_completion_length
         with torch.random.fork_rng():
             answers = sample(model, [prompt.ids for prompt in self.prompts], chat.pad_id, end_ids(chat), longest, self.seed)
+            divergence = distance(model, SFT_ADAPTER, answers, chat.pad_id)[1]  # peft initialises what it then loads
         self.last = [self._row(number, ids) for number, (_, ids) in enumerate(answers)]
         self.first = self.first or self.last
-        divergence = distance(model, SFT_ADAPTER, answers, chat.pad_id)[1]
         means = {f"validation_{name}": _mean([row[name] for row in self.last]) for name in self.last[0]}
         means["validation_hit_rate"] = means.pop("validation_keyword_hits")
         return means | {"validation_kl": float(divergence or 0.0)}
