@@ -1,4 +1,4 @@
-"""pipelines/dvc.yaml under DVC: experiments, what the root leaves alone, and figures side by side; with stand-ins for the stages."""
+"""pipelines/dvc.yaml under DVC, with stand-ins for the stages: experiments, the root left alone; and the table over seeds."""
 
 import json
 
@@ -8,13 +8,12 @@ from support.pipeline_files import METHODS
 
 import methods
 
-pytestmark = pytest.mark.slow
-
 
 def of_methods(*stages):
     return {f"{METHODS}:{stage}" for stage in stages}
 
 
+@pytest.mark.slow
 def test_experiments_run_a_method_and_what_follows(tmp_path):
     clone = stand_in(tmp_path / "clone")
     said = clone("dvc", "exp", "run", "-S", "kto.beta=0.2", METHODS)
@@ -23,6 +22,7 @@ def test_experiments_run_a_method_and_what_follows(tmp_path):
     assert "kto.value" in clone("dvc", "metrics", "diff") and "league.value" in clone("dvc", "metrics", "diff")
 
 
+@pytest.mark.slow
 def test_the_root_never_runs_a_method_and_a_method_runs_what_it_needs(tmp_path):
     clone = stand_in(tmp_path / "clone")
     params = clone.folder / "params.yaml"
