@@ -343,7 +343,8 @@ def observed(stage, folder, met):
 
 def written(folder):
     """Bytes of every output, and score's report without its settings, which repeat the parameters."""
-    roots = ("data/prepared", "data/generated", "models/sft", "models/dpo", "models/kto", "models/orpo", "metrics", "plots")
+    roots = ("data/prepared", "data/generated", "models/sft", "models/dpo", "models/kto", "models/orpo")
+    roots += ("models/reward", "models/grpo", "metrics", "plots")
     found = [path for root in roots for path in sorted((folder / root).rglob("*")) if path.is_file()]
     reports = [
         folder / f"reports/{stage}.json"
