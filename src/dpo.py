@@ -28,18 +28,15 @@ from aligner.run import params as parameters
 from aligner.run.params import Dpo, StageParams
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
-from aligner.training import likelihood, trl_internals
-from aligner.training.divergence import kl_from_reference
+from aligner.training import trl_internals
+from aligner.training.held_out import SFT_ADAPTER, VALIDATION, final_figures
 from aligner.training.log_probs import log_probabilities, pair_tokens
 from aligner.training.loop import curve, train
-from aligner.training.preferences import RANKING_COLUMNS, dpo_figures, preference_metrics, ranking_rows, rankings
+from aligner.training.preferences import RANKING_COLUMNS, preference_metrics, ranking_rows
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 
 PARAMS = [*parameters.TRAINING, "dpo", "models.${model}.dpo", "seed"]
 TRAIN = Path("data/prepared/dpo_train.jsonl")
-VALIDATION = Path("data/prepared/dpo_validation.jsonl")
-SFT_VALIDATION = Path("data/prepared/sft_validation.jsonl")
-SFT_ADAPTER = Path("models/sft")
 ADAPTER = Path("models/dpo")
 METRICS = Path("metrics/dpo.json")
 REPORT = Path("reports/dpo.json")
@@ -93,12 +90,8 @@ def main(run: Run) -> None:
         final = train(trainer, checkpoints, run, tokens, params.dpo.eval_steps, measure)
         save_adapter(trainer.model, ADAPTER, entry.path, setup.provenance)
 
-        with trainer.model.disable_adapter():
-            held_out["base"] = log_probabilities(trainer.model, validation, chat.pad_id, unpadded=unpadded)
-        ranks = rankings(held_out, validation)
-        kl = kl_from_reference(trainer.model, SFT_ADAPTER, validation, chat, params.seed)
-        fit = likelihood.of_answers(trainer.model, list(read_jsonl(SFT_VALIDATION)), chat, unpadded)
-        figures = {"dpo": dpo_figures(final, ranks, kl, fit, validation)}
+        measured, ranks = final_figures(trainer.model, "dpo", final, held_out, validation, setup, unpadded)
+        figures = {"dpo": measured}
         for path, series in CURVES.items():
             write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
         write_csv(RANKING, RANKING_COLUMNS, ranking_rows(ranks))

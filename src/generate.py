@@ -1,9 +1,9 @@
 """generate: one model's answers to the eval prompts, in batches; greedy unless params.yaml says otherwise.
 
-reads   data/prepared/prompts.jsonl, chat.json, the base model and, for sft and dpo, the adapter of that stage
+reads   data/prepared/prompts.jsonl, chat.json, the base model and, for any other name, the adapter models/<model>
 writes  data/generated/<model>.jsonl: id, answer, stop (end | length), prompt_tokens, answer_tokens
 params  generate, seed, model, the entry's loading keys and its generate section
-command python src/generate.py base      (or sft, dpo)
+command python src/generate.py base      (or sft, dpo, kto, …)
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.params import Generate, ModelEntry, StageParams
 from aligner.run.record import Run
-from aligner.run.stage import run_stage
+from aligner.run.stage import METHODS, run_stage
 from aligner.run.terminal import bar
 
 PARAMS = [*parameters.LOADING, "generate", "models.${model}.generate", "seed"]
 PROMPTS = Path("data/prepared/prompts.jsonl")
-ADAPTERS = {"base": None, "sft": Path("models/sft"), "dpo": Path("models/dpo")}
+ADAPTERS = Path("models")
+OF_FIVE_STAGES = ("base", "sft", "dpo")
 GENERATED = Path("data/generated")
 
 
@@ -48,7 +49,7 @@ def main(run: Run, name: str) -> None:
     started = runtime.start(params.model_entry, params.seed)
     chat = load_chat(params.model_entry)
     check_chat(chat, read_json(PREPARED_CHAT))
-    model = load_model(params.model_entry, started, chat, ADAPTERS[name])
+    model = load_model(params.model_entry, started, chat, adapter_of(name))
     prompts = list(read_jsonl(PROMPTS))
     check_room(model, prompts, params.generate.max_new_tokens)
     run.note(device=started.device, dtype=str(started.dtype), threads=started.threads)
@@ -59,6 +60,13 @@ def main(run: Run, name: str) -> None:
     write_jsonl(GENERATED / f"{name}.jsonl", (answers[row["id"]] for row in prompts))
     tokens = sum(answer["answer_tokens"] for answer in answers.values())
     run.note(answers=len(answers), tokens_per_second=round(tokens / seconds))
+
+
+def adapter_of(name: str) -> Path | None:
+    """The folder of a model's adapter; the base has none. InputError for a name that is no folder of models/."""
+    if Path(name).name != name:
+        raise InputError(f"{name!r} is no model: give base, or the name of a folder in {ADAPTERS}/")
+    return None if name == "base" else ADAPTERS / name
 
 
 def load_model(entry: ModelEntry, runtime: Runtime, chat: Chat, adapter: Path | None):
@@ -130,6 +138,6 @@ def answer_row(prompt: dict[str, Any], new_ids: list[int], chat: Chat, ends: lis
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=list(ADAPTERS), help="whose answers")
+    parser.add_argument("model", help="whose answers: base, or the name of an adapter in models/")
     name = parser.parse_args().model
-    run_stage(f"generate@{name}", lambda run: main(run, name))
+    run_stage(f"generate@{name}", lambda run: main(run, name), "" if name in OF_FIVE_STAGES else METHODS)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,16 +27,16 @@ from aligner.run.errors import InputError
 from aligner.run.params import StageParams
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
-from aligner.scoring.answers import Answer, Control, examine
+from aligner.scoring.answers import Answer, Control
 from aligner.scoring.canaries import check_canaries
 from aligner.scoring.concepts import Catalogue
 from aligner.scoring.inputs import CONCEPTS, MODELS, PAIRS, read_answers, read_references
 from aligner.scoring.pairs import pair_name
 from aligner.scoring.report import rounded, scoring_report
-from aligner.scoring.unscored import examine_unscored, with_keywords
+from aligner.scoring.unscored import score_answers, with_keywords
 
 # The page shows these parameters; no figure depends on them.
-SHOWN = ["dpo", "generate", "lora", "model", "models.${model}", "prepare", "seed", "sft"]
+SHOWN = [*parameters.TRAINING, *parameters.OF_FIVE_STAGES, "dpo", "generate", "lora", "prepare", "seed", "sft"]
 PARAMS = [*SHOWN, "score"]
 METRICS = Path("metrics/score.json")
 HIT_RATE = Path("plots/hit_rate.csv")
@@ -90,21 +89,6 @@ def main(run: Run) -> None:
     write_text(PAGE, page.render(page_sources(params, report, references, answers)))
     run.note(metrics=metrics)
     run.phase("write")
-
-
-def score_answers(
-    rows: dict[str, list[dict]], references: list[dict], control: Control, catalogue: Catalogue
-) -> dict[str, list[Answer]]:
-    """Scores every model's answers, prompt by prompt. `control` holds only the prompts with keywords."""
-    scored = itertools.count()
-    examined = []
-    for number, reference in enumerate(references):
-        given = {name: of_model[number] for name, of_model in rows.items()}
-        if reference["keywords"]:
-            examined.append(examine(next(scored), reference, given, control, catalogue))
-        else:
-            examined.append(examine_unscored(reference, given, catalogue))
-    return {name: [answers[name] for answers in examined] for name in rows}
 
 
 def headline(report: dict[str, Any]) -> dict[str, Any]:

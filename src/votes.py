@@ -5,7 +5,8 @@ writes  with --pairs, preference pairs in the format of prepare.pairs
 command python src/votes.py votes-ann.jsonl votes-bob.jsonl
         python src/votes.py votes-*.jsonl --pairs data/raw/voted_pairs.jsonl
 
-A vote counts for the run whose answers it judged: the one in data/generated, or another by --run FINGERPRINT.
+A vote counts for the run whose answers it judged: the one in data/generated, or another by --run FINGERPRINT. Votes on the page
+of a league (reports/league.html) name its models: --models sft kto orpo.
 
 Prompts for evaluation cannot be trained on: prepare refuses pairs whose prompts are eval prompts. So vote on separate prompts,
 and evaluate on others:
@@ -37,7 +38,7 @@ from aligner.run.terminal import write_line
 
 def main(arguments: argparse.Namespace, out: TextIO) -> int:
     """Returns the exit code: 0, or 1 if a vote is invalid."""
-    judged = read_run() if arguments.run is None else None
+    judged = read_run(arguments.models) if arguments.run is None else None
     votes, problems = read_votes(arguments.files, judged.run if judged else arguments.run, judged)
     for problem in problems:
         write_line(out, problem)
@@ -64,6 +65,7 @@ if __name__ == "__main__":
     parser.add_argument("files", nargs="+", metavar="FILE", help="votes, as the page exports them")
     parser.add_argument("--pairs", type=Path, metavar="OUT", help="write preference pairs for prepare.pairs")
     parser.add_argument("--run", metavar="FINGERPRINT", help="the run that the votes are about, if not that of data/generated")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="the models of the page, if it is not reports/index.html")
     try:
         raise SystemExit(main(parser.parse_args(), sys.stdout))
     except InputError as error:

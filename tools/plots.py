@@ -94,7 +94,8 @@ def specifications() -> dict[str, dict[str, Any]]:
     """Every plot of the workspace as Vega-Lite, by the path of its data."""
     command = [sys.executable, "-m", "dvc", "plots", "show", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
-    return {name: of_one_run(drawn[0]["content"]) for name, drawn in json.loads(done.stdout)["data"].items()}
+    drawn = json.loads(done.stdout)["data"]
+    return {name: of_one_run(plots[0]["content"]) for name, plots in drawn.items() if plots}  # methods that never ran have none
 
 
 def of_one_run(specification: dict[str, Any]) -> dict[str, Any]:

@@ -20,20 +20,27 @@ from support.workspace import RAW, REPOSITORY, Params, Workspace, checkpoint, sf
 
 import dpo
 import generate
+import kto
+import orpo
 import sft
 from aligner.files import write_jsonl
 from aligner.model import loading
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.record import Run
+from aligner.training.rewards import REWARDS
 
 VALUES = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
 STAGES = {"prepare": (), "sft": (), "dpo": (), "generate": ("base",), "score": ()}
+STAGES |= {"unpaired": (), "kto": (), "orpo": (), "reward": (), "best_of_n": (), "grpo": (), "league": ()}
+OWN_ROWS = "data/raw/unpaired.jsonl"
 REPOSITORY_ID, REVISIONS = "somebody/model", {"mini": "a" * 40, "zephyr_llama": "b" * 40}
 BAD_ROWS = "data/raw/bad_sft.jsonl"
 LEAKED = "data/raw/leaked_eval.jsonl"
+OTHER_PROMPTS = "data/raw/other_prompts.jsonl"
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}<|end|>{% endfor %}"
 SAMPLING = {"generate.do_sample": True}
+OF_TOKENIZER = ("chat_template", "max_length", "path", "revision")
 
 
 class Rule(NamedTuple):
@@ -66,6 +73,11 @@ RULES = {
     "models.*.dpo.per_device_train_batch_size": Rule(2),
     "models.*.dpo.gradient_accumulation_steps": Rule(2),
     "models.*.generate.batch_size": Rule(3),
+    **{
+        f"models.*.{method}.{key}": Rule(value)
+        for method in ("kto", "orpo", "reward", "grpo")
+        for key, value in (("learning_rate", 0.03), ("per_device_train_batch_size", 2), ("gradient_accumulation_steps", 2))
+    },
     "prepare.sft": Rule("data/raw/other_sft.jsonl"),
     "prepare.pairs": Rule("data/raw/other_pairs.jsonl"),
     "prepare.eval": Rule("data/raw/other_eval.jsonl"),
@@ -105,6 +117,34 @@ RULES = {
     "generate.top_p": Rule(0.01, SAMPLING),
     "generate.repetition_penalty": Rule(1.5),
     "generate.no_repeat_ngram_size": Rule(2),
+    "unpaired.rows": Rule(OWN_ROWS),
+    "kto.beta": Rule(0.5),
+    "kto.loss_type": Rule("apo_zero_unpaired"),
+    "kto.desirable_weight": Rule(3),
+    "kto.undesirable_weight": Rule(3),
+    "orpo.beta": Rule(0.5),
+    **{
+        f"{method}.{key}": Rule(value)
+        for method in ("kto", "orpo", "reward", "grpo")
+        for key, value in (
+            *(("num_train_epochs", 2), ("lr_scheduler_type", "constant"), ("warmup_steps", 2), ("weight_decay", 0.5)),
+            *(("max_grad_norm", 0.01), ("logging_steps", 2), ("eval_steps", 1)),
+        )
+    },
+    "reward.center_rewards_coefficient": Rule(0.5),
+    "best_of_n.n": Rule([1, 3]),
+    "best_of_n.temperature": Rule(3.0),
+    "grpo.prompts": Rule(OTHER_PROMPTS),
+    **{f"grpo.reward_weights.{name}": Rule(0.3) for name in REWARDS},
+    "grpo.num_generations": Rule(4),
+    "grpo.max_completion_length": Rule(9),
+    "grpo.temperature": Rule(1.5),
+    "grpo.beta": Rule(0.1),
+    "grpo.loss_type": Rule("dr_grpo"),
+    "grpo.scale_rewards": Rule("none"),
+    "grpo.epsilon": Rule(0.1),
+    "league.models": Rule(["base", "sft", "dpo", "kto"], {"league.page": ["sft", "dpo"]}),
+    "league.page": Rule(["sft", "kto", "orpo"]),
     "score.tie_threshold": Rule(1),
     "score.alpha": Rule(0.0001),
     "score.equivalence_margin": Rule(0.9),
@@ -121,10 +161,21 @@ TO_THE_END = {
     ("dpo", "dpo.beta"),
     ("dpo", "dpo.loss_type"),
     ("dpo", "seed"),
+    ("kto", "kto.eval_steps"),
+    ("kto", "kto.desirable_weight"),
+    ("orpo", "orpo.eval_steps"),
+    ("orpo", "orpo.beta"),
+    ("reward", "reward.eval_steps"),
+    ("grpo", "grpo.eval_steps"),
+    ("grpo", "grpo.reward_weights.length"),
     ("generate", "seed"),
     ("generate", "generate.max_new_tokens"),
     ("generate", "models.*.dtype"),
 }
+
+
+# unpaired reads these for a file of one's own, with the code of prepare (tests/stages/test_unpaired.py).
+NOT_BY_DEFAULT = {"unpaired": {"model", "prepare", *(f"models.${{model}}.{key}" for key in OF_TOKENIZER)}}
 
 
 def leaves(values, parents=()):
@@ -138,9 +189,9 @@ def leaves(values, parents=()):
 
 
 def declared(stage):
-    """The keys that a stage declares, down to single values; tests/report/test_page.py checks those that score only displays."""
+    """The keys that a stage declares, down to single values; tests/report/test_page.py checks those that a page only displays."""
     module = importlib.import_module(stage)
-    for name in set(module.PARAMS) - set(module.SHOWN if stage == "score" else ()):
+    for name in set(module.PARAMS) - set(module.SHOWN if stage in ("score", "league") else ()) - NOT_BY_DEFAULT.get(stage, set()):
         wanted = name.replace("${model}", "*")
         yield from (key for key in KEYS if key == wanted or key.startswith(wanted + "."))
 
@@ -160,8 +211,8 @@ def everything():
 
 def lay_out(folder):
     with pytest.MonkeyPatch.context() as patch:
-        workspace = finished.copy("mini", folder, patch)
-        for name in ("base", "sft", "dpo"):
+        workspace = Workspace.copy(finished.with_methods(), folder, patch)
+        for name in ("base", "sft", "dpo", "kto", "orpo", "best_of_n", "grpo"):
             path = f"data/generated/{name}.jsonl"
             write_jsonl(Path(path), [{**row, "answer": "the sum" if name == "dpo" else ""} for row in workspace.rows(path)])
     lay_out_alternatives(folder)
@@ -177,6 +228,10 @@ def lay_out_alternatives(folder):
         lines = (folder / path).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / f"data/raw/other_{kind}.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
     (folder / BAD_ROWS).write_text((folder / RAW["sft"]).read_text(encoding="utf-8") + "no JSON\n", encoding="utf-8")
+    prompts = (folder / "data/raw/grpo_prompts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / OTHER_PROMPTS).write_text("".join(prompts[1:]), encoding="utf-8")
+    own = [{"prompt": f"Explain {n}.", "completion": "It is.", "label": n % 2 == 0} for n in range(12)]
+    write_jsonl(folder / OWN_ROWS, own)
     leaked = {"id": "leaked", "prompt": sft_rows()[0]["prompt"], "topic": "odd", "keywords": ["mean"]}
     (folder / LEAKED).write_text((folder / RAW["eval"]).read_text(encoding="utf-8") + json.dumps(leaked) + "\n", encoding="utf-8")
 
@@ -237,7 +292,7 @@ def spy(patch, to_the_end):
 
         return instead
 
-    for stage in (sft, dpo, generate):
+    for stage in (sft, dpo, kto, orpo, generate):
         patch.setattr(stage, "load_base", noting)
     patch.setattr(torch.nn.Module, "compile", lambda layer, **how: met["compiled"].append((type(layer).__name__, how)))
     patch.setattr(torch.compiler, "set_stance", lambda stance: contextlib.nullcontext())
@@ -248,7 +303,7 @@ def spy(patch, to_the_end):
 
 
 def trainer_as_built(trainer, **options):
-    """The trainer's SFTConfig or DPOConfig, LoraConfig, initial weights and rows, and the forward pass of each module."""
+    """The trainer's SFTConfig, DPOConfig, …, LoraConfig, initial weights and rows, and the forward pass of each module."""
     model = trainer.model
     return {
         "config": trainer.args.to_dict(),
@@ -288,9 +343,14 @@ def observed(stage, folder, met):
 
 def written(folder):
     """Bytes of every output, and score's report without its settings, which repeat the parameters."""
-    roots = ("data/prepared", "data/generated", "models/sft", "models/dpo", "metrics", "plots")
+    roots = ("data/prepared", "data/generated", "models/sft", "models/dpo", "models/kto", "models/orpo")
+    roots += ("models/reward", "models/grpo", "metrics", "plots")
     found = [path for root in roots for path in sorted((folder / root).rglob("*")) if path.is_file()]
-    reports = [folder / f"reports/{stage}.json" for stage in ("prepare", "sft", "dpo")]
+    reports = [
+        folder / f"reports/{stage}.json"
+        for stage in ("prepare", "sft", "dpo", "unpaired", "kto", "orpo", "reward", "best_of_n", "grpo")
+    ]
+    reports += [folder / "reports/league.html"]
     outputs = {path.relative_to(folder).as_posix(): path.read_bytes() for path in [*found, *reports]}
     score = json.loads((folder / "reports/score.json").read_text(encoding="utf-8"))
     return {**outputs, "reports/score.json": {name: value for name, value in score.items() if name != "settings"}}

@@ -18,14 +18,19 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 from support.clones import Clone, stand_in
-from support.pipeline_files import ROOT, SCRIPTS, code
+from support.pipeline_files import METHODS, ROOT, SCRIPTS, code
 
 pytestmark = pytest.mark.slow
 
 PRETRAIN = "models/base/dvc.yaml:pretrain"
 GENERATE = ["generate@base", "generate@sft", "generate@dpo"]
-STAGES = ["prepare", "sft", "dpo", *GENERATE, "score"]
-LOADERS = ["sft", "dpo", *GENERATE, "score"]  # load a model; score shows its settings
+# The stages of pipelines/dvc.yaml, as DVC names them from the root.
+SIDE = ("unpaired", "kto", "orpo", "reward", "best_of_n", "grpo", "league")
+UNPAIRED, KTO, ORPO, REWARD, BEST_OF_N, GRPO, LEAGUE = (f"{METHODS}:{stage}" for stage in SIDE)
+ANSWERS = [f"{METHODS}:generate@{model}" for model in ("kto", "orpo", "grpo")]
+STAGES = ["prepare", "sft", "dpo", *GENERATE, "score", UNPAIRED, KTO, ORPO, REWARD, BEST_OF_N, GRPO, *ANSWERS, LEAGUE]
+TRAINERS = ["sft", "dpo", KTO, ORPO, REWARD, GRPO]
+LOADERS = [*TRAINERS, BEST_OF_N, *GENERATE, *ANSWERS, "score", LEAGUE]  # load a model; score and the league show its settings
 
 # Parameter or section -> the stages that it stales; the longest name that fits counts. score shows every parameter on its page.
 OF_PARAMS = {
@@ -34,33 +39,45 @@ OF_PARAMS = {
     "models.mini.path": STAGES,
     "models.mini.revision": STAGES,
     "models.mini.chat_template": STAGES,
-    "models.mini.max_length": ["prepare", "score"],
+    "models.mini.max_length": ["prepare", "score", UNPAIRED],
     "models.mini.device": LOADERS,
     "models.mini.dtype": LOADERS,
     "models.mini.attn_implementation": LOADERS,
     "models.mini.threads": LOADERS,
-    "models.mini.padding_free": ["sft", "dpo", "score"],
-    "models.mini.gradient_checkpointing": ["sft", "dpo", "score"],
-    "models.mini.torch_compile": ["sft", "dpo", "score"],
+    "models.mini.padding_free": [*TRAINERS, BEST_OF_N, "score"],
+    "models.mini.gradient_checkpointing": [*TRAINERS, BEST_OF_N, "score"],
+    "models.mini.torch_compile": [*TRAINERS, "score"],
     "models.mini.sft": ["sft", "score"],
     "models.mini.dpo": ["dpo", "score"],
-    "models.mini.generate": [*GENERATE, "score"],
+    "models.mini.generate": [*GENERATE, *ANSWERS, BEST_OF_N, "score"],
+    "models.mini.kto": [KTO],
+    "models.mini.orpo": [ORPO],
+    "models.mini.reward": [REWARD],
+    "models.mini.grpo": [GRPO],
     "models.tinyllama": [],  # not the chosen one
-    "prepare": ["prepare", "score"],
-    "lora": ["sft", "score"],  # dpo goes on with sft's adapter
+    "prepare": ["prepare", "score", UNPAIRED, GRPO],
+    "lora": ["sft", "score", ORPO, REWARD],  # dpo and kto go on with sft's adapter
     "sft": ["sft", "score"],
     "dpo": ["dpo", "score"],
-    "generate": [*GENERATE, "score"],
-    "score": ["score"],
+    "generate": [*GENERATE, *ANSWERS, BEST_OF_N, "score", LEAGUE],
+    "score": ["score", LEAGUE],
+    "unpaired": [UNPAIRED],
+    "kto": [KTO],
+    "orpo": [ORPO],
+    "reward": [REWARD],
+    "best_of_n": [BEST_OF_N],
+    "grpo": [GRPO],
+    "league": [LEAGUE],
 }
 # File, or folder with all that is in it -> the stages that it stales. What is neither here nor in src stales nothing.
 OF_FILES = {
     "data/raw/concepts.jsonl": ["prepare"],
     "data/raw/dpo_pairs.jsonl": ["prepare"],
     "data/raw/eval_prompts.jsonl": ["prepare"],
+    "data/raw/grpo_prompts.jsonl": [GRPO],
     "data/raw/sft_examples.jsonl": ["prepare"],
     "requirements.txt": STAGES,
-    "models/base/weights": ["prepare", "sft", "dpo", "generate@base", PRETRAIN],
+    "models/base/weights": ["prepare", "sft", "dpo", "generate@base", UNPAIRED, KTO, ORPO, REWARD, BEST_OF_N, GRPO, PRETRAIN],
     "models/base/loss.csv": [PRETRAIN],
     "models/base/corpus.py": [PRETRAIN],
     "models/base/muon.py": [PRETRAIN],
@@ -69,21 +86,38 @@ OF_FILES = {
 }
 # Outputs that somebody edits: the stage that made them, and those that read them.
 OF_OUTPUTS = {
-    "data/prepared/prompts.jsonl": ["prepare", *GENERATE],
+    "data/prepared/prompts.jsonl": ["prepare", *GENERATE, *ANSWERS],
     "data/prepared/sft_train.jsonl": ["prepare", "sft"],
-    "data/prepared/references.jsonl": ["prepare", "score"],
-    "models/sft/weights": ["sft", "dpo", "generate@sft"],
+    "data/prepared/dpo_train.jsonl": ["prepare", "dpo", UNPAIRED, ORPO],
+    "data/prepared/unpaired_train.jsonl": [UNPAIRED, KTO],
+    "data/prepared/references.jsonl": ["prepare", "score", UNPAIRED, LEAGUE],
+    "models/sft/weights": ["sft", "dpo", "generate@sft", KTO, ORPO],
     "models/dpo/weights": ["dpo", "generate@dpo"],
-    "data/generated/base.jsonl": ["generate@base", "score"],
-    "data/prepared/sft_validation.jsonl": ["prepare", "sft", "dpo"],
+    "models/kto/weights": [KTO, f"{METHODS}:generate@kto"],
+    "data/generated/base.jsonl": ["generate@base", "score", LEAGUE],
+    "data/generated/orpo.jsonl": [f"{METHODS}:generate@orpo", LEAGUE],
+    "data/prepared/sft_validation.jsonl": ["prepare", *TRAINERS],
     "metrics/dpo.json": ["dpo"],
-    "reports/dpo.json": ["dpo", "score"],
+    "metrics/league.json": [LEAGUE],
+    "reports/dpo.json": ["dpo", "score", LEAGUE],
+    "reports/kto.json": [KTO, LEAGUE],
     "plots/dpo_ranking.csv": ["dpo", "score"],
     "plots/sft.csv": ["sft", "score"],
     "reports/index.html": ["score"],
+    "reports/league.html": [LEAGUE],
 }
 # Read by DVC, written by stages, or in the tests of sources and parameters.
-BY_THEMSELVES = (".dvc/", "dvc.", "metrics/", "models/base/dvc.", "models/base/params.yaml", "params.yaml", "plots/", "src/")
+BY_THEMSELVES = (
+    ".dvc/",
+    "dvc.",
+    "pipelines/dvc.",
+    "metrics/",
+    "models/base/dvc.",
+    "models/base/params.yaml",
+    "params.yaml",
+    "plots/",
+    "src/",
+)
 PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -105,7 +139,7 @@ def of_longest(table: dict[str, list[str]], name: str, separator: str) -> str | 
 
 def of_source(path: str) -> list[str]:
     """The stages that import a file of src, directly or not, or a module with this file beside it (page.css)."""
-    return [stage for stage in STAGES if path in modules(stage.partition("@")[0])]
+    return [stage for stage in STAGES if path in modules(stage.removeprefix(f"{METHODS}:").partition("@")[0])]
 
 
 modules = functools.cache(code)
@@ -218,19 +252,28 @@ def test_a_source_file_stales_the_stages_that_import_it(checkout: Checkout, path
 
 def test_imports_are_followed() -> None:
     """Some of the expected stages in full."""
-    assert [of_source(f"src/{script}.py") for script in SCRIPTS] == [["prepare"], ["sft"], ["dpo"], GENERATE, ["score"]]
-    assert of_source("src/aligner/training/padding_free.py") == ["sft", "dpo"]
-    assert of_source("src/aligner/training/likelihood.py") == ["sft", "dpo"]
-    assert of_source("src/aligner/training/loop.py") == ["sft", "dpo"]  # a trainer's callback reruns no generate
-    assert of_source("src/aligner/training/preferences.py") == ["dpo"]
-    assert of_source("src/aligner/model/generation.py") == ["dpo", *GENERATE]
-    assert of_source("src/aligner/model/chat.py") == ["prepare", "sft", "dpo", *GENERATE]
-    assert of_source("src/aligner/keywords/groups.py") == ["prepare", "score"]
-    assert of_source("src/aligner/keywords/scorer.py") == ["score"]
-    assert of_source("src/aligner/report/highlight.py") == ["score"]  # highlighting on the page reruns no prepare
-    assert of_source("src/aligner/intervals.py") == ["prepare", "dpo", "score"]
-    assert of_source("src/aligner/statistics.py") == of_source("src/aligner/text_health.py") == ["score"]
-    assert of_source("src/aligner/report/page.css") == ["score"]
+    generate = [*GENERATE, *ANSWERS]
+    assert [of_source(f"src/{script}.py") for script in SCRIPTS] == [["prepare"], ["sft"], ["dpo"], generate, ["score"]]
+    assert [of_source(f"src/{script}.py") for script in ("unpaired", "kto", "orpo", "league")] == [
+        [UNPAIRED],
+        [KTO],
+        [ORPO],
+        [LEAGUE],
+    ]
+    for shared in ("padding_free", "likelihood", "loop", "trl_internals"):  # a trainer's callback reruns no generate
+        assert of_source(f"src/aligner/training/{shared}.py") == TRAINERS
+    for of_pairs in ("preferences", "held_out", "log_probs"):
+        assert of_source(f"src/aligner/training/{of_pairs}.py") == ["dpo", KTO, ORPO]
+    assert of_source("src/aligner/training/unpaired.py") == [KTO]
+    assert of_source("src/aligner/model/generation.py") == ["dpo", *GENERATE, KTO, ORPO, *ANSWERS]
+    assert of_source("src/aligner/model/chat.py") == ["prepare", "sft", "dpo", *GENERATE, UNPAIRED, KTO, ORPO, *ANSWERS]
+    assert of_source("src/aligner/data/reader.py") == ["prepare", UNPAIRED]
+    assert of_source("src/aligner/keywords/groups.py") == ["prepare", "score", UNPAIRED, LEAGUE]
+    assert of_source("src/aligner/keywords/scorer.py") == ["score", LEAGUE]
+    assert of_source("src/aligner/report/highlight.py") == ["score", LEAGUE]  # highlighting on the page reruns no prepare
+    assert of_source("src/aligner/report/league.py") == of_source("src/aligner/scoring/league.py") == [LEAGUE]
+    assert of_source("src/aligner/statistics.py") == of_source("src/aligner/text_health.py") == ["score", LEAGUE]
+    assert of_source("src/aligner/report/page.css") == ["score", LEAGUE]
     assert not any(of_source(f"src/aligner/run/{module}.py") for module in ("params", "record", "stage", "terminal"))
     assert of_source("src/votes.py") == of_source("src/aligner/judging/votes.py") == []
 

@@ -49,7 +49,9 @@ def run(*files, pairs=None, run=None):
     for path, rows in zip(paths, files, strict=True):
         write_jsonl(votes.Path(path), rows)
     out = io.StringIO()
-    return votes.main(argparse.Namespace(files=paths, pairs=pairs and votes.Path(pairs), run=run), out), out.getvalue()
+    return votes.main(
+        argparse.Namespace(files=paths, pairs=pairs and votes.Path(pairs), run=run, models=None), out
+    ), out.getvalue()
 
 
 def of(*rows):

@@ -17,7 +17,7 @@ from aligner.run.params import Score, StageParams
 from aligner.run.record import LIBRARIES, Run, git_state, installed
 from aligner.run.stage import RESTORE, run_stage
 
-FIELDS = {"stage", "state", "started", "command", "git", "host", "python", "versions", "seconds"}
+FIELDS = {"peak_memory_mb", "stage", "state", "started", "command", "git", "host", "python", "versions", "seconds"}
 SECRETS = {
     "HF_TOKEN": "hf_secretsecretsecret",
     "AWS_SECRET_ACCESS_KEY": "aws+secret/key",

@@ -20,7 +20,7 @@ from aligner.training.divergence import kl_from_reference
 from aligner.training.log_probs import log_probabilities
 from aligner.training.loop import observe
 from aligner.training.preferences import (
-    dpo_figures,
+    preference_figures,
     preference_metrics,
     ranking_rows,
     rankings,
@@ -270,7 +270,7 @@ def test_metrics_are_the_measures_of_the_stored_adapter_against_the_sft_adapter(
     kl = kl_from_reference(policies[0].eval(), dpo.SFT_ADAPTER, rows, given.chat, given.params.seed)
     fit = likelihood.of_answers(policies[0], finished.rows("data/prepared/sft_validation.jsonl"), given.chat, unpadded=False)
     measures = preference_metrics(said["dpo"], said["sft"], given.params.dpo.beta)
-    expected = dpo_figures(measures, rankings(said, rows), kl, fit, rows)
+    expected = preference_figures("dpo", measures, rankings(said, rows), kl, fit, rows)
     assert finished.json("reports/dpo.json")["dpo"] == {name: close(value) for name, value in expected.items()}
     written = [row["ranking_accuracy"] for row in read(dpo.RANKING)]
     assert list(map(float, written)) == [close(row[2]) for row in ranking_rows(rankings(said, rows))]

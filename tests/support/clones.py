@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from support import shelf
-from support.pipeline_files import STAGES, declared
+from support.pipeline_files import ALL_STAGES, METHODS, STAGES, declared
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,14 +118,14 @@ def build_stand_in(place: Path) -> None:
     """Fills `place` with the stand-in clone and the programs that its stages call."""
     programs = place / "programs"
     programs.mkdir(parents=True)
-    outputs = {stage: sorted(declared(stage, "outs", "metrics", "plots")) for stage in STAGES}
+    outputs = {stage: sorted(declared(stage, "outs", "metrics", "plots")) for stage in ALL_STAGES}
     program = STAND_IN.replace("PYTHON", sys.executable).replace("OUTPUTS", repr(outputs))
     (programs / "python").write_text(program, encoding="utf-8")
     (programs / "python").chmod(0o755)
     clone = Clone(place / "clone")
     clone.environment["PATH"] = f"{programs}{os.pathsep}{clone.environment['PATH']}"
     clone.environment["CONTENT"] = "0.5"
-    clone("dvc", "repro")
+    clone("dvc", "repro", "dvc.yaml", METHODS)
     clone.commit("stand-in outputs")
 
 

@@ -3,6 +3,7 @@
     folder = finished.folder("gpt2")                    # read only
     workspace = finished.copy("gpt2", tmp_path, monkeypatch)
     finished.traces()["dpo"]                            # the files that a stage read and made
+    finished.with_methods()                             # the stages of pipelines/dvc.yaml have run there too
 
 An audit hook records every file that a stage opens, so the tests of dvc.yaml need no run of their own.
 """
@@ -19,11 +20,11 @@ from typing import NamedTuple
 import pytest
 
 from support import shelf
-from support.pipeline_files import STAGES
+from support.pipeline_files import METHOD_STAGES, STAGES
 from support.workspace import Workspace
 
 # Learning rates at which so small a model learns in a few steps.
-FAST = {"models.mini.sft.learning_rate": 0.02, "models.mini.dpo.learning_rate": 0.02}
+FAST = {f"models.mini.{stage}.learning_rate": 0.02 for stage in ("sft", "dpo", "kto", "orpo", "reward", "grpo")}
 OPENED: list[str] = []
 LISTENING: list[str] = []
 TRACES = "traces.json"
@@ -47,8 +48,29 @@ def copy(model: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def traces(model: str = "mini") -> dict[str, Trace]:
     """The trace of every stage, by its name in dvc.yaml."""
-    found = json.loads((folder(model).parent / TRACES).read_text(encoding="utf-8"))
+    return read_traces(folder(model).parent)
+
+
+def with_methods() -> Path:
+    """The folder of a workspace in which the stages of pipelines/dvc.yaml have run after the five; read only."""
+    return shelf.built("finished-methods", run_methods) / "workspace"
+
+
+def traces_of_methods() -> dict[str, Trace]:
+    return read_traces(with_methods().parent)
+
+
+def read_traces(place: Path) -> dict[str, Trace]:
+    found = json.loads((place / TRACES).read_text(encoding="utf-8"))
     return {stage: Trace(*map(set, trace)) for stage, trace in found.items()}
+
+
+def run_methods(place: Path) -> None:
+    """Makes the workspace and the traces of the methods' stages in `place`."""
+    listen()
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = copy("mini", place / "workspace", patch)
+        write_traces(place, {stage: trace(workspace, *stage.split("@")) for stage in METHOD_STAGES})
 
 
 def run_all(place: Path, model: str) -> None:
@@ -56,8 +78,12 @@ def run_all(place: Path, model: str) -> None:
     listen()
     with pytest.MonkeyPatch.context() as patch:
         workspace = Workspace(place / "workspace", patch, model=model, **FAST)
-        found = {stage: [sorted(names) for names in trace(workspace, *stage.split("@"))] for stage in STAGES}
-    (place / TRACES).write_text(json.dumps(found, indent=2), encoding="utf-8")
+        write_traces(place, {stage: trace(workspace, *stage.split("@")) for stage in STAGES})
+
+
+def write_traces(place: Path, found: dict[str, Trace]) -> None:
+    listed = {stage: [sorted(names) for names in each] for stage, each in found.items()}
+    (place / TRACES).write_text(json.dumps(listed, indent=2), encoding="utf-8")
 
 
 @functools.cache

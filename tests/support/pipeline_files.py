@@ -1,4 +1,4 @@
-"""dvc.yaml and the sources for the tests: expanded stages, and the modules that a script imports."""
+"""dvc.yaml, pipelines/dvc.yaml and the sources for the tests: expanded stages, and the modules that a script imports."""
 
 import ast
 import functools
@@ -11,6 +11,16 @@ from aligner.run.imports import code_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["prepare", "sft", "dpo", "generate", "score"]
+METHOD_SCRIPTS = [
+    "unpaired",
+    "kto",
+    "orpo",
+    "reward",
+    "best_of_n",
+    "grpo",
+    "league",
+]  # of pipelines/dvc.yaml, which uses generate too
+METHODS = "pipelines/dvc.yaml"
 
 
 def read_yaml(path):
@@ -19,6 +29,7 @@ def read_yaml(path):
 
 PARAMS = read_yaml(ROOT / "params.yaml")
 PIPELINE = read_yaml(ROOT / "dvc.yaml")
+METHODS_PIPELINE = read_yaml(ROOT / METHODS)
 BASE_PIPELINE = read_yaml(ROOT / "models/base/dvc.yaml")
 
 
@@ -45,12 +56,17 @@ def fill(value, names):
 
 
 STAGES = dict(expanded(PIPELINE))
+METHOD_STAGES = dict(expanded(METHODS_PIPELINE))
+ALL_STAGES = {**STAGES, **METHOD_STAGES}
 
 
 def declared(stage, *kinds):
     """The paths in a stage's deps, outs, metrics or plots."""
     return {
-        path for kind in kinds for entry in STAGES[stage].get(kind, []) for path in ([entry] if isinstance(entry, str) else entry)
+        path
+        for kind in kinds
+        for entry in ALL_STAGES[stage].get(kind, [])
+        for path in ([entry] if isinstance(entry, str) else entry)
     }
 
 
@@ -62,7 +78,7 @@ def plots(spec, folder):
                 yield folder / path, settings
 
 
-PLOTS = dict(plots(PIPELINE, Path()))
+PLOTS = dict(plots(PIPELINE, Path())) | dict(plots(METHODS_PIPELINE, Path()))
 BASE_PLOTS = dict(plots(BASE_PIPELINE, Path("models/base")))
 
 

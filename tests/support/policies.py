@@ -1,4 +1,4 @@
-"""DPO trainers and policies on a tiny model with an SFT adapter of random weights: a policy of its own, far from the base."""
+"""Trainers of preferences on a tiny model with an SFT adapter of random weights: a policy of its own, far from the base."""
 
 import random
 from pathlib import Path
@@ -18,6 +18,11 @@ from support.workspace import Workspace
 
 PINNED = {
     **trajectories.settings("dpo"),
+    **trajectories.settings("kto"),
+    **trajectories.settings("orpo"),
+    **trajectories.settings("reward"),
+    **trajectories.settings("grpo"),
+    "models.mini.kto.learning_rate": 0.005,
     "dpo.beta": 0.1,
     "dpo.loss_type": "sigmoid",
     "dpo.label_smoothing": 0,
@@ -37,10 +42,10 @@ def begin(folder):
         write_sft_adapter(setting(Workspace(folder, patch, **PINNED)))
 
 
-def setting(workspace, **changes):
+def setting(workspace, stage=dpo, **changes):
     """params as the stage sees them, and what main makes of them before it trains."""
     workspace.params.update(changes)
-    params = parameters.load(dpo.PARAMS)
+    params = parameters.load(stage.PARAMS)
     return SimpleNamespace(
         params=params, runtime=runtime.start(params.model_entry, params.seed), chat=load_chat(params.model_entry)
     )

@@ -23,19 +23,20 @@ from aligner.run.stage import RESTORE
 from aligner.training import checkpoints
 
 STAGES = ("sft", "dpo")
+METHODS = ("kto", "orpo", "reward", "grpo")
 FULL_DISK = OSError(28, "No space left on device")
-KILLS = 10
+KILLS = dict.fromkeys(STAGES, 10) | dict.fromkeys(METHODS, 4)
 
 
 @pytest.fixture(scope="module")
 def whole():
-    """A folder in which both stages ran to their end without interruption: the bytes to compare with."""
+    """A folder in which all of them ran to their end without interruption: the bytes to compare with."""
     return shelf.built("trained", run_to_the_end)
 
 
 def run_to_the_end(folder):
     killed.prepare(folder)
-    for stage in STAGES:
+    for stage in (*STAGES, "unpaired", *METHODS):
         assert killed.finish(killed.start(stage, folder, seconds=1000)) == 0, said(folder)
 
 
@@ -80,14 +81,14 @@ def stop(stage, folder, signum=signal.SIGTERM):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", KILLS)
 def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_bytes(whole, again, stage):
-    folder = again(stage)
-    kills = killed.kill_and_rerun(stage, folder, KILLS, killed.steps_of_curve(whole, stage))
+    folder, times = again(stage), KILLS[stage]
+    kills = killed.kill_and_rerun(stage, folder, times, killed.steps_of_curve(whole, stage))
     print(kills)
-    assert sum(kill["while writing"] for kill in kills) >= KILLS // 2
+    assert sum(kill["while writing"] for kill in kills) >= times // 2
     steps = [kill["saved step"] for kill in kills]
-    assert steps == sorted(steps) and steps[-1] > steps[0] + KILLS
+    assert steps == sorted(steps) and steps[-1] > steps[0] + times
     assert killed.outputs(folder, stage) == killed.outputs(whole, stage)
     assert steps_of(folder, stage) == [] and killed.run_folder(folder, stage) is None
 
@@ -112,6 +113,10 @@ def test_what_is_resumed_is_hard_to_resume(whole):
         ("sft", {"lora.lora_dropout": 0}),
         ("sft", {"models.mini.sft.per_device_train_batch_size": 2}),
         ("dpo", {"dpo.loss_type": "ipo"}),
+        ("kto", {"kto.undesirable_weight": 0.5}),
+        ("orpo", {"orpo.beta": 0.5}),
+        ("reward", {"reward.center_rewards_coefficient": 0.5}),
+        ("grpo", {"grpo.epsilon": 0.1}),
     ],
 )
 def test_a_run_goes_on_from_any_step(whole, tmp_path, monkeypatch, stage, changes):

@@ -11,8 +11,8 @@ from support.policies import swapped
 from aligner import intervals
 from aligner.training.preferences import (
     RANKING_COLUMNS,
-    dpo_figures,
     mcnemar,
+    preference_figures,
     preference_health,
     preference_metrics,
     ranking_rows,
@@ -114,13 +114,13 @@ FIT = {"perplexity": 3.5, "bits_per_byte": 0.75}
 RANKS = {"whole answer": {"dpo": [1.0, 0.5, 0.5]}, "per token": {"dpo": [1.0, 1.0, 1.0]}}
 
 
-def test_dpo_figures_count_and_round():
+def test_preference_figures_count_and_round():
     """Chosen is longer, equal, shorter: (1 + 1/2 + 0) / 3 = 0.5; Wilson for 3 of 3 begins at 3 / (3 + 1.96^2); four decimals.
 
     The chosen answers gain 3 nats on 3 + 2 + 1 tokens, 0.5 a token.
     """
     rows = [{"chosen_ids": [1] * chosen, "rejected_ids": [1] * 2} for chosen in (3, 2, 1)]
-    numbers = dpo_figures(preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), RANKS, KL, FIT, rows)
+    numbers = preference_figures("dpo", preference_metrics([(-1, -2.5)] * 3, [(-2, -2.5)] * 3, 0.1), RANKS, KL, FIT, rows)
     loss, brier = round(math.log1p(math.exp(-0.1)), 4), round((1 - 1 / (1 + math.exp(-0.1))) ** 2, 4)
     assert numbers == {
         "validation_loss": loss,
@@ -148,10 +148,10 @@ def test_dpo_figures_count_and_round():
     }
 
 
-def test_dpo_figures_that_are_undefined_are_null():
+def test_preference_figures_that_are_undefined_are_null():
     rows = [{"chosen_ids": [1], "rejected_ids": [1]}]
     measured = preference_metrics([(-1, -2)], [(-1, -2)], 0.1)
-    numbers = dpo_figures(measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
+    numbers = preference_figures("dpo", measured, RANKS, KL | {"kl_per_token_sampled": None}, FIT | {"bits_per_byte": None}, rows)
     assert [name for name, value in numbers.items() if value is None] == ["kl_per_token_sampled", "bits_per_byte"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +28,7 @@ class RawFile:
         self.counts = RowCounts()
         self.warnings: defaultdict[str, Listed] = defaultdict(Listed)
         self.problems: list[str] = []
+        self.of_other_kinds: Counter[str] = Counter()  # rows that another file's reader would take, by the reason
 
     def values(self) -> Iterator[Any]:
         """Yields the records of the good rows, under a progress bar. UnreadableFile for a file that must be converted first.
@@ -55,6 +56,9 @@ class RawFile:
         share = rejected / max(1, self.counts.rows)
         if not rejected or (self.rules.on_bad_row == "drop" and share <= self.rules.max_bad_share):
             return
+        reason, rows = next(iter(self.of_other_kinds.most_common(1)), ("", 0))
+        if rows == self.counts.rows:
+            raise InputError(f"{self.path} holds the wrong kind of rows; each is {reason}")
         more = [f"… and {rejected - len(self.problems)} more"] if rejected > len(self.problems) else []
         command = f"See them all: python src/prepare.py --check {self.path}"
         raise InputError("\n".join([f"{self.path}: {rejected} bad rows ({share:.1%}).", *self.problems, *more, command]))
@@ -64,5 +68,7 @@ class RawFile:
         if row.value is not None:
             for problem in row.problems:
                 self.warnings[problem.kind].add(row.value.id)
-        elif len(self.problems) < SHOWN_PROBLEMS:
+            return
+        self.of_other_kinds.update(problem.reason for problem in row.problems if problem.kind == "wrong_kind")
+        if len(self.problems) < SHOWN_PROBLEMS:
             self.problems += report_lines(row)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from aligner.data.lines import BadRow, decode_line, parse_object, physical_lines
@@ -13,9 +12,8 @@ from aligner.files import read_jsonl
 from aligner.report import blind
 from aligner.run.errors import InputError
 from aligner.run.terminal import printable, shown
-from aligner.scoring.inputs import REFERENCES
+from aligner.scoring.inputs import GENERATED, MODELS, REFERENCES
 
-GENERATED = Path("data/generated")
 TEXTS = ("run", "rater", "id", "prompt", "left_answer", "right_answer", "left_model", "right_model", "verdict")
 KEYS = ("version", "seed", *TEXTS)
 MAY_BE_EMPTY = ("left_answer", "right_answer")
@@ -65,10 +63,11 @@ class Judged(NamedTuple):
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_run() -> Judged:
-    """The run in data/generated, from which the page was made."""
+def read_run(models: Sequence[str] | None = None) -> Judged:
+    """The run in data/generated, from which a page was made: by default reports/index.html, else one that shows `models`."""
     references = list(read_jsonl(REFERENCES))
-    answers = {path.stem: {row["id"]: row["answer"] for row in read_jsonl(path)} for path in sorted(GENERATED.glob("*.jsonl"))}
+    paths = [GENERATED / f"{name}.jsonl" for name in sorted(models or MODELS)]
+    answers = {path.stem: {row["id"]: row["answer"] for row in read_jsonl(path)} for path in paths if models or path.is_file()}
     try:
         texts = {name: [by_id[reference["id"]] for reference in references] for name, by_id in answers.items()}
     except KeyError as missing:

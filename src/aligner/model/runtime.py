@@ -61,6 +61,7 @@ def start(entry: ModelEntry, seed: int, training: bool = False) -> Runtime:
 def set_environment() -> None:
     """Sets variables that libraries read once, when they load. Apart from those against noise, a value of the user's wins."""
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # trl announces that its ORPOTrainer may change; requirements.txt pins it
     os.environ.setdefault("CI", "1")  # outside CI, trl calls the hub for every trainer that it builds
     os.environ.setdefault("MKL_CBWR", "AUTO")  # Intel's library then sums in one order, wherever in memory the terms are
     # libgomp's threads spin while they wait for each other, by default 300,000 rounds, even if another process needs their core:

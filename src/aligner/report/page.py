@@ -58,7 +58,9 @@ class Sources(NamedTuple):
     """Everything that the page shows.
 
     pins: the pinned libraries of requirements.txt. figures: reports/<stage>.json of prepare, sft and dpo. curves: the rows of
-    each plot. ranking: the rows of plots/dpo_ranking.csv. report: reports/score.json.
+    each plot. ranking: the rows of plots/dpo_ranking.csv; without figures (the league) the page leaves out the training and the
+    rows of data. report: reports/score.json, or the part of reports/league.json that is about these models. family: the tests
+    over which p-values were adjusted, in words, if the page does not show them all. program: the script that writes the page.
     """
 
     params: StageParams
@@ -70,6 +72,8 @@ class Sources(NamedTuple):
     references: list[dict[str, Any]]
     answers: dict[str, list[Answer]]
     pairs: Sequence[tuple[str, str]]
+    family: str | None = None
+    program: str = "src/score.py"
 
 
 def render(sources: Sources) -> str:
@@ -195,12 +199,13 @@ def context(sources: Sources) -> dict[str, Any]:
     names = list(sources.answers)
     keyed = report.get("prompts_with_keywords", report["prompts"])
     figures = measures({name: model | {"repeats": model["health"]["repeats"]} for name, model in report["models"].items()}, names)
-    sft, dpo = (sources.figures[stage][stage] for stage in ("sft", "dpo"))
     return {
         "models": names,
         "prompts": report["prompts"],
         "keyed": keyed,
         "settings": report["settings"],
+        "family": sources.family or f"these {2 * len(sources.pairs)}",
+        "program": sources.program,
         "measures": [row for row in figures if keyed or not row["same"]],
         "health": measures({name: {key: report["models"][name]["health"][key] for key in HEALTH} for name in names}, names),
         "lengths": {name: report["models"][name]["lengths"] for name in names},
@@ -211,15 +216,24 @@ def context(sources: Sources) -> dict[str, Any]:
         "by_kind": charts.intervals(rate_points(report, names, whole=True, part="kinds")),
         "by_topic": charts.intervals(rate_points(report, names, whole=False, part="topics")),
         "outcomes": outcome_bars(report, names, sources.pairs),
-        "curves": list(panels(sources.curves)),
-        "training": {"sft": sft, "dpo": grouped(dpo)},
-        "held_out": measures(held_out(sft, dpo, sources.ranking), names),
-        "ranking": sources.ranking,
-        "kl": kl_estimate(dpo),
-        **rows_of_data(sources.figures["prepare"]),
         "settings_of_run": sections(sources.params),
         "main_pins": [pin for pin in sources.pins if pin.split("==")[0] in MAIN_PINS],
         "pins": sources.pins,
+        "training": training(sources, names) if sources.figures else None,
+        "prepared": rows_of_data(sources.figures["prepare"]) if sources.figures else None,
+    }
+
+
+def training(sources: Sources, names: Sequence[str]) -> dict[str, Any]:
+    """The values of the section on training, from the files of sft and dpo."""
+    sft, dpo = (sources.figures[stage][stage] for stage in ("sft", "dpo"))
+    return {
+        "curves": list(panels(sources.curves)),
+        "sft": sft,
+        "dpo": grouped(dpo),
+        "held_out": measures(held_out(sft, dpo, sources.ranking), names),
+        "ranking": sources.ranking,
+        "kl": kl_estimate(dpo),
     }
 
 

@@ -97,6 +97,10 @@ class ModelEntry(Section):
     sft: Optimisation
     dpo: Optimisation
     generate: Decoding
+    kto: Optimisation
+    orpo: Optimisation
+    reward: Optimisation
+    grpo: Optimisation
 
 
 class Prepare(Section):
@@ -118,7 +122,7 @@ class Lora(Section):
 
 
 class Training(Section):
-    """Parameters that sft and dpo share (names as in transformers)."""
+    """Parameters that the training stages share (names as in transformers)."""
 
     num_train_epochs: PositiveFloat
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -148,6 +152,52 @@ class Dpo(Training):
         return value
 
 
+class Unpaired(Section):
+    rows: Name
+
+
+class Kto(Training):
+    beta: PositiveFloat
+    loss_type: Literal["kto", "apo_zero_unpaired"]
+    desirable_weight: PositiveFloat
+    undesirable_weight: PositiveFloat
+
+
+class Orpo(Training):
+    beta: PositiveFloat
+
+
+class Reward(Training):
+    center_rewards_coefficient: NonNegativeFloat
+
+
+class BestOfN(Section):
+    n: Annotated[list[PositiveInt], Field(min_length=1)]
+    temperature: PositiveFloat
+
+
+class RewardWeights(Section):
+    """The weights of the functions in aligner/training/rewards.py, by name."""
+
+    keyword_hits: Float
+    foreign_ideas: Float
+    repetition: Float
+    length: Float
+    format: Float
+
+
+class Grpo(Training):
+    prompts: Name
+    reward_weights: RewardWeights
+    num_generations: Annotated[Int, Field(ge=2)]
+    max_completion_length: PositiveInt
+    temperature: PositiveFloat
+    beta: NonNegativeFloat
+    loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"]
+    scale_rewards: Literal["group", "batch", "none"]
+    epsilon: PositiveFloat
+
+
 class Generate(Section):
     max_new_tokens: PositiveInt
     do_sample: Flag
@@ -163,6 +213,11 @@ class Score(Section):
     equivalence_margin: Annotated[Float, Field(gt=0, le=1)]
 
 
+class League(Section):
+    models: Annotated[list[ModelName], Field(min_length=2)]
+    page: Annotated[list[ModelName], Field(min_length=2, max_length=3)]
+
+
 class Shared(Section):
     """What params.yaml holds beside its models."""
 
@@ -174,6 +229,13 @@ class Shared(Section):
     dpo: Dpo
     generate: Generate
     score: Score
+    unpaired: Unpaired
+    kto: Kto
+    orpo: Orpo
+    reward: Reward
+    best_of_n: BestOfN
+    grpo: Grpo
+    league: League
 
 
 class Params(Shared):
@@ -198,6 +260,8 @@ LOADING = [
     "model",
     *(f"{ENTRY}.{key}" for key in ("attn_implementation", "chat_template", "device", "dtype", "path", "revision", "threads")),
 ]
+# The keys of an entry that single stages of dvc.yaml need beside them.
+OF_FIVE_STAGES = [f"{ENTRY}.{key}" for key in ("max_length", "sft", "dpo", "generate")]
 TRAINING = [*LOADING, *(f"{ENTRY}.{key}" for key in ("gradient_checkpointing", "padding_free", "torch_compile"))]
 
 

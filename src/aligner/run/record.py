@@ -6,6 +6,7 @@ checkout (DVC_ROOT), even when DVC runs a queued experiment in a copy that it de
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -68,6 +69,7 @@ class Run:
 
     def finish(self, state: str, reason: str | None = None) -> None:
         self.fields["seconds"]["total"] = round(time.monotonic() - self._started, 3)
+        self.fields["peak_memory_mb"] = peak_memory_mb()
         self.note(state=state, **({"reason": reason} if reason else {}))
         self.write()
 
@@ -77,6 +79,20 @@ class Run:
         unfinished = self.path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(self.fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(self.path)
+
+
+def peak_memory_mb() -> dict[str, int]:
+    """The most memory that this process has held, in MiB: `ram`, and `gpu` for tensors on the current CUDA device, if any."""
+    found = {}
+    with contextlib.suppress(ImportError):  # Windows has no `resource`
+        import resource
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        found["ram"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return found
 
 
 def json_value(value: Any) -> Any:

@@ -16,11 +16,16 @@ from aligner.run.terminal import printable_lines
 _interruptions: list[int] = []
 _deferred: list[str] = []
 
+METHODS = "pipelines/dvc.yaml"
 RESTORE = "git checkout . && dvc checkout"
 
 
-def run_stage(stage: str, main: Callable[[Run], None]) -> None:
-    """Runs a stage and keeps its record. An error that the user can fix is one message and exit code 1; a bug has a traceback."""
+def run_stage(stage: str, main: Callable[[Run], None], pipeline: str = "") -> None:
+    """Runs a stage and keeps its record. An error that the user can fix is one message and exit code 1; a bug has a traceback.
+
+    pipeline: the dvc.yaml of the stage if it is not the root's, for the messages.
+    """
+    again = f"dvc repro {pipeline}".strip()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
     try:
@@ -29,11 +34,11 @@ def run_stage(stage: str, main: Callable[[Run], None]) -> None:
         _exit(1, f"{stage}: {error}")
     except KeyboardInterrupt as error:
         reached = str(error) or "the inputs are unchanged"
-        _exit(130, f"{stage}: interrupted; {reached}. Resume: dvc repro   (or undo: {RESTORE})")
+        _exit(130, f"{stage}: interrupted; {reached}. Resume: {again}   (or undo: {RESTORE})")
     except OSError as error:
         _exit(
             1,
-            f"{stage}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}. Fix this, then: dvc repro",
+            f"{stage}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}. Fix this, then: {again}",
         )
     finally:
         _interruptions.clear()

@@ -10,11 +10,8 @@ from aligner.run.errors import InputError
 
 REFERENCES = Path("data/prepared/references.jsonl")
 CONCEPTS = Path("data/prepared/concepts.jsonl")
-MODELS = {
-    "base": Path("data/generated/base.jsonl"),
-    "sft": Path("data/generated/sft.jsonl"),
-    "dpo": Path("data/generated/dpo.jsonl"),
-}
+GENERATED = Path("data/generated")
+MODELS = {name: GENERATED / f"{name}.jsonl" for name in ("base", "sft", "dpo")}
 PAIRS = [("sft", "base"), ("dpo", "sft"), ("dpo", "base")]
 
 
@@ -27,12 +24,15 @@ def read_references() -> list[dict[str, Any]]:
     return references
 
 
-def read_answers(path: Path, references: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A model's answers in the order of the references. Raises InputError unless each prompt has one and no other has."""
+def read_answers(path: Path, references: list[dict[str, Any]], stage: str = "generate") -> list[dict[str, Any]]:
+    """A model's answers in the order of the references. Raises InputError unless each prompt has one and no other has.
+
+    stage: the one that writes them, for the message.
+    """
     rows = {row["id"]: row for row in read_jsonl(path)}
     missing = [reference["id"] for reference in references if reference["id"] not in rows]
     if missing or len(rows) != len(references):
         raise InputError(
-            f"{path} does not answer the prompts of {REFERENCES} ({len(missing)} missing). Run: dvc repro --force generate"
+            f"{path} does not answer the prompts of {REFERENCES} ({len(missing)} missing). Run: dvc repro --force {stage}"
         )
     return [rows[reference["id"]] for reference in references]

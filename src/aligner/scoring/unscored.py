@@ -1,7 +1,8 @@
-"""Prompts without keywords: their answers have lengths and text health, but no hit rate, and no verdict follows from them."""
+"""Scores of all answers. Those to prompts without keywords have lengths and text health, but no hit rate and no verdict."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from aligner import text_health
 from aligner.keywords.scorer import KeywordScore, Scorer
 from aligner.keywords.text import prepare
-from aligner.scoring.answers import REPETITION_ORDER, Answer
+from aligner.scoring.answers import REPETITION_ORDER, Answer, Control, examine
 from aligner.scoring.concepts import Catalogue
 from aligner.scoring.estimates import Estimate, proportion, undefined
 from aligner.scoring.models import UNITS, Answers
@@ -25,6 +26,21 @@ FIGURES = (
 def with_keywords(references: Sequence[Mapping[str, Any]]) -> list[int]:
     """The numbers of the prompts that have keywords."""
     return [number for number, reference in enumerate(references) if reference["keywords"]]
+
+
+def score_answers(
+    rows: dict[str, list[dict[str, Any]]], references: Sequence[dict[str, Any]], control: Control, catalogue: Catalogue
+) -> dict[str, list[Answer]]:
+    """Scores every model's answers, prompt by prompt. `control` holds only the prompts with keywords."""
+    scored = itertools.count()
+    examined = []
+    for number, reference in enumerate(references):
+        given = {name: of_model[number] for name, of_model in rows.items()}
+        if reference["keywords"]:
+            examined.append(examine(next(scored), reference, given, control, catalogue))
+        else:
+            examined.append(examine_unscored(reference, given, catalogue))
+    return {name: [answers[name] for answers in examined] for name in rows}
 
 
 def examine_unscored(reference: dict[str, Any], rows: dict[str, dict[str, Any]], catalogue: Catalogue) -> dict[str, Answer]:

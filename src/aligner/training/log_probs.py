@@ -6,13 +6,21 @@ from typing import Any
 
 from aligner.model.batches import batches, padded, token_log_probabilities
 
+PAIR = ("chosen_ids", "rejected_ids")
+
 
 def log_probabilities(
-    model, rows: list[dict[str, Any]], pad_id: int, batch_size: int = 16, unpadded: bool = False
+    model,
+    rows: list[dict[str, Any]],
+    pad_id: int,
+    batch_size: int = 16,
+    unpadded: bool = False,
+    sides: tuple[str, str] = PAIR,
 ) -> list[tuple[float, float]]:
     """(log p(chosen | prompt), log p(rejected | prompt)) for each row, in nats, summed over the answer and its end token.
 
-    unpadded: use the padding-free forward pass, which must support the model (`padding_free.fits`).
+    unpadded: use the padding-free forward pass, which must support the model (`padding_free.fits`). sides: the columns of the two
+    answers.
     """
     import torch
 
@@ -21,9 +29,9 @@ def log_probabilities(
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
     was_training = model.training
     model.eval()
-    for indices in batches(rows, batch_size, pair_tokens):
+    for indices in batches(rows, batch_size, lambda row: pair_tokens(row, sides)):
         batch = [rows[index] for index in indices]
-        sequences = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids") for row in batch]
+        sequences = [row["prompt_ids"] + row[side] for side in sides for row in batch]
         prompts = [len(row["prompt_ids"]) for row in batch] * 2
         ids, mask = padded(sequences, pad_id, model.device)
         positions = torch.arange(ids.shape[1], device=ids.device)
@@ -40,6 +48,6 @@ def log_probabilities(
     return results
 
 
-def pair_tokens(row: dict[str, Any]) -> int:
+def pair_tokens(row: dict[str, Any], sides: tuple[str, str] = PAIR) -> int:
     """The number of trained tokens of a pair, in which the prompt precedes both answers."""
-    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+    return 2 * len(row["prompt_ids"]) + sum(len(row[side]) for side in sides)

@@ -88,22 +88,30 @@ def can_unpad(model, gradient_checkpointing: bool) -> bool:
     """Whether a model has replaceable attention that is full and causal, and a plain, frozen linear head."""
     config = model.config.get_text_config()
     plain = all(getattr(config, key, None) is None for key in BEFORE_LOGITS)
+    return can_unpad_body(model, gradient_checkpointing) and plain and not model.get_output_embeddings().weight.requires_grad
+
+
+def can_unpad_body(model, gradient_checkpointing: bool) -> bool:
+    """Whether the layers of a model, whatever its head, have replaceable attention that is full and causal."""
+    config = model.config.get_text_config()
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     exchangeable = config._attn_implementation == "sdpa" and model._supports_attention_backend
     dense = getattr(config, "num_experts", None) is None and getattr(config, "num_local_experts", None) is None
-    frozen_head = not model.get_output_embeddings().weight.requires_grad
-    return plain and exchangeable and dense and frozen_head and not windowed and not gradient_checkpointing
+    return exchangeable and dense and not windowed and not gradient_checkpointing
 
 
 def arrange(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: bool) -> Layout:
-    """The layout of right-padded rows (rows, length); with `pairs`, a rejected row shares the prompt of its chosen row."""
+    """The layout of right-padded rows (rows, length); with `pairs`, a rejected row shares the prompt of its chosen row.
+
+    The labels of the rejected rows show where their prompts end; those of a chosen row may cover its prompt too (ORPO).
+    """
     rows, length = ids.shape
     own = mask.bool()
     if pairs:
         half, places = rows // 2, torch.arange(length, device=ids.device)
-        prompts = (labels != -100).int().argmax(1)
-        same = (prompts[:half] == prompts[half:]) & ((ids[:half] == ids[half:]) | (places >= prompts[:half, None])).all(1)
-        borrowed = (places < prompts[half:, None]) & same[:, None]
+        prompt = places < (labels[half:] != -100).int().argmax(1)[:, None]
+        same = ((ids[:half] == ids[half:]) & own[:half] | ~prompt).all(1)
+        borrowed = prompt & same[:, None]
         own = torch.cat([own[:half], own[half:] & ~borrowed])
     flat = own.flatten().nonzero().squeeze(1)
     slots = torch.zeros(rows * length, dtype=torch.long, device=ids.device)

@@ -1,4 +1,4 @@
-"""Preference measures on held-out pairs: implicit rewards, ranking accuracy, and a one-word health check."""
+"""Preference measures on held-out pairs: implicit rewards, losses, ranking accuracy, and a one-word health check."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aligner import intervals
+from aligner.run.params import Kto
 
 RANKING_COLUMNS = ["group", "model", "ranking_accuracy", "low", "high", "prompts", "better", "worse", "p"]
+# By what is compared, then by model: 1, 0 or 1/2 for each held-out pair.
+Ranks = dict[str, dict[str, list[float]]]
 BEFORE = {"base": None, "sft": "base", "dpo": "sft"}  # the model that each one came from
 
 
@@ -42,7 +45,55 @@ def preference_metrics(policy: list[tuple[float, float]], reference: list[tuple[
     }
 
 
-def rankings(held_out: dict[str, list[tuple[float, float]]], rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+def kto_metrics(
+    policy: list[tuple[float, float]], reference: list[tuple[float, float]], labels: list[bool], kto: Kto
+) -> dict[str, float]:
+    """KTO's own loss on held-out rows, and z0, its estimate of the KL divergence from the reference (equations: src/kto.py).
+
+    policy and reference: log-probabilities (of the row's own completion, of the rotated one), in nats. Unlike training, which
+    estimates z0 in each batch, this takes one z0 from all rows.
+    """
+    pairs = list(zip(policy, reference, strict=True))
+    z0 = max(0.0, _mean([p[1] - r[1] for p, r in pairs])) if kto.loss_type == "kto" else 0.0
+    losses = []
+    for (p, r), good in zip(pairs, labels, strict=True):
+        value = kto.beta * (p[0] - r[0] - z0) * (1 if good else -1)
+        weight = kto.desirable_weight if good else kto.undesirable_weight
+        losses.append(weight * math.exp(-_softplus(value)))
+    return {"validation_loss": _mean(losses), "validation_kl": z0}
+
+
+def orpo_metrics(policy: list[tuple[float, float]], rows: list[dict[str, Any]], beta: float) -> dict[str, float]:
+    """ORPO's own measures on held-out pairs, from log-probabilities (chosen, rejected) in nats.
+
+    With P the mean log-probability of an answer's tokens and log odds = P - log(1 - e^P): log_odds_ratio = log odds(chosen) - log
+    odds(rejected), odds_loss = -log sigmoid(log_odds_ratio), loss = nll + beta odds_loss. nll is the chosen answers' loss per
+    token; in training TRL's also covers the prompts (src/orpo.py). brier scores sigmoid(log_odds_ratio) as a forecast that the
+    chosen answer is preferred. A reward is beta P.
+    """
+    means = [(c / len(row["chosen_ids"]), r / len(row["rejected_ids"])) for (c, r), row in zip(policy, rows, strict=True)]
+    ratios = [_log_odds(chosen) - _log_odds(rejected) for chosen, rejected in means]
+    nll = -sum(chosen for chosen, _ in policy) / sum(len(row["chosen_ids"]) for row in rows)
+    odds_loss = _mean([_softplus(-ratio) for ratio in ratios])
+    return {
+        "validation_loss": nll + beta * odds_loss,
+        "validation_nll": nll,
+        "validation_odds_loss": odds_loss,
+        "validation_log_odds_ratio": _mean(ratios),
+        "validation_brier": _mean([math.exp(-2 * _softplus(ratio)) for ratio in ratios]),
+        "validation_reward_chosen": beta * _mean([chosen for chosen, _ in means]),
+        "validation_reward_rejected": beta * _mean([rejected for _, rejected in means]),
+        "validation_margin": beta * _mean([chosen - rejected for chosen, rejected in means]),
+        "validation_accuracy": _mean([_order(chosen, rejected) for chosen, rejected in means]),
+    }
+
+
+def _log_odds(mean_logp: float) -> float:
+    """log(p / (1 - p)) for p = e^mean_logp; a p that rounds to 1 counts as the largest number below it."""
+    return mean_logp - math.log(-math.expm1(min(mean_logp, -(2.0**-53))))
+
+
+def rankings(held_out: dict[str, list[tuple[float, float]]], rows: list[dict[str, Any]]) -> Ranks:
     """For each pair, whether a model finds the chosen answer likelier than the rejected one: 1, 0, or 1/2 for a tie.
 
     This needs no reference (Chen et al. 2024, arXiv 2405.19534). It compares log p of whole answers, which is lower for longer
@@ -59,7 +110,7 @@ def rankings(held_out: dict[str, list[tuple[float, float]]], rows: list[dict[str
     }
 
 
-def ranking_rows(rankings: dict[str, dict[str, list[float]]]) -> Iterator[list[Any]]:
+def ranking_rows(rankings: Ranks) -> Iterator[list[Any]]:
     """Rows of RANKING_COLUMNS, one per model: its ranking accuracy with Wilson's interval and the number of pairs.
 
     Against the model that it was trained from: how many pairs it ranks better and worse, and the p-value of McNemar's exact test.
@@ -78,14 +129,15 @@ def mcnemar(first: Sequence[float], second: Sequence[float]) -> tuple[int, int, 
     return better, worse, intervals.sign_test(better, worse)
 
 
-def dpo_figures(
+def preference_figures(
+    model: str,
     measured: dict[str, float],
-    ranks: dict[str, dict[str, list[float]]],
+    ranks: Ranks,
     kl: dict[str, float | None],
     fit: dict[str, float | None],
     validation: list[dict[str, Any]],
 ) -> dict[str, float | str | None]:
-    """The figures of reports/dpo.json, on held-out pairs; only `fit`, perplexity and bits per byte, is on held-out SFT answers.
+    """The figures of reports/<model>.json, on held-out pairs; only `fit`, perplexity and bits per byte, on held-out SFT answers.
 
     reward_accuracy_low and _high are Wilson's 95 % interval. longer_is_chosen is the accuracy of the rule "the longer answer is
     the chosen one". Changes of log-probability are means in nats per answer, and per token over all tokens.
@@ -107,8 +159,8 @@ def dpo_figures(
         "rejected_logp_change_per_token": measured["rejected_change"] / rejected,
         "chosen_fell": measured["chosen_fell"],
         **kl,
-        "ranking_accuracy": _mean(ranks["whole answer"]["dpo"]),
-        "ranking_accuracy_per_token": _mean(ranks["per token"]["dpo"]),
+        "ranking_accuracy": _mean(ranks["whole answer"][model]),
+        "ranking_accuracy_per_token": _mean(ranks["per token"][model]),
         **fit,
         "longer_is_chosen": longer,
     }

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aligner.run.errors import InputError
+
 
 def sft_trainer_class() -> type:
     """TRL's SFTTrainer with a length-balanced sampler that follows the seed; transformers always seeds it with 42."""
@@ -36,6 +38,68 @@ def dpo_trainer_class() -> type:
             return dataset
 
     return PreparedDPOTrainer
+
+
+def kto_trainer_class() -> type:
+    """TRL's KTOTrainer for prepared ids with rotated answers and precomputed reference log-probabilities."""
+    from trl import KTOTrainer
+
+    class PreparedKTOTrainer(KTOTrainer):
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+        def _precompute_ref_logps(self, dataset, *args, **kwargs):
+            return dataset
+
+    return PreparedKTOTrainer
+
+
+def orpo_trainer_class() -> type:
+    """TRL's experimental ORPOTrainer for prepared ids, which it would tokenise itself.
+
+    With `padding_free = True` it scores tokens by the forward pass that `padding_free.unpad` installs; otherwise by its own.
+    Raises InputError if the installed TRL has no ORPOTrainer.
+    """
+    import torch
+
+    try:
+        from trl.experimental.orpo import ORPOTrainer
+    except ImportError:
+        import trl
+
+        raise InputError(f"trl {trl.__version__} has no ORPOTrainer. Run: pip install -r requirements.txt") from None
+
+    class PreparedORPOTrainer(ORPOTrainer):
+        padding_free = False
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._metrics, self._total_train_tokens = self._stored_metrics, 0  # as TRL's other trainers name them
+
+        @staticmethod
+        def tokenize_row(row: dict[str, Any]) -> dict[str, list[int]]:  # type: ignore[override]
+            columns: dict[str, list[int]] = {}
+            for side in ("chosen", "rejected"):
+                ids = row["prompt_ids"] + row[f"{side}_ids"]
+                labels = [-100] * len(row["prompt_ids"]) + row[f"{side}_ids"]
+                columns |= {f"{side}_input_ids": ids, f"{side}_attention_mask": [1] * len(ids), f"{side}_labels": labels}
+            return columns
+
+        def concatenated_forward(self, model, batch):
+            if not self.padding_free:
+                return super().concatenated_forward(model, batch)
+            inputs = self.concatenated_inputs(batch, padding_value=self.padding_value, device=self.accelerator.device)
+            ids, mask, labels = (inputs[f"concatenated_{name}"] for name in ("input_ids", "attention_mask", "labels"))
+            half = len(ids) // 2
+            scored = torch.cat([ids[:half].masked_fill(mask[:half] == 0, -100), labels[half:]])  # chosen: the prompt too
+            output = model(input_ids=ids, attention_mask=mask, labels=scored, use_cache=False, fused_lm_head=True)
+            answer = labels[:, 1:] != -100
+            means = (output.log_probs * answer).sum(-1) / answer.sum(-1)
+            nll = -output.log_probs[:half].sum() / (scored[:half, 1:] != -100).sum()
+            logits = [output.mean_logits[part][answer[part]] for part in (slice(half), slice(half, None))]
+            return means[:half], means[half:], *logits, nll
+
+    return PreparedORPOTrainer
 
 
 def pairwise_losses(trainer, rows) -> tuple[list[float], list[float]]:
@@ -87,3 +151,63 @@ def restore_unlogged_sums(trainer, sums: dict[str, Any]) -> None:
     trainer._globalstep_last_logged = sums["last_logged"]
     trainer._total_train_tokens = sums["tokens"]
     trainer._metrics["train"].update(sums["metrics"])
+
+
+FLAT_STEPS = 5  # so many steps without any spread of rewards end the run
+
+
+def grpo_trainer_class() -> type:
+    """TRL's GRPOTrainer that can score rows without padding, and ends when the rewards have no spread.
+
+    With `pad_id` set, tokens are scored by the forward pass that `padding_free.unpad` installs. It takes rows padded on the right
+    and knows no temperature, while GRPO's prompts are padded on the left; so rows are rearranged, and scores put back.
+    """
+    import torch
+    from trl import GRPOTrainer
+
+    from aligner.model.batches import padded
+
+    class PreparedGRPOTrainer(GRPOTrainer):
+        pad_id: int | None = None
+        flat_steps = 0
+
+        def _get_per_token_logps_and_entropies(
+            self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
+        ):
+            if self.pad_id is None:
+                stock = super()._get_per_token_logps_and_entropies
+                return stock(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
+            real, prompt = attention_mask.bool(), input_ids.shape[1] - logits_to_keep
+            rows = [ids[mask].tolist() for ids, mask in zip(input_ids, real, strict=True)]
+            ids, mask = padded(rows, self.pad_id, input_ids.device)
+            places = torch.arange(ids.shape[1], device=ids.device)
+            answer = (places >= real[:, :prompt].sum(1, keepdim=True)) & mask.bool()
+            with self.accelerator.autocast():
+                labels = ids.masked_fill(~answer, -100)
+                output = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+            target = real[:, prompt:]
+
+            def put_back(values):
+                return values.new_zeros(target.shape).masked_scatter(target, values[answer[:, 1:]])
+
+            return put_back(output.log_probs), put_back(output.entropy) if compute_entropy else None, None
+
+        def _generate_and_score_completions(self, inputs):
+            output = super()._generate_and_score_completions(inputs)
+            flat = self._metrics["train"]["frac_reward_zero_std"][-1] == 1
+            self.flat_steps = self.flat_steps + 1 if flat else 0
+            if self.flat_steps >= FLAT_STEPS:
+                raise InputError(
+                    f"grpo: for {FLAT_STEPS} steps all answers to a prompt got the same reward, so there is nothing to learn; "
+                    "raise grpo.temperature or grpo.num_generations, or change grpo.reward_weights in params.yaml"
+                )
+            return output
+
+    return PreparedGRPOTrainer
+
+
+def padding_free_rollouts(trainer, entry) -> bool:
+    """Whether a GRPO trainer can score its answers without padding: the model fits, and the temperature is 1."""
+    from aligner.training import padding_free
+
+    return trainer.temperature == 1 and padding_free.fits(trainer.model, entry)
