@@ -12,6 +12,7 @@ from aligner.text_health import (
     degenerate,
     loop,
     refusal,
+    repeats,
     repetition,
     tokens,
 )
@@ -150,3 +151,20 @@ def test_measures_stay_in_their_range_and_ignore_order(texts, n):
     assert 0 <= different <= total and together == different and (different > 0) == (total > 0)
     assert count_ngrams([texts[::-1]], n) == ([(different, total)], different)
     assert all(0 <= repetition(text, n) < 1 for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("", False),
+        ("One sentence stands alone.", False),
+        ("A state is left. A state is left.", True),
+        ("A state is left. Then it is not. a state, is left!", True),
+        ("A state is left\nA state is left", True),
+        ("Yes. Yes. No. No.", False),
+        ("The mean is 0.5 here. The mean is 0.5 there.", False),
+        ("A state is left. A state is left twice.", False),
+    ],
+)
+def test_repeats_counts_sentences_of_three_words_or_more(text, twice):
+    assert repeats(text) is twice

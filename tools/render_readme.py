@@ -96,7 +96,7 @@ def _p(p: float) -> str:
 
 def lengths(report: dict[str, Any]) -> str:
     """Each pair's mean difference of hit rates at similar and at equal length, with its interval and unadjusted p."""
-    titles = ["mean difference of hit rates", "at similar length", "cut to the shorter answer's length"]
+    titles = ["mean difference of hit rates", "at similar length", "at equal length"]
     rows = []
     for pair in PAIRS:
         compared = report["pairs"]["_vs_".join(pair)]

@@ -1,6 +1,6 @@
 """Composes data/raw: SFT examples and preference pairs, by hand and from the concept bank, and the bank's concepts.
 
-reads   data/bank/*.yaml, data/written/*.jsonl (written by hand; model_failures.jsonl by models/base/failures.py)
+reads   data/bank/*.yaml, data/written/*.jsonl (written by hand; on_policy_pairs.jsonl by models/base/on_policy.py)
 writes  data/raw/sft_examples.jsonl, data/raw/dpo_pairs.jsonl, data/raw/concepts.jsonl
 command python models/base/compose.py       (a test asserts that data/raw holds what this writes)
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -71,8 +70,6 @@ PAIR_ROWS = 5
 # Of DRAWS rejected answers, the one with the length nearest to LENGTHENED times that of the chosen answer is taken.
 DRAWS = 4
 LENGTHENED = 1.1
-# The length of a repaired answer of the SFT model, relative to the failed one.
-REPAIRED = 1.1
 
 # Sentences, each with the number of its key idea (None for a definition or a sentence about something else).
 Answer = list[tuple[int | None, str]]
@@ -93,16 +90,13 @@ VAGUE = (
 def main() -> None:
     concepts = read_bank(DATA / "bank")
     trained = [concept for concept in concepts if concept.role == "train"]
-    write("sft_examples.jsonl", by_hand("sft_examples.jsonl") + lines(row for concept in trained for row in sft_rows(concept)))
-    by_id = {concept.id: concept for concept in trained}
-    composed = [row for index, concept in enumerate(trained) for row in pair_rows(concept, trained, index)]
-    failures = (DATA / "written" / "model_failures.jsonl").read_text(encoding="utf-8").splitlines()
-    failed = (failure_row(json.loads(line), by_id) for line in failures)
-    write("dpo_pairs.jsonl", by_hand("dpo_pairs.jsonl") + lines(composed) + lines(failed))
+    write("sft_examples.jsonl", written("sft_examples.jsonl") + lines(row for concept in trained for row in sft_rows(concept)))
+    composed = lines(row for index, concept in enumerate(trained) for row in pair_rows(concept, trained, index))
+    write("dpo_pairs.jsonl", written("dpo_pairs.jsonl") + composed + written("on_policy_pairs.jsonl"))
     write("concepts.jsonl", lines(map(concept_row, concepts)))
 
 
-def by_hand(name: str) -> str:
+def written(name: str) -> str:
     return (DATA / "written" / name).read_text(encoding="utf-8")
 
 
@@ -172,40 +166,6 @@ def ask(question: str, concept: Concept) -> str:
     """The question with the concept's name in it, in the right number."""
     plural = concept.name.endswith(PLURALS)
     return question.format(name=concept.name, be="are" if plural else "is", it="them" if plural else "it")
-
-
-def failure_row(failure: dict, concepts: dict[str, Concept]) -> dict:
-    """A failed answer of the SFT model (models/base/failures.py), and one that continues well from the point of failure."""
-    rng = random.Random(f"{SEED} {failure['id']}")
-    concept, rejected = concepts[failure["concept"]], failure["rejected"]
-    start = sound_start(concept, rejected)
-    drafts = [repaired(concept, start, facts, rng) for facts in (1, 2, 3, 4) for _ in range(DRAWS)]
-    nearest = min(map(text_of, drafts), key=lambda text: abs(len(text) - REPAIRED * len(rejected)))
-    head = {"id": failure["id"], "topic": TOPICS[concept.domain], "concept": concept.id, "fault": failure["fault"]}
-    return head | {"prompt": failure["prompt"], "chosen": nearest, "rejected": rejected}
-
-
-def sound_start(concept: Concept, text: str) -> Answer:
-    """The first sentences of an answer that are the bank's about the concept, up to a repeated idea."""
-    known: dict[str, int | None] = dict.fromkeys(concept.definition)
-    known |= {form: fact for fact, (_, forms) in enumerate(concept.facts) for form in forms}
-    start: Answer = []
-    for sentence in re.split(r"(?<=[.?!]) (?=[A-Z])", text):
-        said = {fact for fact, _ in start}
-        if sentence not in known or (start and known[sentence] in said):
-            break
-        start.append((known[sentence], sentence))
-    return start
-
-
-def repaired(concept: Concept, start: Answer, facts: int, rng: random.Random) -> Answer:
-    """The start and up to `facts` more key ideas, later ones of the bank first; without a start, a complete answer."""
-    if not start:
-        return complete_answer(concept, rng, min(facts + 2, len(concept.facts)))
-    said = {fact for fact, _ in start}
-    last = max((fact for fact in said if fact is not None), default=-1)
-    unsaid = sorted((fact for fact in range(len(concept.facts)) if fact not in said), key=lambda fact: (fact < last, fact))
-    return start + [(fact, following(concept, fact, rng)) for fact in unsaid[:facts]]
 
 
 def complete_answer(concept: Concept, rng: random.Random, facts: int) -> Answer:

@@ -38,7 +38,7 @@ def test_health_estimates_count_bad_signs():
     found = scoring_models.health_estimates(given)
     counts = {name: each["count"] for name, each in found.items() if "count" in each}
     raised = {"empty": 1, "truncated": 1, "stuffed": 1, "degenerate": 1, "duplicate": 2, "shared": 3, "refusal": 1}
-    assert counts == raised | {"echo": 0, "loop": 0, "forbidden": 0}
+    assert counts == raised | {"echo": 0, "loop": 0, "forbidden": 0, "repeats": 0}
     assert (found["empty"]["low"], found["empty"]["high"]) == intervals.wilson_interval(1, 4)
 
 

@@ -49,7 +49,7 @@ def test_length_matched_comparisons_by_hand():
         "dpo": [answer(3), answer(1, words=12), answer(4, words=13, cut={"base": 0.25})],
     }
     found = scoring_report(given, references(3), PAIRS, RULES)["pairs"]["dpo_vs_base"]
-    similar, cut = (found["length_matched"][name] for name in ("similar", "truncated"))
+    similar, cut = found["similar_length"], found["equal_length"]
     assert [similar[name] for name in ("n", "wins", "ties", "losses")] == [2, 1, 0, 1]
     assert [cut[name] for name in ("n", "wins", "ties", "losses")] == [3, 1, 0, 2]
     assert cut["hit_rate"]["dpo"]["estimate"] == pytest.approx((0.75 + 0.25 + 0.25) / 3)
@@ -60,6 +60,19 @@ def test_length_matched_comparisons_by_hand():
     }
     assert found["length"]["share_longer"]["count"] == 2
     assert (found["length"]["longer_wins"]["count"], found["length"]["longer_wins"]["n"]) == (1, 2)
+
+
+def test_verdict_at_equal_length_is_that_of_the_cut_answers():
+    """dpo names one idea more on each of twenty prompts, but only after the words of sft's answer."""
+    given = {
+        "base": [answer(1)] * 20,
+        "sft": [answer(2)] * 20,
+        "dpo": [answer(3, words=20, cut={"base": 0.25, "sft": 0.5})] * 20,
+    }
+    found = scoring_report(given, references(20), PAIRS, RULES)["pairs"]["dpo_vs_sft"]
+    assert decision(found) == "better"
+    assert decision(found["equal_length"]).startswith("inconclusive") and found["equal_length"]["p"] == 1
+    assert found["equal_length"]["mean_difference"]["estimate"] == 0
 
 
 def of_lengths(wins, lengths):
@@ -144,9 +157,9 @@ def test_verdict_equivalent_needs_the_interval_within_the_margin():
 
 
 def test_verdict_better_needs_the_adjusted_p():
-    """Six wins of six: p = 2/64 = .031, times 3 is .094."""
+    """Six wins of six: p = 2/64 = .031, times 6 (three pairs, over whole answers and at equal length) is .1875."""
     found = report_of({"base": [1] * 6, "sft": [2, 3, 2, 3, 2, 3], "dpo": [1, 2, 1, 2, 1, 2]})["pairs"]["sft_vs_base"]
-    assert found["p"] == 0.03125 and found["p_holm"] == 0.09375
+    assert found["p"] == 0.03125 and found["p_holm"] == 0.1875
     assert decision(found).startswith("inconclusive")
 
 
@@ -174,9 +187,9 @@ def test_verdict_of_two_tied_prompts_is_not_equivalent():
 
 
 def test_verdict_of_all_wins_with_equal_differences():
-    """sd 0 gives an interval of no width; p = 2/2^12, times 3."""
+    """sd 0 gives an interval of no width; p = 2/2^12, times 6."""
     found = report_of(EDGES["all wins"])["pairs"]["sft_vs_base"]
-    assert found["p_holm"] == 3 / 2**11 and decision(found) == "better"
+    assert found["p_holm"] == 6 / 2**11 and decision(found) == "better"
     assert found["detectable"]["estimate"] is None and found["detectable"]["reason"] == "all differences are equal"
 
 

@@ -11,10 +11,10 @@ from aligner import statistics
 from aligner.scoring.report import rounded, scoring_report
 
 
-def test_report_adjusts_p_values_over_the_three_pairs():
-    found = report_of(random_hits(60))["pairs"]
-    p_values = [pair["p"] for pair in found.values()]
-    assert [pair["p_holm"] for pair in found.values()] == statistics.holm(p_values)
+def test_report_adjusts_p_values_over_the_three_pairs_and_both_lengths():
+    found = report_of(random_hits(60))["pairs"].values()
+    claims = [*found, *(pair["equal_length"] for pair in found)]
+    assert [claim["p_holm"] for claim in claims] == statistics.holm([claim["p"] for claim in claims])
 
 
 def test_exploratory_q_values_cover_all_tests():
@@ -24,7 +24,7 @@ def test_exploratory_q_values_cover_all_tests():
     assert set(found["topics"]) == {"even", "odd"} and set(found["kinds"]) == {"new concept", "new wording"}
     tests = [each for part in ("kinds", "topics") for group in found[part].values() for each in group["pairs"].values()]
     tests += [each for signs in found["health"].values() for each in signs.values()]
-    tests += [each for pair in report["pairs"].values() for each in pair["length_matched"].values()]
+    tests += [pair["similar_length"] for pair in report["pairs"].values()]
     assert [test["q"] for test in tests] == statistics.benjamini_hochberg([test["p"] for test in tests])
     assert "exploratory" in found["note"] and str(len(tests)) in found["note"]
 

@@ -50,12 +50,18 @@ def prompt(chat, text, n):
     return {"id": f"e{n}", "prompt_ids": chat.prompt((("user", text),))}
 
 
-def plain_loop(model, ids, ends, most):
-    """Textbook greedy decoding of one prompt, without cache and padding: the new ids, without the end token."""
+def plain_loop(model, ids, ends, most, penalty=1.0):
+    """Textbook greedy decoding of one prompt, without cache and padding: the new ids, without the end token.
+
+    Keskar et al. 2019: the logit of each token of the answer so far is divided by the penalty, or multiplied if it is negative.
+    """
     new = []
     while len(new) < most:
         with torch.no_grad():
-            following = model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax().item()
+            logits = model(input_ids=torch.tensor([ids + new])).logits[0, -1]
+        for said in set(new):
+            logits[said] = logits[said] / penalty if logits[said] > 0 else logits[said] * penalty
+        following = logits.argmax().item()
         if following in ends:
             break
         new.append(following)
@@ -77,20 +83,33 @@ def with_another_end(given):
 # ---- Greedy answers ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("penalty", [1, 1.1, 2])
 @pytest.mark.parametrize("model", MODELS)
-def test_greedy_answers_equal_a_plain_loop_whatever_the_batch_size(tmp_path, monkeypatch, model):
-    workspace = Workspace(tmp_path, monkeypatch, model=model, **{"generate.max_new_tokens": NEW_TOKENS})
+def test_greedy_answers_equal_a_plain_loop_whatever_the_batch_size(tmp_path, monkeypatch, model, penalty):
+    changes = {"generate.max_new_tokens": NEW_TOKENS, "generate.repetition_penalty": penalty}
+    workspace = Workspace(tmp_path, monkeypatch, model=model, **changes)
     given = prepared(workspace)
     ends = generate.generation_settings(given.params.generate, given.chat).eos_token_id
     expected = {}
     for row in given.prompts:
-        new = plain_loop(given.model, row["prompt_ids"], ends, NEW_TOKENS)
+        new = plain_loop(given.model, row["prompt_ids"], ends, NEW_TOKENS, penalty)
         answer = {"id": row["id"], "answer": given.chat.decode(new).strip(), "stop": "end" if len(new) < NEW_TOKENS else "length"}
         expected[row["id"]] = {**answer, "prompt_tokens": len(row["prompt_ids"]), "answer_tokens": len(new)}
     for size in (1, 2, 5, 50):
         given.params = with_entry(given.params, generate={"batch_size": size})
         assert answers_of(given) == expected
     assert len({row["answer"] for row in expected.values()}) > 2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_run_of_tokens_comes_twice_in_an_answer(tmp_path, monkeypatch, model):
+    changes = {"generate.max_new_tokens": 40, "generate.repetition_penalty": 1, "generate.no_repeat_ngram_size": 3}
+    given = prepared(Workspace(tmp_path, monkeypatch, model=model, **changes))
+    settings = generate.generation_settings(given.params.generate, given.chat)
+    settings.eos_token_id = []
+    for new in complete(given.model, [row["prompt_ids"] for row in given.prompts], given.chat.pad_id, settings):
+        runs = list(zip(new, new[1:], new[2:], strict=False))
+        assert len(set(runs)) == len(runs)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -144,8 +163,9 @@ def test_complete_pads_on_the_left_and_masks_the_padding(workspace):
     class Echo:
         device, config = "cpu", LlamaConfig(num_hidden_layers=1)
 
-        def generate(self, input_ids, attention_mask, generation_config, past_key_values):
+        def generate(self, input_ids, attention_mask, generation_config, past_key_values, logits_processor):
             seen.update(ids=input_ids.tolist(), mask=attention_mask.tolist(), settings=generation_config)
+            assert not logits_processor
             return torch.cat([input_ids, torch.tensor([[1, 2], [3, 0]])], dim=1)
 
     assert complete(Echo(), [[7, 8, 9], [4]], 0, settings) == [[1, 2], [3, 0]]

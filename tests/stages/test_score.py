@@ -59,9 +59,9 @@ def table_of(path):
 def test_hit_rates_of_the_small_files(folder):
     """base (1/2 + 0/2 + 2/4) / 3, sft (2/2 + 1/2 + 1/4) / 3, dpo (1/2 + 2/2 + 4/4) / 3."""
     run()
-    metrics = read_json(score.METRICS)
-    assert [metrics[name]["hit_rate"] for name in score.MODELS] == [0.3333, 0.5833, 0.8333]
-    report = read_json(score.REPORT)
+    report, metrics = read_json(score.REPORT), read_json(score.METRICS)
+    assert [report["models"][name]["hit_rate"]["estimate"] for name in score.MODELS] == [0.333333, 0.583333, 0.833333]
+    assert [metrics[name]["hit_rate"] for name in ("sft", "dpo")] == [0.5833, 0.8333]
     assert [report["models"][name]["all_hit_rate"]["estimate"] for name in score.MODELS] == [0, 0.333333, 0.666667]
     assert report["prompts"] == 3
 
@@ -75,7 +75,6 @@ def test_wins_ties_and_losses_of_the_small_files(folder):
     pairs = read_json(score.REPORT)["pairs"]
     rates = {"sft_vs_base": 0.666667, "dpo_vs_sft": 0.666667, "dpo_vs_base": 0.833333}
     assert {name: pair["win_rate"]["estimate"] for name, pair in pairs.items()} == rates
-    assert read_json(score.METRICS)["dpo_vs_sft"]["win_rate"] == 0.6667
     assert [(row["comparison"], row["outcome"], int(row["prompts"])) for row in table_of(score.OUTCOMES)] == [
         ("sft vs base", "wins", 2),
         ("sft vs base", "ties", 0),
@@ -135,7 +134,7 @@ def test_truncated_rate_and_mean_tokens(folder):
     ]
     write_jsonl(score.MODELS["dpo"], rows)
     run()
-    assert read_json(score.METRICS)["dpo"] == {"hit_rate": 0, "precision": None}
+    assert read_json(score.METRICS)["dpo"] == {"hit_rate": 0, "precision": None, "repeats": 0, "hits_per_100_words": 0}
     dpo = read_json(score.REPORT)["models"]["dpo"]
     found = [dpo[name]["estimate"] for name in ("hit_rate", "lift", "precision")]
     assert found == [0, 0, None]
@@ -143,14 +142,13 @@ def test_truncated_rate_and_mean_tokens(folder):
     assert dpo["lengths"]["tokens"]["mean"] == 30
 
 
-def test_metrics_have_seven_numbers_and_one_verdict(folder):
+def test_metrics_have_six_numbers_and_two_verdicts(folder):
     run()
     metrics = read_json(score.METRICS)
     assert {section: list(figures) for section, figures in metrics.items()} == {
-        "base": ["hit_rate"],
-        "sft": ["hit_rate", "precision"],
-        "dpo": ["hit_rate", "precision"],
-        "dpo_vs_sft": ["win_rate", "p_adjusted", "verdict"],
+        "sft": ["hit_rate"],
+        "dpo": ["hit_rate", "precision", "repeats", "hits_per_100_words"],
+        "dpo_vs_sft": ["equal_length", "equal_length_verdict", "verdict"],
     }
     assert sum(map(len, metrics.values())) <= 8
 
@@ -158,18 +156,32 @@ def test_metrics_have_seven_numbers_and_one_verdict(folder):
 def test_metrics_equal_the_report(folder):
     run()
     metrics, report = read_json(score.METRICS), read_json(score.REPORT)
-    for name in score.MODELS:
+    for name in ("sft", "dpo"):
+        estimates = report["models"][name] | {"repeats": report["models"][name]["health"]["repeats"]}
         for key, value in metrics[name].items():
-            assert value == pytest.approx(report["models"][name][key]["estimate"], abs=5e-5)
-    pair = report["pairs"]["dpo_vs_sft"]
-    expected = [pair["win_rate"]["estimate"], pair["p_holm"], pair["decision"]["verdict"]]
-    assert list(metrics["dpo_vs_sft"].values()) == [*(pytest.approx(each, abs=5e-5) for each in expected[:2]), expected[2]]
+            assert value == pytest.approx(estimates[key]["estimate"], abs=5e-5)
+    whole = report["pairs"]["dpo_vs_sft"]
+    level = whole["equal_length"]
+    difference = pytest.approx(level["mean_difference"]["estimate"], abs=5e-5)
+    assert list(metrics["dpo_vs_sft"].values()) == [difference, level["decision"]["verdict"], whole["decision"]["verdict"]]
+
+
+def test_an_answer_that_says_a_sentence_twice_counts(folder):
+    """One of dpo's three answers: 1/3. Hits per 100 words are 100 times all hits over all words."""
+    twice = "A state is left. A step is made. A state is left. Then"
+    write_inputs(answers=ANSWERS | {"dpo": ANSWERS["dpo"] | {"a": twice}})
+    run()
+    dpo = read_json(score.REPORT)["models"]["dpo"]
+    assert (dpo["health"]["repeats"]["count"], dpo["health"]["repeats"]["n"]) == (1, 3)
+    hits, words = dpo["micro_hit_rate"]["estimate"] * 8, 3 * dpo["lengths"]["words"]["mean"]
+    assert dpo["hits_per_100_words"]["estimate"] == pytest.approx(100 * hits / words, rel=1e-4)
+    assert read_json(score.METRICS)["dpo"]["repeats"] == 0.3333
 
 
 def test_alpha_and_the_margin_of_params_decide_verdicts(folder):
     """Three prompts cannot be significant at .05; a margin that no difference exceeds makes any two models equivalent.
 
-    Then dpo over base is +1/2, +1, +1/2: p = 2/8, times 3; sd .2887, MDE at alpha .4 (.8416 + .8416) * .2887 / sqrt(3) = 28.1 pp.
+    Then dpo over base is +1/2, +1, +1/2: p = 2/8, times 6 is above 1; sd .2887, MDE at alpha .4 (.8416 + .8416) * .2887 / sqrt(3) = 28.1 pp.
     """
     run()
     assert pair_of("dpo_vs_base")["decision"]["verdict"].startswith("inconclusive (MDE ")
@@ -181,7 +193,7 @@ def test_alpha_and_the_margin_of_params_decide_verdicts(folder):
     write_inputs(answers=ANSWERS | {"dpo": ANSWERS["dpo"] | {"a": "A state in a step"}})
     run()
     pair = pair_of("dpo_vs_base")
-    assert (pair["win_rate"]["estimate"], pair["p_holm"]) == (1, 0.75)
+    assert (pair["win_rate"]["estimate"], pair["p"], pair["p_holm"]) == (1, 0.25, 1)
     assert pair["decision"]["verdict"] == "inconclusive (MDE 28.1 pp at n = 3)"
 
 
@@ -213,8 +225,8 @@ def test_precision_of_the_small_files(folder):
     write_inputs(answers=foreign_answers())
     run()
     metrics, report = read_json(score.METRICS), read_json(score.REPORT)
-    assert [metrics[name]["precision"] for name in ("sft", "dpo")] == [1, 0.3333]
-    assert report["models"]["base"]["precision"]["estimate"] == 1
+    assert metrics["dpo"]["precision"] == 0.3333
+    assert [report["models"][name]["precision"]["estimate"] for name in ("base", "sft")] == [1, 1]
     found = [report["models"][name]["precision"] for name in score.MODELS]
     counts = ("n", "own", "foreign", "silent", "without_concept")
     assert [[each[name] for name in counts] for each in found] == [[1, 1, 0, 1, 1], [2, 3, 0, 0, 1], [2, 1, 2, 0, 1]]
@@ -235,7 +247,7 @@ def test_precision_without_concepts_is_undefined_and_changes_nothing_else(folder
     before = run()
     write_inputs(concepts=concepts)
     after = run()
-    assert [read_json(score.METRICS)[name]["precision"] for name in ("sft", "dpo")] == [None] * 2
+    assert read_json(score.METRICS)["dpo"]["precision"] is None
     precisions = [model["precision"] for model in read_json(score.REPORT)["models"].values()]
     assert [each["estimate"] for each in precisions] == [None] * 3
     reasons = {each["reason"] for each in precisions}
@@ -310,11 +322,12 @@ def test_outcome_shares_add_up_to_one(folder):
 def test_metrics_are_finite_numbers_with_four_decimals(folder):
     run()
     metrics = read_json(score.METRICS)
-    assert list(metrics) == ["base", "sft", "dpo", "dpo_vs_sft"]
+    assert list(metrics) == ["sft", "dpo", "dpo_vs_sft"]
     for section in metrics.values():
         for name, value in section.items():
-            assert type(value) in ((str,) if name == "verdict" else (int, float))
-            assert name == "verdict" or (math.isfinite(value) and round(value, 4) == value)
+            word = name.endswith("verdict")
+            assert type(value) in ((str,) if word else (int, float))
+            assert word or (math.isfinite(value) and round(value, 4) == value)
 
 
 def test_report_is_sorted_and_every_null_has_its_reason(folder):
@@ -420,7 +433,9 @@ def test_side_by_side_shows_every_prompt_with_all_answers(folder):
     assert "| base: 1 of 2 | sft: 2 of 2 | dpo: 1 of 2 |" in report
     assert "| state | state, step | state |" in report
     assert "| none | mean | mean, variance |" in report
-    assert re.search(r"\| base \| 0\.333 \| 0\.000 to 0\.500 \| 0\.\d{3} \| 1\.000 \| undefined \| 0\.000 \| 1\.000 \|", report)
+    assert re.search(
+        r"\| base \| 0\.333 \| 0\.000 to 0\.500 \| 0\.\d{3} \| 1\.000 \| undefined \| 0\.000 \| \d\.\d{3} \| 1\.000 \|", report
+    )
     assert "are equal." in report
     for texts in ANSWERS.values():
         assert all(f"{text}, {TAIL}" in report for text in texts.values())

@@ -106,7 +106,7 @@ def precision(answers: Sequence[Answer]) -> Estimate:
     if not named:
         reason = "no answer names a key idea of the catalogue" if asked else "no prompt names a concept of the catalogue"
         return undefined(reason, **counts)
-    estimate = ratio_estimate(*zip(*named, strict=True)) | counts
+    estimate = ratio_estimate([one for one, _ in named], [both for _, both in named]) | counts
     if estimate["standard_error"] is not None and estimate["standard_error"] <= ROUNDING:
         estimate |= {"low": None, "high": None, "reason": ALL_ALIKE}
     return estimate
