@@ -5,9 +5,9 @@ writes  the folder of --to, with the adapter alone in its folder adapter/; with 
 command python src/export.py dpo --to exported/dpo
         python src/export.py dpo --to exported/dpo --format gguf      (needs: pip install gguf)
 
-The folder appears only if it passes the gate: loaded by transformers alone, it must encode every eval prompt to the same ids, give
-the same greedy answers as the adapter on its base, and the same log-probabilities (to 0.001 nats in float32). Otherwise nothing
-is written and the exit code is 1.
+The folder appears only if it passes the gate: loaded by transformers alone, it must encode every eval prompt to the same ids, and
+give the same greedy answers and log-probabilities as the adapter on its base (to 0.001 nats in float32). Otherwise nothing is
+written and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ def write(name: str, folder: Path, format: str, dtype: str | None) -> None:
     notes = []
     if ADAPTERS[name]:
         export.write_adapter(ADAPTERS[name], folder / "adapter", entry)
-        notes.append(
-            "`adapter/`: the adapter alone, for peft; `base_model_name_or_path` names its base, on this machine if local"
-        )
+        notes.append("`adapter/`: the adapter alone, for peft; `base_model_name_or_path` names its base")
     if format == "gguf":
         file = gguf_file.write(folder, folder / f"{name}.gguf", dtype)
         checked = gguf_file.check(file, prompts, lambda rows: export.answers(plain[0], rows, chat, greedy), chat, greedy)
