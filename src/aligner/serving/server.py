@@ -24,7 +24,7 @@ from aligner.serving.terminal import HIGHEST_TEMPERATURE
 
 HERE = Path(__file__).parent
 PAGE_CSS = HERE.parent / "report" / "page.css"
-NEEDS = ("fastapi", "uvicorn", "openai")
+NEEDS = ("fastapi", "uvicorn", "openai")  # transformers' handler asks for fastapi
 MOST_BYTES = 65_536  # of a request
 MOST_MESSAGES = 64
 MOST_AT_ONCE = 8  # requests that wait or are answered; more are refused
@@ -65,6 +65,10 @@ class Turn(Strict):
     seed: int = Field(ge=0, lt=blind.SEEDS)
     models: list[str] = Field(min_length=2, max_length=arena.MOST_MODELS)
 
+    @property
+    def id(self) -> str:
+        return arena.prompt_id(self.prompt, self.number)
+
 
 class Ballot(Turn):
     """A choice among the answers that were shown."""
@@ -91,73 +95,85 @@ def serve(models: Models, host: str, port: int) -> None:
         )
     import uvicorn
 
-    print(
-        f"http://{host}:{port} (the page), http://{host}:{port}/v1 (OpenAI's chat completions); Ctrl-C ends it", file=sys.stderr
-    )
+    address = f"http://{host}:{port}"
+    print(f"{address} (the page), {address}/v1 (OpenAI's chat completions); Ctrl-C ends it", file=sys.stderr)
     uvicorn.run(build_app(models, host), host=host, port=port, log_level="warning", limit_concurrency=64)
 
 
 def build_app(models: Models, host: str = LOCAL_NAMES[0]):
     """The application: a page, /v1/models, /v1/chat/completions, and the two questions of the page about votes."""
-    from fastapi import FastAPI, Request
-    from fastapi.responses import HTMLResponse, JSONResponse
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    # Another site's page could reach a server of this machine under a name of its own that leads to 127.0.0.1.
-    if host in LOCAL_NAMES:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)
-    gate = Gate()
-    handler = chat_handler(models)
-    settings = {"temperature": models.settings.temperature, "do_sample": models.settings.do_sample}
-    run = arena.run_fingerprint({name: fingerprint(models.get(name)) for name in models.names}, settings)
-    page, policy = page_of(models, run)
-
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused):
+    def refused(request, error):
         return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status_code=error.status)
 
-    @app.get("/")
-    async def home():
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+    service = Service(models)
+    routes = [
+        Route("/", service.page, methods=["GET"]),
+        Route("/v1/models", service.list_models, methods=["GET"]),
+        Route("/v1/chat/completions", service.complete, methods=["POST"]),
+        Route("/page/order", service.order, methods=["POST"]),
+        Route("/page/vote", service.vote, methods=["POST"]),
+    ]
+    # Another site's page could reach a server of this machine under a name of its own that leads to 127.0.0.1.
+    guard = [Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)] if host in LOCAL_NAMES else []
+    return Starlette(routes=routes, middleware=guard, exception_handlers={Refused: refused})
 
-    @app.get("/v1/models")
-    async def list_models():
-        return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "aligner"} for name in models.names]}
 
-    @app.post("/v1/chat/completions")
-    async def complete(request: Request):
+class Service:
+    """Answers the requests of `build_app`."""
+
+    def __init__(self, models: Models) -> None:
+        self.models, self.gate, self.handler = models, Gate(), chat_handler(models)
+        settings = {"temperature": models.settings.temperature, "do_sample": models.settings.do_sample}
+        self.run = arena.run_fingerprint({name: fingerprint(models.get(name)) for name in models.names}, settings)
+        self.html, self.policy = page_of(models, self.run)
+
+    async def page(self, request):
+        from starlette.responses import HTMLResponse
+
+        return HTMLResponse(self.html, headers={"Content-Security-Policy": self.policy, "X-Content-Type-Options": "nosniff"})
+
+    async def list_models(self, request):
+        from starlette.responses import JSONResponse
+
+        found = [{"id": name, "object": "model", "created": 0, "owned_by": "aligner"} for name in self.models.names]
+        return JSONResponse({"object": "list", "data": found})
+
+    async def complete(self, request):
         asked = await read(request, Completion)
-        check(models, asked)
-        gate.enter()
+        check(self.models, asked)
+        self.gate.enter()
         try:
-            response = await handler.handle_request(asked.model_dump(exclude_none=True), "chatcmpl-" + gate.name())
+            response = await self.handler.handle_request(asked.model_dump(exclude_none=True), f"chatcmpl-{self.gate.total}")
         except BaseException:
-            gate.leave()
+            self.gate.leave()
             raise
-        return gate.until_sent(response)
+        return self.gate.until_sent(response)
 
-    @app.post("/page/order")
-    async def show(request: Request):
+    async def order(self, request):
+        """The order in which the page shows the models' answers to a prompt."""
+        from starlette.responses import JSONResponse
+
         turn = await read(request, Turn)
-        known(models, turn.models)
-        id = arena.prompt_id(turn.prompt, turn.number)
-        return {"order": arena.order(turn.seed, run, turn.models, id)}
+        known(self.models, turn.models)
+        return JSONResponse({"order": arena.order(turn.seed, self.run, turn.models, turn.id)})
 
-    @app.post("/page/vote")
-    async def vote(request: Request):
+    async def vote(self, request):
+        """The votes that follow from a choice on the page."""
+        from starlette.responses import JSONResponse
+
         ballot = await read(request, Ballot)
-        known(models, [*ballot.models, *ballot.answers])
-        id = arena.prompt_id(ballot.prompt, ballot.number)
-        shown = arena.order(ballot.seed, run, ballot.models, id)
-        if set(ballot.answers) != set(shown) or (ballot.choice == "C" and len(shown) < 3):
+        known(self.models, [*ballot.models, *ballot.answers])
+        shown = arena.order(ballot.seed, self.run, ballot.models, ballot.id)
+        if set(ballot.answers) != set(shown) or (ballot.choice == "C" and len(shown) < len(arena.LETTERS)):
             raise Refused(400, "a vote needs the answer of each model that was shown, and chooses one of them")
-        return {
-            "shown": shown,
-            "votes": arena.votes(run, ballot.rater, ballot.seed, id, ballot.prompt, ballot.answers, shown, ballot.choice),
-        }
-
-    return app
+        cast = (self.run, ballot.rater, ballot.seed, ballot.id, ballot.prompt, ballot.answers, shown, ballot.choice)
+        return JSONResponse({"shown": shown, "votes": arena.votes(*cast)})
 
 
 # ---- Limits ----------------------------------------------------------------------------------------------------------
@@ -177,9 +193,6 @@ class Gate:
 
     def leave(self) -> None:
         self.inside -= 1
-
-    def name(self) -> str:
-        return str(self.total)
 
     def until_sent(self, response):
         """The response; its request leaves when the last byte is sent or the client is gone."""
@@ -292,8 +305,14 @@ def page_of(models: Models, run: str) -> tuple[str, str]:
     page = (HERE / "chat.html").read_text(encoding="utf-8")
     for mark, text in (("/* style */", style), ("/* data */", data.replace("<", "\\u003c")), ("/* script */", script)):
         page = page.replace(mark, text)
-    hashes = {
-        name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in (("s", style), ("j", script))
-    }
-    allowed = [f"style-src 'sha256-{hashes['s']}'", f"script-src 'sha256-{hashes['j']}'", "connect-src 'self'"]
+    allowed = [
+        f"style-src 'sha256-{_sha256(style)}'",
+        f"script-src 'sha256-{_sha256(script)}'",
+        "connect-src 'self'",
+        "img-src data:",
+    ]
     return page, "; ".join(["default-src 'none'", *allowed, "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"])
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
