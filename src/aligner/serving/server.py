@@ -305,13 +305,9 @@ def page_of(models: Models, run: str) -> tuple[str, str]:
     page = (HERE / "chat.html").read_text(encoding="utf-8")
     for mark, text in (("/* style */", style), ("/* data */", data.replace("<", "\\u003c")), ("/* script */", script)):
         page = page.replace(mark, text)
-    allowed = [
-        f"style-src 'sha256-{_sha256(style)}'",
-        f"script-src 'sha256-{_sha256(script)}'",
-        "connect-src 'self'",
-        "img-src data:",
-    ]
-    return page, "; ".join(["default-src 'none'", *allowed, "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"])
+    own = f"style-src 'sha256-{_sha256(style)}'; script-src 'sha256-{_sha256(script)}'"
+    rest = "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return page, f"default-src 'none'; {own}; {rest}"
 
 
 def _sha256(text: str) -> str:
