@@ -31,7 +31,7 @@ from aligner.run.stage import run_stage
 from aligner.training import likelihood, trl_internals
 from aligner.training.divergence import kl_from_reference
 from aligner.training.log_probs import log_probabilities, pair_tokens
-from aligner.training.loop import curve, train
+from aligner.training.loop import train
 from aligner.training.preferences import RANKING_COLUMNS, dpo_figures, preference_metrics, ranking_rows, rankings
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 
@@ -90,7 +90,7 @@ def main(run: Run) -> None:
             held_out["dpo"] = log_probabilities(trainer.model, validation, chat.pad_id, unpadded=unpadded)
             return preference_metrics(held_out["dpo"], held_out["sft"], params.dpo.beta)
 
-        final = train(trainer, checkpoints, run, tokens, params.dpo.eval_steps, measure)
+        final = train(trainer, checkpoints, run, tokens, params.dpo.eval_steps, measure, CURVES)
         save_adapter(trainer.model, ADAPTER, entry.path, setup.provenance)
 
         with trainer.model.disable_adapter():
@@ -99,8 +99,6 @@ def main(run: Run) -> None:
         kl = kl_from_reference(trainer.model, SFT_ADAPTER, validation, chat, params.seed)
         fit = likelihood.of_answers(trainer.model, list(read_jsonl(SFT_VALIDATION)), chat, unpadded)
         figures = {"dpo": dpo_figures(final, ranks, kl, fit, validation)}
-        for path, series in CURVES.items():
-            write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
         write_csv(RANKING, RANKING_COLUMNS, ranking_rows(ranks))
         write_figures(figures, REPORT, METRICS, HEADLINE)
     run.note(metrics=figures)

@@ -47,7 +47,7 @@
   function tally() {
     byId("tally-section").hidden = session.votes.length === 0;
     const ids = new Set(session.votes.map((vote) => vote.id)).size;
-    write(byId("count"), `${ids} ${ids === 1 ? "question" : "questions"}, ${session.votes.length} comparisons of two answers.`);
+    write(byId("count"), `${ids} ${ids === 1 ? "question" : "questions"}, ${session.votes.length} ${session.votes.length === 1 ? "comparison" : "comparisons"} of two answers.`);
     write(byId("command"), `python src/votes.py FILE --run ${data.run}`);
   }
 
