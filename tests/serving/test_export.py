@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from support import finished
-from support.workspace import Workspace
 
 import export as program
 from aligner.run.errors import InputError
@@ -19,7 +18,8 @@ from aligner.serving import card, export, gguf_file
 THREE_LINES = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer, model = AutoTokenizer.from_pretrained("exported"), AutoModelForCausalLM.from_pretrained("exported")
-ids = tokenizer.apply_chat_template([{"role": "user", "content": "What is the mean?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+asked = [{"role": "user", "content": "What is the mean?"}]
+ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(model.generate(**ids)[0].tolist())
 """
 
@@ -27,7 +27,7 @@ print(model.generate(**ids)[0].tolist())
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """A finished pipeline of the tiny model."""
-    return Workspace.copy(finished.workspace("mini"), tmp_path / "work", monkeypatch)
+    return finished.copy("mini", tmp_path / "work", monkeypatch)
 
 
 def test_the_exported_model_is_the_trained_one_and_loads_from_another_folder(workspace, tmp_path, capsys):
