@@ -1,7 +1,7 @@
 """A small digest of weights, in Git, so that a machine without the recorded bytes can still say how far its weights are.
 
-docs/weights.json holds, for each folder of weights in dvc.lock, its MD5 and of each tensor the norm and the first values. The norm
-shows a change anywhere in a tensor, the values how large it is. tools/verify.py --record writes it.
+docs/weights.json holds, for each folder of weights in dvc.lock, its MD5 and of each tensor the norm and the first values. The
+norm shows a change anywhere in a tensor, the values how large it is. tools/verify.py --record writes it.
 """
 
 from __future__ import annotations
