@@ -35,8 +35,11 @@ def bar(title: str, total: int | None, unit: str, done: int = 0):
             return show
 
     pace = {"mininterval": SECONDS, "maxinterval": SECONDS, "miniters": 1, "delay": SECONDS}
-    form = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} passed, {remaining} left{postfix}" if total else None
-    return Lines(total=total, initial=done, desc=title, unit=unit, file=sys.stderr, ascii=True, ncols=0, bar_format=form, **pace)
+    progress = (
+        "{n_fmt} of {total_fmt} {unit}s, {elapsed} passed, {remaining} left" if total else "{n_fmt} {unit}s, {elapsed} passed"
+    )
+    form = "{desc}: " + progress + "{postfix}"
+    return Lines(total=total, initial=done, desc=title, unit=unit, file=sys.stderr, bar_format=form, **pace)
 
 
 @contextlib.contextmanager
