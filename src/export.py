@@ -79,8 +79,8 @@ def write(name: str, folder: Path, format: str, dtype: str | None) -> None:
     parity.refuse()
 
     notes = []
-    if ADAPTERS[name]:
-        export.write_adapter(ADAPTERS[name], folder / "adapter", entry)
+    if (adapter := ADAPTERS[name]) is not None:
+        export.write_adapter(adapter, folder / "adapter", entry)
         notes.append("`adapter/`: the adapter alone, for peft; `base_model_name_or_path` names its base")
     if format == "gguf":
         file = gguf_file.write(folder, folder / f"{name}.gguf", dtype)

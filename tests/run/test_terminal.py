@@ -17,7 +17,7 @@ def run_bar(monkeypatch, seconds: float, steps: int, pause: float) -> list[str]:
             time.sleep(pause)
             progress.set_postfix_str(f"loss {step}", refresh=False)
             progress.update()
-    return out.getvalue().splitlines()
+    return list(filter(None, out.getvalue().splitlines()))  # tqdm ends with an empty line
 
 
 def test_a_long_work_shows_lines_with_loss_and_time_left(monkeypatch):

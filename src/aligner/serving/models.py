@@ -56,7 +56,8 @@ class Models:
         settings = with_temperature(self.settings, temperature)
         ids = self.encode(name, messages, settings.max_new_tokens)
         model, stop = self.get(name), threading.Event()
-        streamer = TextIteratorStreamer(_Decoder(self.chat), skip_prompt=True, timeout=None)
+        decoder: Any = _Decoder(self.chat)
+        streamer = TextIteratorStreamer(decoder, skip_prompt=True, timeout=None)
         inputs = torch.tensor([ids], device=model.device)
 
         failure: list[BaseException] = []
