@@ -31,7 +31,7 @@ from aligner.run.stage import run_stage
 from aligner.training import trl_internals
 from aligner.training.held_out import SFT_ADAPTER, VALIDATION, final_figures
 from aligner.training.log_probs import log_probabilities, pair_tokens
-from aligner.training.loop import curve, train
+from aligner.training.loop import train
 from aligner.training.preferences import RANKING_COLUMNS, preference_metrics, ranking_rows
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 
@@ -87,13 +87,11 @@ def main(run: Run) -> None:
             held_out["dpo"] = log_probabilities(trainer.model, validation, chat.pad_id, unpadded=unpadded)
             return preference_metrics(held_out["dpo"], held_out["sft"], params.dpo.beta)
 
-        final = train(trainer, checkpoints, run, tokens, params.dpo.eval_steps, measure)
+        final = train(trainer, checkpoints, run, tokens, params.dpo.eval_steps, measure, CURVES)
         save_adapter(trainer.model, ADAPTER, entry.path, setup.provenance)
 
         measured, ranks = final_figures(trainer.model, "dpo", final, held_out, validation, setup, unpadded)
         figures = {"dpo": measured}
-        for path, series in CURVES.items():
-            write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
         write_csv(RANKING, RANKING_COLUMNS, ranking_rows(ranks))
         write_figures(figures, REPORT, METRICS, HEADLINE)
     run.note(metrics=figures)

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aligner.files import read_jsonl, write_csv, write_figures
+from aligner.files import read_jsonl, write_figures
 from aligner.model.chat import Chat
 from aligner.model.loading import load_base, save_adapter
 from aligner.model.runtime import Runtime
@@ -21,7 +21,7 @@ from aligner.run.params import StageParams
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
 from aligner.training import likelihood, trl_internals
-from aligner.training.loop import curve, first_measures, train
+from aligner.training.loop import first_measures, train
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 
 PARAMS = [*parameters.TRAINING, "lora", "models.${model}.sft", "seed", "sft"]
@@ -56,12 +56,11 @@ def main(run: Run) -> None:
         def measure() -> dict[str, float]:
             return likelihood.measure(trainer.model, validation, chat.pad_id, special, unpadded=unpadded)
 
-        final = train(trainer, checkpoints, run, tokens, params.sft.eval_steps, measure)
+        final = train(trainer, checkpoints, run, tokens, params.sft.eval_steps, measure, {CURVE: SERIES})
         # LoRA's B is zero at step 0, so the first evaluation is the base model's.
         base = first_measures(trainer.state.log_history, final)
         figures = {"sft": sft_figures(base, final, validation, likelihood.text_bytes(validation, chat))}
         save_adapter(trainer.model, ADAPTER, params.model_entry.path, setup.provenance)
-        write_csv(CURVE, ["step", "series", "value"], curve(trainer.state.log_history, SERIES))
         write_figures(figures, REPORT, METRICS, HEADLINE)
     run.note(metrics=figures)
     run.phase("save")

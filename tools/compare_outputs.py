@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,17 @@ def digest(file: Path, algorithm: str) -> str:
 # ---- Size of a difference -------------------------------------------------------------------------------------------
 
 
-def difference_lines(results: list[Result]) -> Iterator[str]:
-    """Describes each output that differs, with the size of the difference."""
+def difference_lines(results: list[Result], unreferenced: Callable[[Result], str | None] = lambda result: None) -> Iterator[str]:
+    """Describes each output that differs, with the size of the difference.
+
+    unreferenced: what can be said about an output whose expected bytes are not at hand.
+    """
     for result in results:
         if result.state == "differs":
             yield f"\n{result.path} differs:"
-            if result.reference is None:
+            if result.reference is None and (line := unreferenced(result)):
+                yield f"  {line}"
+            elif result.reference is None:
                 yield "  its size is unknown: the expected bytes are neither in Git nor in the DVC cache (dvc pull, if shared)"
             else:
                 yield from (f"  {line}" for line in differences(result.reference, result.found, Path(result.path).suffix))

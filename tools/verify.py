@@ -4,8 +4,8 @@ The clone is of the last commit, in another directory, with an empty DVC cache a
 PYTHONHASHSEED, time zone and locale differ from those here. Outputs are compared by the MD5 in dvc.lock, and by SHA-256 if the
 expected bytes are in Git or in this checkout's DVC cache; the report then gives the size of a difference.
 
-reads   the last commit; docs/verified.json (machines that are known to reproduce dvc.lock byte for byte)
-writes  nothing here; with --record, this machine into docs/verified.json
+reads   the last commit; docs/verified.json (machines that are known to reproduce dvc.lock byte for byte), docs/weights.json
+writes  nothing here; with --record, this machine into docs/verified.json and the digest of the weights into docs/weights.json
 command python tools/verify.py            or: make verify. It runs dvc repro and takes as long
 exits   0 if all outputs have the bytes of dvc.lock; 1 if one differs or the pipeline failed (the clone is kept); 130 interrupted
 """
@@ -31,6 +31,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+import weights_digest
 from compare_outputs import Result, compare, difference_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,13 +56,16 @@ def main(source: Path, settings: list[str], record: bool) -> int:
         print(f"verify: {command} ended with exit code {error.returncode}; the clone is kept: {folder}", file=sys.stderr)
         return 1
     here = machine(folder)
-    print(table(results), *difference_lines(results), *verdict(results, here, read_record(source)), sep="\n")
+    digests = weights_digest.read(source, locked(source))
+    far = difference_lines(results, lambda result: weights_digest.line(result, digests))
+    print(table(results), *far, *verdict(results, here, read_record(source)), sep="\n")
     if any(result.state != "same" for result in results):
         print(f"The clone is kept: {folder}")
         return 1
-    shutil.rmtree(shelf)
     if record and not settings:
         write_record(source, here)
+        weights_digest.write(source, locked(folder), folder)
+    shutil.rmtree(shelf)
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from aligner.run.errors import InputError
 from aligner.run.record import Run
-from aligner.run.terminal import printable_lines
+from aligner.run.terminal import alive, printable_lines
 
 _interruptions: list[int] = []
 _deferred: list[str] = []
@@ -29,7 +29,8 @@ def run_stage(stage: str, main: Callable[[Run], None], pipeline: str = "") -> No
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
     try:
-        _recorded(Run(stage), main)
+        with alive(stage):
+            _recorded(Run(stage), main)
     except InputError as error:
         _exit(1, f"{stage}: {error}")
     except KeyboardInterrupt as error:

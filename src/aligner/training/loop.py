@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+from aligner.files import write_csv
 from aligner.run.errors import InputError
 from aligner.run.record import Run
 from aligner.run.terminal import bar
+from aligner.training import reporting
 from aligner.training.checkpoints import Checkpoints
 from aligner.training.setup import keep_input_dtype
 
 
 def train(
-    trainer, checkpoints: Checkpoints, run: Run, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]
+    trainer,
+    checkpoints: Checkpoints,
+    run: Run,
+    tokens: int,
+    eval_steps: int,
+    evaluate: Callable[[], dict[str, float]],
+    curves: dict[Path, dict[str, str]] | None = None,
 ) -> dict[str, float]:
     """Trains to the end with a progress line and returns the last held-out measures; InputError if training diverged.
 
-    run is the stage's record; `observe` explains the other arguments.
+    run is the stage's record; `observe` explains the other arguments. curves: plots that are written at each new point, so that
+    they can be watched, and once more at the end.
     """
     stage = checkpoints.stage
-    latest = observe(trainer, stage, tokens, eval_steps, evaluate)
+    latest = observe(trainer, stage, tokens, eval_steps, evaluate, curves or {})
+    reporting.attach(trainer, run.path.with_suffix(""))
     keep_input_dtype(trainer)
     earlier = checkpoints.train(trainer)
     new = 1 - earlier / trainer.state.max_steps
     run.note(earlier_steps=earlier, tokens_per_second=round(new * tokens / run.phase("train")))
     require_finite(stage, latest)
+    write_curves(trainer.state.log_history, curves or {})
     return latest
 
 
-def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Replaces the trainer's prints by one progress line (tokens/s, time left), and measures held-out data during training.
+def observe(
+    trainer,
+    stage: str,
+    tokens: int,
+    eval_steps: int,
+    evaluate: Callable[[], dict[str, float]],
+    curves: dict[Path, dict[str, str]] | None = None,
+) -> dict[str, float]:
+    """Replaces the trainer's prints by one progress line (loss, tokens/s, time left), and measures held-out data during training.
 
     tokens: the number of tokens, without padding, of the whole run. evaluate: returns the measures for the curve; it is called
     before the first step, every `eval_steps` steps and after the last step. A resumed run has the earlier measures in its log.
@@ -45,16 +65,21 @@ def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callabl
     class Observer(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             self.bar = bar(stage, state.max_steps, "step", state.global_step)
-            self.started, self.first = time.monotonic(), state.global_step
+            self.started, self.first, self.loss = time.monotonic(), state.global_step, ""
             if not state.global_step:
                 self._measure(state)
 
         def on_step_end(self, args, state, control, **kwargs):
             done = tokens * (state.global_step - self.first) / state.max_steps
-            self.bar.set_postfix_str(f"{done / (time.monotonic() - self.started):,.0f} tokens/s", refresh=False)
+            self.bar.set_postfix_str(f"{self.loss}{done / (time.monotonic() - self.started):,.0f} tokens/s", refresh=False)
             self.bar.update()
             if state.global_step % eval_steps == 0 or state.global_step == state.max_steps:
                 self._measure(state)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "loss" in (logs or {}):
+                self.loss = f"loss {logs['loss']:.4g}, "
+                self._draw(state)
 
         def on_train_end(self, args, state, control, **kwargs):
             self.bar.close()
@@ -62,6 +87,13 @@ def observe(trainer, stage: str, tokens: int, eval_steps: int, evaluate: Callabl
         def _measure(self, state):
             latest.update(evaluate())
             state.log_history.append({"step": state.global_step, **latest})
+            self._draw(state)
+            if reporting.chosen() != "none":
+                trainer.callback_handler.on_log(trainer.args, state, trainer.control, dict(latest))
+
+        def _draw(self, state):
+            with contextlib.suppress(ValueError):  # a loss that is not finite; the end of the training says so
+                write_curves(state.log_history, curves or {})
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Observer())
@@ -78,6 +110,12 @@ def curve(log_history: list[dict[str, float]], series: dict[str, str]) -> list[l
     points = [(int(entry["step"]), name, entry[key]) for entry in log_history for key, name in series.items() if key in entry]
     order = list(series.values())
     return [list(point) for point in sorted(points, key=lambda point: (order.index(point[1]), point[0]))]
+
+
+def write_curves(log_history: list[dict[str, float]], curves: dict[Path, dict[str, str]]) -> None:
+    """Writes each plot of `curves` (path -> series, as in `curve`) from the trainer's log. ValueError for NaN and infinities."""
+    for path, series in curves.items():
+        write_csv(path, ["step", "series", "value"], curve(log_history, series))
 
 
 def require_finite(stage: str, measured: dict[str, float]) -> None:

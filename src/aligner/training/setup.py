@@ -18,7 +18,7 @@ from aligner.model.runtime import Runtime
 from aligner.run.errors import InputError
 from aligner.run.params import ModelEntry, Optimisation, StageParams, Training
 from aligner.run.record import Run
-from aligner.training import checkpoints
+from aligner.training import checkpoints, reporting
 from aligner.training.checkpoints import Checkpoints
 
 
@@ -39,7 +39,7 @@ class Setup:
 
 def begin(run: Run, params: StageParams) -> Setup:
     """Prepares the process and loads the chat renderer; InputError unless prepare used the same tokenizer and template."""
-    run.note(params=params, seed=params.seed)
+    run.note(params=params, seed=params.seed, report_to=reporting.chosen())
     started = runtime.start(params.model_entry, params.seed, training=True)
     chat = load_chat(params.model_entry)
     check_chat(chat, read_json(PREPARED_CHAT))
