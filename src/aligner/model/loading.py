@@ -14,6 +14,7 @@ from aligner.files import read_json, write_json
 from aligner.model.chat import Chat
 from aligner.model.hub import TOKENIZER_FILES, WEIGHT_FILES, model_folder
 from aligner.model.runtime import Runtime
+from aligner.run import ranks
 from aligner.run.errors import InputError
 from aligner.run.params import ModelEntry
 
@@ -59,6 +60,7 @@ def load_base(entry: ModelEntry, runtime: Runtime):
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **_sharding(),
         )
     except (*load_errors, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"{entry.path} cannot be loaded as a causal language model: {_reason(error)}") from None
@@ -69,6 +71,15 @@ def load_base(entry: ModelEntry, runtime: Runtime):
             "copy or download the model's files again"
         )
     return base.to(runtime.device)
+
+
+def _sharding() -> dict[str, Any]:
+    """Arguments that give each process a part of the frozen base (FSDP2) while it loads; adapters stay whole on each process."""
+    if not ranks.sharded():
+        return {}
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(fsdp_size=ranks.world())}
 
 
 def check_shards(folder: Path) -> None:
@@ -128,6 +139,8 @@ def save_adapter(model, folder: Path, model_path: str, provenance: dict[str, str
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
+    if not ranks.first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
     save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})

@@ -91,6 +91,8 @@ class ModelEntry(Section):
     dtype: Literal["auto", "float32", "bfloat16"]
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
     threads: NonNegativeInt
+    processes: Literal["auto"] | PositiveInt
+    shard: Flag
     padding_free: Flag
     gradient_checkpointing: Flag
     torch_compile: Flag
@@ -196,7 +198,10 @@ LOADING = [
     "model",
     *(f"{ENTRY}.{key}" for key in ("attn_implementation", "chat_template", "device", "dtype", "path", "revision", "threads")),
 ]
-TRAINING = [*LOADING, *(f"{ENTRY}.{key}" for key in ("gradient_checkpointing", "padding_free", "torch_compile"))]
+TRAINING = [
+    *LOADING,
+    *(f"{ENTRY}.{key}" for key in ("gradient_checkpointing", "padding_free", "processes", "shard", "torch_compile")),
+]
 
 
 def load(names: list[str], path: Path = PARAMS_FILE) -> StageParams:

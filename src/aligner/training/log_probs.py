@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aligner.model.batches import batches, padded, token_log_probabilities
+from aligner.run import ranks
 
 
 def log_probabilities(
@@ -21,7 +22,7 @@ def log_probabilities(
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
     was_training = model.training
     model.eval()
-    for indices in batches(rows, batch_size, pair_tokens):
+    for indices in ranks.own(batches(rows, batch_size, pair_tokens)):
         batch = [rows[index] for index in indices]
         sequences = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids") for row in batch]
         prompts = [len(row["prompt_ids"]) for row in batch] * 2
@@ -37,7 +38,7 @@ def log_probabilities(
         for place, index in enumerate(indices):
             results[index] = (sums[place], sums[place + len(batch)])
     model.train(was_training)
-    return results
+    return ranks.summed(results)
 
 
 def pair_tokens(row: dict[str, Any]) -> int:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from aligner.run import ranks
 from aligner.training import llama_layer
 
 NAME = "unpadded"
@@ -85,7 +86,12 @@ def fits(model, settings) -> bool:
 
 
 def can_unpad(model, gradient_checkpointing: bool) -> bool:
-    """Whether a model has replaceable attention that is full and causal, and a plain, frozen linear head."""
+    """Whether a model has replaceable attention that is full and causal, and a plain, frozen linear head.
+
+    A sharded model is left to its own modules: they gather their weights before use, and code that reads weights does not.
+    """
+    if ranks.sharded():
+        return False
     config = model.config.get_text_config()
     plain = all(getattr(config, key, None) is None for key in BEFORE_LOGITS)
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
