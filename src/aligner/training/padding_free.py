@@ -52,7 +52,8 @@ def unpad(trainer, pairs: bool) -> bool:
     """
     model = trainer.model.get_base_model()
     if not can_unpad(model, trainer.args.gradient_checkpointing):
-        print("padding_free: batches are padded, as in trl (not a plain causal model with sdpa attention)", file=sys.stderr)
+        reason = "the base is sharded" if ranks.sharded() else "not a plain causal model with sdpa attention"
+        print(f"padding_free: batches are padded, as in trl ({reason})", file=sys.stderr)
         return False
     stock = model.forward
 

@@ -50,7 +50,7 @@ def _keep_own_rows(trainer) -> None:
     def collate_own(rows: list[dict]) -> dict[str, Any]:
         own = rows[ranks.rank() :: ranks.world()]
         batch = collate(own or rows[:1])
-        if not own and trainer.model_accepts_loss_kwargs:
+        if not own and "labels" in batch:  # transformers counts them on all processes, before it computes a loss
             batch["labels"].fill_(-100)
         batch[OWN] = torch.tensor([[len(own), len(rows)], [tokens_of(own), tokens_of(rows)]])
         return batch
@@ -81,6 +81,6 @@ def _weigh_losses(trainer) -> None:
             loss = stock(model, inputs, *args, **kwargs)
         finally:
             accelerator.gather, accelerator.gather_for_metrics = of_rows, of_metrics
-        return loss if trainer.model_accepts_loss_kwargs else loss * (ranks.world() * own / rows)
+        return loss if kwargs.get("num_items_in_batch") is not None else loss * (ranks.world() * own / rows)
 
     trainer.compute_loss = compute_loss

@@ -39,7 +39,10 @@ def one_process(sampler):
 
 def dpo_trainer_class() -> type:
     """TRL's DPOTrainer for prepared ids and precomputed reference log-probabilities, which it would compute again."""
+    import trl.trainer.dpo_trainer
     from trl import DPOTrainer
+
+    skip_model_hash(trl.trainer.dpo_trainer)
 
     class PreparedDPOTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args, **kwargs):
@@ -59,6 +62,14 @@ def dpo_trainer_class() -> type:
             self.loss_weights = [weight * ratio if term == "sft" else weight for term, weight in terms]
 
     return PreparedDPOTrainer
+
+
+def skip_model_hash(module) -> None:
+    """Stops a trainer of trl from hashing the whole model for the name of a cache that prepared trainers do not write.
+
+    It reads every weight, which a sharded model does not allow. module: the one that defines the trainer.
+    """
+    module.hash_module = lambda model: None
 
 
 def pairwise_losses(trainer, rows) -> tuple[list[float], list[float]]:
