@@ -40,6 +40,8 @@ OF_PARAMS = {
     "models.mini.attn_implementation": LOADERS,
     "models.mini.threads": LOADERS,
     "models.mini.padding_free": ["sft", "dpo", "score"],
+    "models.mini.processes": ["sft", "dpo", "score"],
+    "models.mini.shard": ["sft", "dpo", "score"],
     "models.mini.gradient_checkpointing": ["sft", "dpo", "score"],
     "models.mini.torch_compile": ["sft", "dpo", "score"],
     "models.mini.sft": ["sft", "score"],

@@ -89,7 +89,7 @@ def test_a_killed_rank_ends_the_stage_and_leaves_no_process(tmp_path, rank):
     message = f"sft: process {rank} of 3 (RANK={rank}) was killed by SIGKILL, and the others were stopped. Resume: dvc repro"
     *_, last = several.said(folder).splitlines()
     assert code == 1 and last == message and "Traceback" not in several.said(folder)
-    (record,) = (json.loads(path.read_text()) for path in (folder / "experiments").iterdir())
+    (record,) = (json.loads(path.read_text()) for path in (folder / "experiments").glob("sft-*.json"))
     assert record["state"] == "failed" and f"process {rank} of 3" in record["reason"]
 
 
