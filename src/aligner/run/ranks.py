@@ -40,6 +40,7 @@ class _State:
         self.helpers: list[subprocess.Popen] = []
         self.environment: dict[str, str | None] = {}  # the values that `start` replaced
         self.joined = self.sharded = self.ended = False
+        self.give_up: Callable[[str], None] = lambda reason: None  # see `together`
         self.lost: list[tuple[int, int]] = []  # (rank, exit code) of helpers that failed, the first one first
 
 
@@ -117,9 +118,7 @@ def together(give_up: Callable[[str], None]) -> Iterator[None]:
 
     give_up: reports that message and records the end, for a rank 0 that waits in a collective operation and notices no loss.
     """
-    watchers = threading.Thread(target=_watch, args=(give_up,), daemon=True)
-    _state.ended = False
-    watchers.start()
+    _state.give_up, _state.ended, _state.lost = give_up, False, []
     try:
         yield
         if world() > 1:
@@ -162,6 +161,7 @@ def _start_helpers(processes: int) -> None:
                 start_new_session=True,  # Ctrl-C reaches rank 0 alone, which tells the others after the step
             )
         )
+    threading.Thread(target=_watch, daemon=True).start()
 
 
 def _end_with_the_stage() -> None:
@@ -169,7 +169,7 @@ def _end_with_the_stage() -> None:
     os._exit(1)
 
 
-def _watch(give_up: Callable[[str], None]) -> None:
+def _watch() -> None:
     """Waits until a helper fails; ends this process if it does not end by itself."""
     while not _state.ended and not _state.lost:
         time.sleep(0.1)
@@ -178,7 +178,7 @@ def _watch(give_up: Callable[[str], None]) -> None:
         return
     time.sleep(GRACE)
     if not _state.ended:
-        give_up(_reason(None))
+        _state.give_up(_reason(None))
         _stop()
         os._exit(1)
 
@@ -272,8 +272,8 @@ def own(items: list) -> list:
     return items if sharded() else items[rank() :: world()] if world() > 1 else items
 
 
-def summed(rows: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """The element-wise sums over the processes of what each computed for its `own` share."""
+def summed(rows: list[Any]) -> list[Any]:
+    """The element-wise sums over the processes of tuples of numbers, which each computed for its `own` share."""
     if world() == 1 or sharded():
         return rows
     return [tuple(map(math.fsum, zip(*each, strict=True))) for each in zip(*gathered(rows), strict=True)]
