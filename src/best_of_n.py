@@ -64,7 +64,7 @@ HEADLINE: dict[str, tuple[str, ...]] = {
 
 def main(run: Run) -> None:
     params = parameters.load(PARAMS)
-    setup = begin(run, params)
+    setup = begin(run, params, alone=True)
     prompts, references = list(read_jsonl(PROMPTS)), read_references()
     policy = load_model(params.model_entry, setup.runtime, setup.chat, SFT_ADAPTER)
     check_room(policy, prompts, params.generate.max_new_tokens)

@@ -80,7 +80,9 @@ def check_keywords(references: Sequence[dict[str, Any]]) -> None:
     """InputError if a prompt has no keywords: the league compares hit rates."""
     silent = len(references) - len(with_keywords(references))
     if silent:
-        raise InputError(f"{silent} of {len(references)} eval prompts have no keywords, and the league compares hit rates; see prepare.eval")
+        raise InputError(
+            f"{silent} of {len(references)} eval prompts have no keywords, and the league compares hit rates; see prepare.eval"
+        )
 
 
 def generated_by(name: str) -> str:

@@ -54,7 +54,7 @@ HEADLINE: dict[str, tuple[str, ...]] = {
 
 def main(run: Run) -> None:
     params = parameters.load(PARAMS)
-    setup = begin(run, params)
+    setup = begin(run, params, alone=True)
     from aligner.training import padding_free  # imports torch, which must load after begin
 
     chat, entry, orpo = setup.chat, params.model_entry, params.orpo

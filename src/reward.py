@@ -47,7 +47,7 @@ HEADLINE: dict[str, tuple[str, ...]] = {
 
 def main(run: Run) -> None:
     params = parameters.load(PARAMS)
-    setup = begin(run, params)
+    setup = begin(run, params, alone=True)
     chat = setup.chat
     check_provenance(SFT_ADAPTER, setup.provenance)
     pairs, validation = list(read_jsonl(TRAIN)), list(read_jsonl(VALIDATION))

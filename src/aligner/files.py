@@ -1,4 +1,4 @@
-"""Reads and writes JSON, JSON lines and CSV, with the same bytes on every machine."""
+"""Reads and writes JSON, JSON lines and CSV, with the same bytes on every machine. Of several processes, rank 0 writes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from aligner.run import ranks
 from aligner.run.errors import InputError
 
 
@@ -29,6 +30,8 @@ def read_json(path: Path) -> Any:
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """Writes one JSON object per line. ValueError for NaN and infinities."""
+    if not ranks.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
@@ -42,12 +45,16 @@ def read_jsonl(path: Path) -> Iterator[dict]:
 
 
 def write_text(path: Path, text: str) -> None:
+    if not ranks.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_csv(path: Path, columns: list[str], rows: Iterable[Iterable]) -> None:
     """Writes a table for a plot: floats to six significant digits, None as an empty cell. ValueError for NaN and infinities."""
+    if not ranks.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

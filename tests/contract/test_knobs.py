@@ -26,6 +26,7 @@ import sft
 from aligner.files import write_jsonl
 from aligner.model import loading
 from aligner.run import params as parameters
+from aligner.run import ranks
 from aligner.run.errors import InputError
 from aligner.run.record import Run
 from aligner.training.rewards import REWARDS
@@ -63,6 +64,8 @@ RULES = {
     "models.*.dtype": Rule("bfloat16"),
     "models.*.attn_implementation": Rule("eager"),
     "models.*.threads": Rule(2),
+    "models.*.processes": Rule(2),
+    "models.*.shard": Rule(True),
     "models.*.padding_free": Rule(False),
     "models.*.gradient_checkpointing": Rule(True),
     "models.*.torch_compile": Rule(True),
@@ -277,7 +280,7 @@ def spy(patch, to_the_end):
     import torch
     import transformers
 
-    met = {"bases": [], "attention": [], "shapes": [], "compiled": []}
+    met = {"bases": [], "attention": [], "shapes": [], "compiled": [], "processes": []}
 
     def noting(*arguments):
         base = loading.load_base(*arguments)
@@ -294,6 +297,7 @@ def spy(patch, to_the_end):
 
     for stage in (sft, dpo, kto, orpo, generate):
         patch.setattr(stage, "load_base", noting)
+    patch.setattr(ranks, "start", lambda *wanted: met["processes"].append(wanted))  # test_several_processes.py starts them
     patch.setattr(torch.nn.Module, "compile", lambda layer, **how: met["compiled"].append((type(layer).__name__, how)))
     patch.setattr(torch.compiler, "set_stance", lambda stance: contextlib.nullcontext())
     if not to_the_end:
@@ -338,6 +342,7 @@ def observed(stage, folder, met):
         "checkpointing": [base.is_gradient_checkpointing for base in met["bases"]],
         "shapes": met["shapes"],
         "compiled": met["compiled"],
+        "processes": met["processes"],
     }
 
 

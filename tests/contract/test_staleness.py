@@ -45,6 +45,8 @@ OF_PARAMS = {
     "models.mini.attn_implementation": LOADERS,
     "models.mini.threads": LOADERS,
     "models.mini.padding_free": [*TRAINERS, BEST_OF_N, "score"],
+    "models.mini.processes": [*TRAINERS, "score"],
+    "models.mini.shard": [*TRAINERS, "score"],
     "models.mini.gradient_checkpointing": [*TRAINERS, BEST_OF_N, "score"],
     "models.mini.torch_compile": [*TRAINERS, "score"],
     "models.mini.sft": ["sft", "score"],

@@ -14,6 +14,7 @@ from aligner.files import read_json, write_json
 from aligner.model.chat import Chat
 from aligner.model.hub import TOKENIZER_FILES, WEIGHT_FILES, model_folder
 from aligner.model.runtime import Runtime
+from aligner.run import ranks
 from aligner.run.errors import InputError
 from aligner.run.params import ModelEntry
 
@@ -59,6 +60,7 @@ def load_base(entry: ModelEntry, runtime: Runtime):
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **_sharding(),
         )
     except (*load_errors, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"{entry.path} cannot be loaded as a causal language model: {_reason(error)}") from None
@@ -69,6 +71,15 @@ def load_base(entry: ModelEntry, runtime: Runtime):
             "copy or download the model's files again"
         )
     return base.to(runtime.device)
+
+
+def _sharding() -> dict[str, Any]:
+    """Arguments that give each process a part of the frozen base (FSDP2) while it loads; adapters stay whole on each process."""
+    if not ranks.sharded():
+        return {}
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(fsdp_size=ranks.world())}
 
 
 def check_shards(folder: Path) -> None:
@@ -103,7 +114,7 @@ def load_adapter(base, folder: Path, trainable: bool = False):
 
     Raises InputError when the adapter is missing or damaged, or lacks weights that its configuration describes.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel
     from safetensors import SafetensorError, safe_open
 
     remedy = "the previous stage writes it. Run: dvc repro (or: dvc pull)"
@@ -115,7 +126,7 @@ def load_adapter(base, folder: Path, trainable: bool = False):
         model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, use_safetensors=True)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder / ADAPTER_WEIGHTS} is damaged ({_reason(error)}); {remedy}") from None
-    if stored != set(get_peft_model_state_dict(model)):  # peft would leave missing weights at their random values
+    if stored != set(_adapter_state(model)):  # peft would leave missing weights at their random values
         raise InputError(f"{folder / ADAPTER_WEIGHTS} does not hold the weights that {ADAPTER_CONFIG} describes; {remedy}")
     return model
 
@@ -125,16 +136,27 @@ def save_adapter(model, folder: Path, model_path: str, provenance: dict[str, str
 
     peft keeps `target_modules` in a set, whose order follows the hash seed, and records absolute paths; this normalises both.
     """
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
+    if not ranks.first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_state(model).items()}
     save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
     config.update(base_model_name_or_path=model_path, inference_mode=True)
     write_json(folder / ADAPTER_CONFIG, {key: _plain(config[key]) for key in sorted(config)})
     write_json(folder / PROVENANCE, provenance)
+
+
+def _adapter_state(model) -> dict[str, Any]:
+    """The adapter's tensors by peft's names. With a sharded base peft would first gather all of it, which needs every process."""
+    from peft import get_peft_model_state_dict
+
+    if not ranks.sharded():
+        return get_peft_model_state_dict(model)
+    own = {name: parameter for name, parameter in model.named_parameters() if model.base_model.prefix in name}
+    return get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
 
 
 def check_provenance(folder: Path, expected: dict[str, str]) -> None:

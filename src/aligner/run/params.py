@@ -91,6 +91,8 @@ class ModelEntry(Section):
     dtype: Literal["auto", "float32", "bfloat16"]
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"]
     threads: NonNegativeInt
+    processes: Literal["auto"] | PositiveInt
+    shard: Flag
     padding_free: Flag
     gradient_checkpointing: Flag
     torch_compile: Flag
@@ -262,7 +264,10 @@ LOADING = [
 ]
 # The keys of an entry that single stages of dvc.yaml need beside them.
 OF_FIVE_STAGES = [f"{ENTRY}.{key}" for key in ("max_length", "sft", "dpo", "generate")]
-TRAINING = [*LOADING, *(f"{ENTRY}.{key}" for key in ("gradient_checkpointing", "padding_free", "torch_compile"))]
+TRAINING = [
+    *LOADING,
+    *(f"{ENTRY}.{key}" for key in ("gradient_checkpointing", "padding_free", "processes", "shard", "torch_compile")),
+]
 
 
 def load(names: list[str], path: Path = PARAMS_FILE) -> StageParams:

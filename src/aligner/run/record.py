@@ -21,6 +21,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from aligner.run import ranks
+
 LIBRARIES = [
     "torch",
     "transformers",
@@ -74,7 +76,9 @@ class Run:
         self.write()
 
     def write(self) -> None:
-        """Replaces the file atomically, so no reader sees half of it."""
+        """Replaces the file atomically, so no reader sees half of it; rank 0 alone writes one."""
+        if not ranks.first():
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(self.fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

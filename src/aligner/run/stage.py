@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from aligner.run import ranks
 from aligner.run.errors import InputError
 from aligner.run.record import Run
 from aligner.run.terminal import alive, printable_lines
@@ -48,7 +49,8 @@ def run_stage(stage: str, main: Callable[[Run], None], pipeline: str = "") -> No
 def _recorded(run: Run, main: Callable[[Run], None]) -> None:
     """Runs `main` and records how it ended; a record that cannot be written (a full disk) does not hide the reason."""
     try:
-        main(run)
+        with ranks.together(lambda reason: _give_up(run, reason)):
+            main(run)
     except BaseException as error:
         with contextlib.suppress(OSError):
             run.finish(*_ending(error))
@@ -56,6 +58,13 @@ def _recorded(run: Run, main: Callable[[Run], None]) -> None:
             raise KeyboardInterrupt from None
         raise
     run.finish("completed")
+
+
+def _give_up(run: Run, reason: str) -> None:
+    """Reports and records the loss of a process when rank 0 cannot: it waits for the lost one."""
+    print(printable_lines(f"{run.fields['stage']}: {reason}"), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        run.finish("failed", reason)
 
 
 def _ending(error: BaseException) -> tuple[str, str | None]:
@@ -98,5 +107,8 @@ def _interrupt(signum: int, frame: Any) -> None:
 
 
 def _exit(code: int, message: str) -> None:
-    print(printable_lines(message), file=sys.stderr)
+    if ranks.first():
+        print(printable_lines(message), file=sys.stderr)
+    elif code != 130:
+        ranks.report(printable_lines(message))
     raise SystemExit(code)

@@ -30,11 +30,18 @@ from pathlib import Path
 from typing import Any
 
 from aligner.model.loading import save_adapter
+from aligner.run import ranks
 from aligner.run.errors import InputError
 from aligner.run.imports import SOURCE, code_of
 from aligner.run.record import LIBRARIES, installed, json_value
 from aligner.run.stage import deferred_interrupt, interrupted
-from aligner.training.trl_internals import restore_unlogged_sums, save_training_state, take_over_saving, unlogged_sums
+from aligner.training.trl_internals import (
+    random_state,
+    restore_unlogged_sums,
+    save_training_state,
+    take_over_saving,
+    unlogged_sums,
+)
 
 SECONDS = 30.0  # between two checkpoints, or more:
 SHARE = 0.01  # the largest share of the time that writing them may take
@@ -68,9 +75,12 @@ def locked(stage: str, run: str) -> Iterator[Checkpoints]:
     """Locks the checkpoints of one run for this process, and deletes them once the block has written the stage's outputs.
 
     There are two locks: one per run, and one per stage of a working tree, whose outputs only one process may write. Raises
-    InputError when another process holds one.
+    InputError when another process holds one. Of the processes of one training, rank 0 holds the locks for all.
     """
     folder = _root() / stage / run
+    if not ranks.first():
+        yield Checkpoints(stage, folder)
+        return
     with alone(Path(".cache/checkpoints") / f"{stage}.lock"), alone(folder.with_name(f"{run}.lock")):
         clean_up(folder)
         folder.mkdir(exist_ok=True)
@@ -91,16 +101,17 @@ class Checkpoints:
         """
         from transformers import TrainerCallback
 
-        newest = self.newest()
+        newest, sums = ranks.same(self.start_of(trainer) if ranks.first() else None)
 
         class Saver(TrainerCallback):
             def on_train_begin(_, args, state, control, **kwargs):
                 if newest is not None:
-                    restore_unlogged_sums(trainer, json.loads((newest / PROGRESS).read_text(encoding="utf-8")))
+                    restore_unlogged_sums(trainer, own_sums(sums))
                 self.next_due = time.monotonic() + SECONDS
 
             def on_step_end(_, args, state, control, **kwargs):
-                due = interrupted() or time.monotonic() >= self.next_due
+                due = interrupted() or (ranks.first() and time.monotonic() >= self.next_due)
+                due = ranks.anywhere(due)
                 control.should_save = due and state.global_step < state.max_steps  # no resuming after the last step
 
         trainer.add_callback(Saver())
@@ -108,6 +119,20 @@ class Checkpoints:
         with deferred_interrupt(f"{self.stage}: finishing and saving this step; interrupt again to stop at once"):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         return step_of(newest) if newest else 0
+
+    def start_of(self, trainer) -> tuple[Path | None, list[dict[str, Any]]]:
+        """The newest intact checkpoint and the unlogged sums of each process in it.
+
+        Raises InputError if another number of processes wrote it and the model has dropout, which draws other values for them.
+        """
+        newest = self.newest()
+        sums = json.loads((newest / PROGRESS).read_text(encoding="utf-8")) if newest else []
+        if newest and len(sums) != ranks.world() and has_dropout(trainer.model):
+            raise InputError(
+                f"{newest} is a checkpoint of {len(sums)} processes, and with dropout {ranks.world()} would train otherwise. "
+                f"Set models.<name>.processes to {len(sums)}, or begin anew: rm -r {self.folder}"
+            )
+        return newest, sums
 
     def newest(self) -> Path | None:
         """The newest intact checkpoint, if any; damaged ones are reported and deleted."""
@@ -130,9 +155,9 @@ class Checkpoints:
             if interrupted():
                 raise KeyboardInterrupt(self._unwritten(path, error)) from None
             raise InputError(f"{self._unwritten(path, error)}. Free some space, then: dvc repro") from None
-        for old in finished_checkpoints(self.folder)[:-KEPT_CHECKPOINTS]:
+        for old in finished_checkpoints(self.folder)[:-KEPT_CHECKPOINTS] if ranks.first() else []:
             shutil.rmtree(old, ignore_errors=True)
-        if interrupted():
+        if ranks.anywhere(interrupted()):
             raise KeyboardInterrupt(f"step {state.global_step} of {state.max_steps} is saved")
         now = time.monotonic()
         self.next_due = now + max(SECONDS, (now - started) / SHARE)
@@ -148,16 +173,24 @@ class Checkpoints:
 
 
 def write(trainer, path: Path) -> None:
-    """Writes the full state of a trainer between two steps; `path` appears complete or not at all."""
+    """Writes the full state of a trainer between two steps; `path` appears complete or not at all.
+
+    Rank 0 writes it, with the unlogged sums and random states of all processes.
+    """
+    sums, random_states = ranks.gathered(unlogged_sums(trainer)), ranks.gathered(random_state(trainer))
+    if not ranks.first():
+        return
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.mkdir(parents=True)
     try:
         save_adapter(trainer.model, unfinished, "", {})
         save_training_state(trainer, unfinished)
+        for name, content in random_states:
+            (unfinished / name).write_bytes(content)
         trainer.state.save_to_json(str(unfinished / STATE))
-        (unfinished / PROGRESS).write_text(json.dumps(unlogged_sums(trainer)), encoding="utf-8")
-        sums = "".join(f"{sha256(file)}  {file.name}\n" for file in _files([unfinished]))
-        (unfinished / SUMS).write_text(sums, encoding="utf-8", newline="\n")
+        (unfinished / PROGRESS).write_text(json.dumps(sums), encoding="utf-8")
+        lines = "".join(f"{sha256(file)}  {file.name}\n" for file in _files([unfinished]))
+        (unfinished / SUMS).write_text(lines, encoding="utf-8", newline="\n")
         for file in _files([unfinished]):
             sync(file)
         sync(unfinished)
@@ -166,6 +199,20 @@ def write(trainer, path: Path) -> None:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def own_sums(sums: list[dict[str, Any]]) -> dict[str, Any]:
+    """This process's unlogged sums; from another number of processes the mean loss, and all else is the same on each."""
+    if len(sums) == ranks.world():
+        return sums[ranks.rank()]
+    return {**sums[0], "loss": sum(each["loss"] for each in sums) / len(sums)}
+
+
+def has_dropout(model) -> bool:
+    """Whether training draws random numbers in the model."""
+    import torch
+
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def find_damage(path: Path) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from aligner.model.batches import batches, padded, token_log_probabilities
 from aligner.model.chat import Chat
+from aligner.run import ranks
 
 
 def special_ids(chat: Chat) -> frozenset[int]:
@@ -64,7 +65,7 @@ def measure(
     loss = correct = text = 0.0
     was_training = model.training
     model.eval()
-    for indices in batches(rows, batch_size, lambda row: len(row["input_ids"])):
+    for indices in ranks.own(batches(rows, batch_size, lambda row: len(row["input_ids"]))):
         batch = [rows[index] for index in indices]
         ids, mask = padded([row["input_ids"] for row in batch], pad_id, model.device)
         labels, _ = padded([row["labels"] for row in batch], -100, model.device)
@@ -80,6 +81,7 @@ def measure(
         text -= log_probabilities[of_text].sum().item()
         correct += right[supervised_positions].sum().item()
     model.train(was_training)
+    ((loss, correct, text),) = ranks.summed([(loss, correct, text)])
     total = supervised(rows)
     return {"validation_loss": loss / total, "token_accuracy": correct / total, "text_nats": text}
 

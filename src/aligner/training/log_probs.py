@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aligner.model.batches import batches, padded, token_log_probabilities
+from aligner.run import ranks
 
 PAIR = ("chosen_ids", "rejected_ids")
 
@@ -29,7 +30,7 @@ def log_probabilities(
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
     was_training = model.training
     model.eval()
-    for indices in batches(rows, batch_size, lambda row: pair_tokens(row, sides)):
+    for indices in ranks.own(batches(rows, batch_size, lambda row: pair_tokens(row, sides))):
         batch = [rows[index] for index in indices]
         sequences = [row["prompt_ids"] + row[side] for side in sides for row in batch]
         prompts = [len(row["prompt_ids"]) for row in batch] * 2
@@ -45,7 +46,7 @@ def log_probabilities(
         for place, index in enumerate(indices):
             results[index] = (sums[place], sums[place + len(batch)])
     model.train(was_training)
-    return results
+    return ranks.summed(results)
 
 
 def pair_tokens(row: dict[str, Any], sides: tuple[str, str] = PAIR) -> int:

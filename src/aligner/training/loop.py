@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from aligner.files import write_csv
+from aligner.run import ranks
 from aligner.run.errors import InputError
 from aligner.run.record import Run
 from aligner.run.terminal import bar
 from aligner.training import reporting
 from aligner.training.checkpoints import Checkpoints
 from aligner.training.setup import keep_input_dtype
+from aligner.training.shares import deal_rows
 
 
 def train(
@@ -29,17 +31,21 @@ def train(
 ) -> dict[str, float]:
     """Trains to the end with a progress line and returns the last held-out measures; InputError if training diverged.
 
+    Several processes train together; afterwards rank 0 continues alone, unless the base is sharded (aligner/run/ranks.py).
+
     run is the stage's record; `observe` explains the other arguments. curves: plots that are written at each new point, so that
     they can be watched, and once more at the end.
     """
     stage = checkpoints.stage
     latest = observe(trainer, stage, tokens, eval_steps, evaluate, curves or {})
     reporting.attach(trainer, run.path.with_suffix(""))
+    deal_rows(trainer)
     keep_input_dtype(trainer)
     earlier = checkpoints.train(trainer)
     new = 1 - earlier / trainer.state.max_steps
     run.note(earlier_steps=earlier, tokens_per_second=round(new * tokens / run.phase("train")))
     require_finite(stage, latest)
+    ranks.part()
     write_curves(trainer.state.log_history, curves or {})
     return latest
 

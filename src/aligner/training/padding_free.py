@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from aligner.run import ranks
 from aligner.training import llama_layer
 
 NAME = "unpadded"
@@ -51,7 +52,8 @@ def unpad(trainer, pairs: bool) -> bool:
     """
     model = trainer.model.get_base_model()
     if not can_unpad(model, trainer.args.gradient_checkpointing):
-        print("padding_free: batches are padded, as in trl (not a plain causal model with sdpa attention)", file=sys.stderr)
+        reason = "the base is sharded" if ranks.sharded() else "not a plain causal model with sdpa attention"
+        print(f"padding_free: batches are padded, as in trl ({reason})", file=sys.stderr)
         return False
     stock = model.forward
 
@@ -85,7 +87,12 @@ def fits(model, settings) -> bool:
 
 
 def can_unpad(model, gradient_checkpointing: bool) -> bool:
-    """Whether a model has replaceable attention that is full and causal, and a plain, frozen linear head."""
+    """Whether a model has replaceable attention that is full and causal, and a plain, frozen linear head.
+
+    A sharded model is left to its own modules: they gather their weights before use, and code that reads weights does not.
+    """
+    if ranks.sharded():
+        return False
     config = model.config.get_text_config()
     plain = all(getattr(config, key, None) is None for key in BEFORE_LOGITS)
     return can_unpad_body(model, gradient_checkpointing) and plain and not model.get_output_embeddings().weight.requires_grad

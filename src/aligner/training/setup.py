@@ -15,6 +15,7 @@ from aligner.model import runtime
 from aligner.model.chat import Chat
 from aligner.model.loading import PREPARED_CHAT, base_fingerprint, check_chat, load_chat
 from aligner.model.runtime import Runtime
+from aligner.run import ranks
 from aligner.run.errors import InputError
 from aligner.run.params import ModelEntry, Optimisation, StageParams, Training
 from aligner.run.record import Run
@@ -32,19 +33,48 @@ class Setup:
     provenance: dict[str, str]
 
     def checkpoints(self, stage: str, files: list[Path]) -> AbstractContextManager[Checkpoints]:
-        """The checkpoints of the run that these parameters, this machine and the bytes of `files` determine."""
-        determined_by = {"params": self.params, "runtime": self.runtime, "provenance": self.provenance}
+        """The checkpoints of the run that these parameters, this machine and the bytes of `files` determine.
+
+        The number of processes is no part of a run's identity: a run may resume with another number.
+        """
+        entry = self.params.model_entry.model_copy(update={"processes": 1, "shard": False})
+        params = self.params.model_copy(update={"model_entry": entry})
+        determined_by = {"params": params, "runtime": self.runtime, "provenance": self.provenance}
         return checkpoints.locked(stage, checkpoints.run_fingerprint(stage, [PREPARED_CHAT, *files], **determined_by))
 
 
-def begin(run: Run, params: StageParams) -> Setup:
-    """Prepares the process and loads the chat renderer; InputError unless prepare used the same tokenizer and template."""
+def begin(run: Run, params: StageParams, alone: bool = False) -> Setup:
+    """Prepares the process and loads the chat renderer; InputError unless prepare used the same tokenizer and template.
+
+    alone: the stage trains on one process only.
+    """
     run.note(params=params, seed=params.seed, report_to=reporting.chosen())
+    ranks.start(processes(params.model_entry, alone), params.model_entry.shard)  # helpers load their libraries meanwhile
     started = runtime.start(params.model_entry, params.seed, training=True)
+    ranks.join(started.device)
     chat = load_chat(params.model_entry)
     check_chat(chat, read_json(PREPARED_CHAT))
-    run.note(device=started.device, dtype=str(started.dtype), threads=started.threads)
+    run.note(device=started.device, dtype=str(started.dtype), threads=started.threads, processes=ranks.world())
     return Setup(params, started, chat, {"base": base_fingerprint(params.model_entry), "chat": chat.fingerprint})
+
+
+def processes(entry: ModelEntry, alone: bool = False) -> int:
+    """The number of processes that an entry asks for; `auto` is one for each GPU, and one without a GPU.
+
+    alone: `auto` is one, and InputError if the entry asks for more, or for a sharded base.
+    """
+    if alone:
+        if entry.processes not in ("auto", 1) or entry.shard:
+            raise InputError("params.yaml: only sft and dpo train on several processes; set processes to 1 and shard to false")
+        return 1
+    if entry.processes != "auto":
+        return entry.processes
+    if entry.device not in ("auto", "cuda"):
+        return 1
+    runtime.set_environment()  # before torch loads
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def training_arguments(
@@ -80,6 +110,8 @@ def training_arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
     }
 
 

@@ -5,6 +5,7 @@ tests/training/test_trl_internals.py asserts that each attribute still exists.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,30 @@ def sft_trainer_class() -> type:
         def _get_train_sampler(self, *args, **kwargs):
             sampler: Any = super()._get_train_sampler(*args, **kwargs)
             if self.args.train_sampling_strategy == "batch_rebalance":
+                sampler = one_process(sampler)
                 sampler.seed = self.args.data_seed
             return sampler
 
     return SeededSFTTrainer
 
 
+def one_process(sampler):
+    """A BatchRebalanceSampler with the batches of one process, whose rows `deal_rows` deals out."""
+    return type(sampler)(
+        lengths=sampler.lengths,
+        effective_batch_size=sampler.effective_batch_size // sampler.dp_size,
+        dp_size=1,
+        grad_accum=sampler.grad_accum,
+        drop_last=sampler.drop_last,
+    )
+
+
 def dpo_trainer_class() -> type:
     """TRL's DPOTrainer for prepared ids and precomputed reference log-probabilities, which it would compute again."""
+    import trl.trainer.dpo_trainer
     from trl import DPOTrainer
+
+    skip_model_hash(trl.trainer.dpo_trainer)
 
     class PreparedDPOTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args, **kwargs):
@@ -36,6 +52,16 @@ def dpo_trainer_class() -> type:
 
         def _precompute_ref_logps(self, dataset, *args, **kwargs):
             return dataset
+
+        def tokens_of(self, rows) -> int:
+            return sum(len(row["chosen_ids"]) for row in rows)
+
+        def weigh_by_tokens(self, of_tokens: float, of_rows: float) -> None:
+            """Several processes: the sft term is a mean over tokens, and `deal_rows` weighs the whole loss by pairs."""
+            self.whole_weights = getattr(self, "whole_weights", self.loss_weights)
+            ratio = of_tokens / of_rows if of_rows else 0.0
+            terms = zip(self.loss_types, self.whole_weights, strict=True)
+            self.loss_weights = [weight * ratio if term == "sft" else weight for term, weight in terms]
 
     return PreparedDPOTrainer
 
@@ -102,6 +128,14 @@ def orpo_trainer_class() -> type:
     return PreparedORPOTrainer
 
 
+def skip_model_hash(module) -> None:
+    """Stops a trainer of trl from hashing the whole model for the name of a cache that prepared trainers do not write.
+
+    It reads every weight, which a sharded model does not allow. module: the one that defines the trainer.
+    """
+    module.hash_module = lambda model: None
+
+
 def pairwise_losses(trainer, rows) -> tuple[list[float], list[float]]:
     """(losses, absolute rewards) of a DPO trainer, computed for each row separately; leaves the trainer's state unchanged.
 
@@ -128,9 +162,16 @@ def take_over_saving(trainer, save: Callable[[], None]) -> None:
 
 
 def save_training_state(trainer, folder: Path) -> None:
-    """Writes optimiser, scheduler and random state to the files that transformers reads when it resumes."""
+    """Writes optimiser and scheduler to the files that transformers reads when it resumes."""
     trainer._save_optimizer_and_scheduler(str(folder))
-    trainer._save_rng_state(str(folder))
+
+
+def random_state(trainer) -> tuple[str, bytes]:
+    """Name and content of the file from which transformers restores this process's random state."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer._save_rng_state(folder)
+        (file,) = Path(folder).iterdir()
+        return file.name, file.read_bytes()
 
 
 def unlogged_sums(trainer) -> dict[str, Any]:
