@@ -16,12 +16,12 @@ from collections.abc import Iterator
 
 from aligner.files import read_json
 from aligner.model import runtime
-from aligner.model.loading import ADAPTER_WEIGHTS, PREPARED_CHAT, check_chat, load_chat
+from aligner.model.loading import PREPARED_CHAT, check_chat, load_chat
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.serving.models import Models
 from aligner.serving.terminal import Conversation
-from generate import ADAPTERS, PARAMS, generation_settings, load_model
+from generate import OF_FIVE_STAGES, PARAMS, adapter_of, generation_settings, load_model, trained
 
 LOCAL = "127.0.0.1"
 
@@ -33,9 +33,11 @@ def main(name: str | None, port: int | None, host: str) -> None:
 
         serve(models, host, port)
     else:
-        chosen = name or models.names[-1]
+        chosen = name or [each for each in models.names if each in OF_FIVE_STAGES][-1]
         if chosen not in models.names:
-            raise InputError(f"there is no {ADAPTERS[chosen]} yet. Run: dvc repro (or: dvc pull)")
+            raise InputError(
+                f"there is no adapter in {adapter_of(chosen)} (there are: {', '.join(models.names)}). Run: dvc repro"
+            )
         models.get(chosen)
         Conversation(models, chosen, sys.stdout).run(typed_lines() if sys.stdin.isatty() else sys.stdin)
 
@@ -47,11 +49,10 @@ def open_models() -> Models:
     chat = load_chat(params.model_entry)
     if PREPARED_CHAT.is_file():
         check_chat(chat, read_json(PREPARED_CHAT))
-    names = [name for name, adapter in ADAPTERS.items() if adapter is None or (adapter / ADAPTER_WEIGHTS).is_file()]
     return Models(
-        names,
+        trained(),
         chat,
-        lambda name: load_model(params.model_entry, started, chat, ADAPTERS[name]),
+        lambda name: load_model(params.model_entry, started, chat, adapter_of(name)),
         generation_settings(params.generate, chat),
     )
 
@@ -71,7 +72,11 @@ def typed_lines() -> Iterator[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", choices=list(ADAPTERS), help="whom to talk to; default: the last that is there")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        help="whom to talk to: base, sft, dpo, or another folder of models/; default: the last of the three that is there",
+    )
     parser.add_argument("--serve", type=int, metavar="PORT", help="serve instead of a conversation")
     parser.add_argument("--host", default=LOCAL, help=f"the address to serve on; default: {LOCAL}, this machine only")
     arguments = parser.parse_args()

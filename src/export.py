@@ -32,7 +32,7 @@ from aligner.model.loading import (
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.serving import card, export, gguf_file
-from generate import ADAPTERS, PARAMS, PROMPTS, check_room, generation_settings
+from generate import PARAMS, PROMPTS, adapter_of, check_room, generation_settings
 
 REFERENCES = Path("data/prepared/references.jsonl")
 FORMATS = ("safetensors", "gguf")
@@ -64,13 +64,14 @@ def write(name: str, folder: Path, format: str, dtype: str | None) -> None:
     check_chat(chat, read_json(PREPARED_CHAT))
     dtype = dtype or str(started.dtype).removeprefix("torch.")
     greedy = generation_settings(params.generate.model_copy(update={"do_sample": False}), chat)
-    adapted = with_adapter(entry, started, ADAPTERS[name], chat)
+    adapter = adapter_of(name)
+    adapted = with_adapter(entry, started, adapter, chat)
     prompts = export.with_texts(read_jsonl(PROMPTS), read_jsonl(REFERENCES))
     check_room(adapted, prompts, params.generate.max_new_tokens)
 
     full = dataclasses.replace(started, dtype=torch.float32)  # merged in full precision, then rounded once
-    merged = with_adapter(entry, full, ADAPTERS[name], chat)
-    merged = merged.merge_and_unload() if ADAPTERS[name] else merged
+    merged = with_adapter(entry, full, adapter, chat)
+    merged = merged.merge_and_unload() if adapter else merged
     export.write_model(merged.to(getattr(torch, dtype)), folder, entry, chat, generation_settings(params.generate, chat))
     del merged
     plain = export.load_plain(folder, started.device)
@@ -79,7 +80,7 @@ def write(name: str, folder: Path, format: str, dtype: str | None) -> None:
     parity.refuse()
 
     notes = []
-    if (adapter := ADAPTERS[name]) is not None:
+    if adapter is not None:
         export.write_adapter(adapter, folder / "adapter", entry)
         notes.append("`adapter/`: the adapter alone, for peft; `base_model_name_or_path` names its base")
     if format == "gguf":
@@ -104,7 +105,7 @@ def with_adapter(entry, started, adapter: Path | None, chat):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=list(ADAPTERS), help="which model")
+    parser.add_argument("model", help="which model: base, sft, dpo, or another folder of models/")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="gguf adds a file for llama.cpp")
     parser.add_argument(

@@ -20,6 +20,7 @@ from aligner.model.batches import batches
 from aligner.model.chat import Chat
 from aligner.model.generation import complete, end_ids, end_index
 from aligner.model.loading import (
+    ADAPTER_WEIGHTS,
     PREPARED_CHAT,
     base_fingerprint,
     check_chat,
@@ -40,6 +41,7 @@ PARAMS = [*parameters.LOADING, "generate", "models.${model}.generate", "seed"]
 PROMPTS = Path("data/prepared/prompts.jsonl")
 ADAPTERS = Path("models")
 OF_FIVE_STAGES = ("base", "sft", "dpo")
+REWARD_MODEL = "reward"  # scores answers and gives none
 GENERATED = Path("data/generated")
 
 
@@ -67,6 +69,14 @@ def adapter_of(name: str) -> Path | None:
     if Path(name).name != name:
         raise InputError(f"{name!r} is no model: give base, or the name of a folder in {ADAPTERS}/")
     return None if name == "base" else ADAPTERS / name
+
+
+def trained() -> list[str]:
+    """base, sft and dpo, and every other folder of models/ with an adapter, as far as they are there."""
+    folders = [path.parent.name for path in sorted(ADAPTERS.glob(f"*/{ADAPTER_WEIGHTS}"))]
+    return [name for name in OF_FIVE_STAGES if name in ("base", *folders)] + [
+        name for name in folders if name not in OF_FIVE_STAGES
+    ]
 
 
 def load_model(entry: ModelEntry, runtime: Runtime, chat: Chat, adapter: Path | None):

@@ -181,7 +181,8 @@ def test_an_answer_that_says_a_sentence_twice_counts(folder):
 def test_alpha_and_the_margin_of_params_decide_verdicts(folder):
     """Three prompts cannot be significant at .05; a margin that no difference exceeds makes any two models equivalent.
 
-    Then dpo over base is +1/2, +1, +1/2: p = 2/8, times 6 is above 1; sd .2887, MDE at alpha .4 (.8416 + .8416) * .2887 / sqrt(3) = 28.1 pp.
+    Then dpo over base is +1/2, +1, +1/2: p = 2/8, times 6 is above 1; sd .2887, and the MDE at alpha .4 is
+    (.8416 + .8416) * .2887 / sqrt(3) = 28.1 pp.
     """
     run()
     assert pair_of("dpo_vs_base")["decision"]["verdict"].startswith("inconclusive (MDE ")
