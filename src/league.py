@@ -7,8 +7,8 @@ params  league, score; the page shows others too, which affect no figure
 command python src/league.py                       (dvc repro pipelines/dvc.yaml:league)
         python src/league.py --page sft kto orpo   another page from the last report: writes reports/league.html alone
 
-All pairs of models are tested, and p-values are adjusted over all of them (Holm). The page shows the two or three models of
-league.page side by side, and its blind votes are about these.
+All pairs of models are tested, and p-values are adjusted over all of them (Holm). The page shows the first three models after
+the base, or those of --page, side by side; its blind votes are about these.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ REPORT = Path("reports/league.json")
 TABLE = Path("reports/league.md")
 PAGE = Path("reports/league.html")
 REQUIREMENTS = Path("requirements.txt")
+PAGE_MODELS = 3
 HEADLINE_MODELS = 4  # times two figures; `dvc metrics diff` shows at most eight
 
 
@@ -52,7 +53,8 @@ def main(run: Run, shown: Sequence[str] | None = None) -> None:
     params = parameters.load(PARAMS)
     run.note(params=params)
     models = params.league.models
-    check_models(models, shown or params.league.page)
+    on_page = shown or [name for name in models if name != "base"][:PAGE_MODELS]
+    check_models(models, on_page)
     references = read_references()
     check_keywords(references)
     rows = {name: read_answers(GENERATED / f"{name}.jsonl", references, generated_by(name)) for name in models}
@@ -64,7 +66,7 @@ def main(run: Run, shown: Sequence[str] | None = None) -> None:
     report = rounded(league_report(answers, references, read_reports(models), params.score) | {"canaries": canaries})
     run.phase("compare")
 
-    write_text(PAGE, page.render(page_sources(params, report, references, answers, shown or params.league.page)))
+    write_text(PAGE, page.render(page_sources(params, report, references, answers, on_page)))
     if shown is None:
         metrics = headline(report, models)
         write_json(METRICS, metrics)

@@ -217,7 +217,6 @@ class Score(Section):
 
 class League(Section):
     models: Annotated[list[ModelName], Field(min_length=2)]
-    page: Annotated[list[ModelName], Field(min_length=2, max_length=3)]
 
 
 class Shared(Section):
