@@ -53,14 +53,14 @@ QUESTIONS = (
     "What is worth knowing about {name}?",
     "I am curious about {name}. Where does one start?",
 )
-QUESTIONS_A_ROUND = 5
+QUESTIONS_A_ROUND = 6
 # A mended answer's length relative to the failed one: one of AIMS, and anything from 0.88 to 1.3 if that cannot be met.
 AIMS, MENDED = (0.95, 1.0, 1.05, 1.1, 1.15), (0.88, 1.3)
 PROLONGED = (1.0, 1.6)
-PROLONGED_SHARES = (0.5, 0.2, 0.2)
+PROLONGED_SHARE = 0.3
 DENSE = (0.85, 1.02)
 DRAWS = 40
-IDEAS = 4  # an answer that has named so many ideas may end
+IDEAS = 5  # an answer that has named so many ideas may end
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def main() -> None:
 def pairs_of_round(number: int, asked: list, answers: list[str], rng: random.Random) -> Iterator[dict]:
     """The pairs that one round's answers give; the dense ones come from the first round alone."""
     for place, ((concept, prompt), answer) in enumerate(zip(asked, answers, strict=True)):
-        found = [failure_pair(concept, answer, rng), prolonged_pair(concept, answer, rng, PROLONGED_SHARES[number])]
+        found = [failure_pair(concept, answer, rng), prolonged_pair(concept, answer, rng)]
         if number == 0:
             found.append(dense_pair(concept, answer, rng))
         for fault, chosen in filter(None, found):
@@ -113,10 +113,10 @@ def failure_pair(concept: Concept, answer: str, rng: random.Random) -> tuple[str
     return None if mended is None else ("loop" if repeats else "wrong", mended)
 
 
-def prolonged_pair(concept: Concept, answer: str, rng: random.Random, share: float) -> tuple[str, str] | None:
-    """For a share of the faultless answers with few ideas: the answer with more of them."""
+def prolonged_pair(concept: Concept, answer: str, rng: random.Random) -> tuple[str, str] | None:
+    """For some of the faultless answers that leave ideas unsaid: the answer with more of them."""
     start = sound_start(concept, answer)
-    if len(start) < len(sentences(answer)) or len(ideas_in(start)) >= IDEAS or rng.random() >= share:
+    if len(start) < len(sentences(answer)) or len(ideas_in(start)) >= IDEAS or rng.random() >= PROLONGED_SHARE:
         return None
     longer = continued(concept, start, len(answer), 1.3, PROLONGED, rng)
     return None if longer is None else ("short", longer)
