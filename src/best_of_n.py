@@ -80,7 +80,7 @@ def main(run: Run) -> None:
         scorer = scorer_of(reference)
         rows = [measures(row["answer"], reference, scorer, catalogue) for row, _ in samples]
         measured.append([{"reward": reward, **row} for reward, row in zip(values, rows, strict=True)])
-    entries = curves(measured, sorted(params.best_of_n.n))
+    entries = curves(measured, curve_points(params.best_of_n.n))
     figures = {"best_of_n": rounded(figures_of(entries))}
     write_jsonl(ANSWERS, (best_row(samples, values) for samples, values in zip(drawn, rewards, strict=True)))
     for path, series in CURVES.items():
@@ -93,9 +93,14 @@ def main(run: Run) -> None:
 Drawn = list[list[tuple[dict[str, Any], list[int]]]]
 
 
+def curve_points(most: int) -> list[int]:
+    """The powers of two below `most`, and `most`."""
+    return [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
+
+
 def draw(policy, prompts: list[dict[str, Any]], setup: Setup, params: StageParams) -> Drawn:
-    """For each prompt, max(best_of_n.n) sampled answers: (row as generate writes it, ids of prompt and answer with its end)."""
-    chat, size = setup.chat, max(params.best_of_n.n)
+    """For each prompt, n sampled answers: (row as generate writes it, ids of prompt and answer with its end)."""
+    chat, size = setup.chat, params.best_of_n.n
     sampling = {"do_sample": True, "temperature": params.best_of_n.temperature, "top_p": 1.0}
     settings = generation_settings(params.generate.model_copy(update=sampling), chat)
     drawn: Drawn = [[] for _ in prompts]

@@ -135,7 +135,7 @@ RULES = {
         )
     },
     "reward.center_rewards_coefficient": Rule(0.5),
-    "best_of_n.n": Rule([1, 3]),
+    "best_of_n.n": Rule(3),
     "best_of_n.temperature": Rule(3.0),
     "grpo.prompts": Rule(OTHER_PROMPTS),
     **{f"grpo.reward_weights.{name}": Rule(0.3) for name in REWARDS},

@@ -58,7 +58,7 @@ SMALL = {
     "models.mini.grpo.per_device_train_batch_size": 4,
     "grpo.num_generations": 2,
     "grpo.max_completion_length": 6,
-    "best_of_n.n": [1, 2, 4],
+    "best_of_n.n": 4,
     "kto.num_train_epochs": 1,
     "orpo.num_train_epochs": 1,
     "generate.max_new_tokens": 6,

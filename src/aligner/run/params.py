@@ -174,7 +174,7 @@ class Reward(Training):
 
 
 class BestOfN(Section):
-    n: Annotated[list[PositiveInt], Field(min_length=1)]
+    n: PositiveInt
     temperature: PositiveFloat
 
 

@@ -49,7 +49,10 @@ def begin(run: Run, params: StageParams, alone: bool = False) -> Setup:
     alone: the stage trains on one process only.
     """
     run.note(params=params, seed=params.seed, report_to=reporting.chosen())
-    ranks.start(processes(params.model_entry, alone), params.model_entry.shard)  # helpers load their libraries meanwhile
+    if alone:
+        refuse_several(params.model_entry)
+    else:
+        ranks.start(processes(params.model_entry), params.model_entry.shard)  # helpers load their libraries meanwhile
     started = runtime.start(params.model_entry, params.seed, training=True)
     ranks.join(started.device)
     chat = load_chat(params.model_entry)
@@ -58,15 +61,14 @@ def begin(run: Run, params: StageParams, alone: bool = False) -> Setup:
     return Setup(params, started, chat, {"base": base_fingerprint(params.model_entry), "chat": chat.fingerprint})
 
 
-def processes(entry: ModelEntry, alone: bool = False) -> int:
-    """The number of processes that an entry asks for; `auto` is one for each GPU, and one without a GPU.
+def refuse_several(entry: ModelEntry) -> None:
+    """InputError if the entry asks for several processes, or for a sharded base; `auto` is one process here."""
+    if getattr(entry, "processes", 1) not in ("auto", 1) or getattr(entry, "shard", False):
+        raise InputError("params.yaml: only sft and dpo train on several processes; set processes to 1 and shard to false")
 
-    alone: `auto` is one, and InputError if the entry asks for more, or for a sharded base.
-    """
-    if alone:
-        if entry.processes not in ("auto", 1) or entry.shard:
-            raise InputError("params.yaml: only sft and dpo train on several processes; set processes to 1 and shard to false")
-        return 1
+
+def processes(entry: ModelEntry) -> int:
+    """The number of processes that an entry asks for; `auto` is one for each GPU, and one without a GPU."""
     if entry.processes != "auto":
         return entry.processes
     if entry.device not in ("auto", "cuda"):
