@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; d
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: repro test test-all lint seeds bench verify help
+.PHONY: repro methods test test-all lint seeds bench verify help
 .DEFAULT_GOAL := help
 
 help:                ## List the targets
@@ -15,6 +15,10 @@ help:                ## List the targets
 repro: $(READY)      ## Install what is missing, then run the pipeline: dvc repro
 	@echo "==> dvc repro: prepare, sft, dpo, generate, score (DVC skips stages that are up to date)"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/closing_line.py
+
+methods: $(READY)    ## Train further methods and compare all models in a league: dvc repro pipelines/dvc.yaml
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro pipelines/dvc.yaml
 
 # Two workers. The tests of a module differ in length by a factor of 100, so each worker begins with half of them, in order, and
 # the one that finishes first takes over tests from the other (worksteal).
