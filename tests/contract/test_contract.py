@@ -49,7 +49,7 @@ from aligner.run.imports import code_of, first_party, imported_names
 BASE = "models/base/weights"
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "scipy"}
 # Scripts that are not stages: people run them on results.
-SIDE_SCRIPTS = {"convert", "judge", "votes"}
+SIDE_SCRIPTS = {"chat", "convert", "export", "judge", "runs", "votes"}
 # Files that a stage reads without a dep of its own: an adapter names the base that it belongs to, and the stage compares.
 BY_PROVENANCE = {stage: {BASE} for stage in ALL_STAGES if stage.startswith("generate@")}
 # Read for rows of one's own only (unpaired.rows), not for the pairs of prepare.
@@ -352,7 +352,7 @@ def check_metrics(found):
     names = [name for name, _ in found]
     assert len(set(names)) == len(names), "a name that two files share gets a long column"
     for name, value in found:
-        if name.endswith((".verdict", ".health")):
+        if name.endswith(("verdict", ".health")):
             assert isinstance(value, str) and value, f"{name}: {value!r}"
             continue
         if value is None and name.endswith(UNDEFINED):
@@ -363,7 +363,7 @@ def check_metrics(found):
 
 def test_metrics_are_finite_numbers_or_verdicts_with_names_of_their_own(ran):
     found = list(metric_names(ran))
-    assert {"sft", "dpo", "base", "dpo_vs_sft"} <= {name.split(".")[0] for name, _ in found}
+    assert {"sft", "dpo", "dpo_vs_sft"} <= {name.split(".")[0] for name, _ in found}
     check_metrics(found)
 
 

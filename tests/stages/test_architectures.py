@@ -119,7 +119,7 @@ def test_the_metrics_are_finite_and_complete(finished):
         assert all(metrics[section][name] == value for section, names in headline.items() for name, value in names.items())
     values = {f"{section}.{key}": value for section, keys in metrics.items() for key, value in keys.items()}
     words = {name for name, value in values.items() if isinstance(value, str)}
-    assert all(name.endswith((".verdict", ".health")) for name in words)
+    assert all(name.endswith(("verdict", ".health")) for name in words)
     undefined = {name for name, value in values.items() if value is None}
     assert all(name.endswith(".precision") for name in undefined)  # where no random answer names a key idea
     assert all(math.isfinite(value) for name, value in values.items() if name not in words | undefined)

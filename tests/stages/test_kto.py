@@ -144,7 +144,7 @@ def test_answers_rotate_within_a_batch():
 
 def test_the_held_out_loss_is_that_of_the_paper(workspace):
     """beta 0.5; r = 1 and -3 for a good and a bad row; mismatched answers moved by 2 and 0, so z0 = 1: by hand."""
-    section = setting(workspace, kto, **{"kto.beta": 0.5, "kto.undesirable_weight": 2.0}).params.kto
+    section = setting(workspace, kto, **{"kto.beta": 0.5, "kto.desirable_weight": 1.0, "kto.undesirable_weight": 2.0}).params.kto
     measured = kto_metrics([(-4, -8), (-9, -5)], [(-5, -10), (-6, -5)], [True, False], section)
 
     def sigmoid(x):
@@ -199,9 +199,10 @@ def test_the_report_is_about_the_stored_adapter(finished):
 
 
 def test_the_curves_begin_at_the_reference(finished):
+    """Each row's loss is half its weight there, 1.33 for good and 1 for bad ones, of which there are as many."""
     with next(iter(kto.CURVES)).open(encoding="utf-8", newline="") as file:
         first = next(row for row in csv.DictReader(file) if row["series"] == "held out")
-    assert (first["step"], float(first["value"])) == ("0", pytest.approx(0.5, abs=1e-5))
+    assert (first["step"], float(first["value"])) == ("0", pytest.approx((1.33 + 1) / 4, abs=1e-5))
 
 
 def test_an_adapter_of_another_base_is_refused(workspace):

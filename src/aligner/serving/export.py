@@ -91,7 +91,7 @@ def load_plain(folder: Path, device: str):
     """(model, tokenizer) of an exported folder, loaded as its users will."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     model = loaded.to(device)
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

@@ -299,10 +299,10 @@ def fingerprint(model) -> str:
 
 def page_of(models: Models, run: str) -> tuple[str, str]:
     """The page, which loads nothing, and its policy: its own style and script, and requests to this server."""
-    script = (HERE / "chat.js").read_text(encoding="utf-8")
-    style = PAGE_CSS.read_text(encoding="utf-8") + (HERE / "chat.css").read_text(encoding="utf-8")
+    script = (HERE / "server.js").read_text(encoding="utf-8")
+    style = PAGE_CSS.read_text(encoding="utf-8") + (HERE / "server.css").read_text(encoding="utf-8")
     data = json.dumps({"models": models.names, "run": run, "most": arena.MOST_MODELS})
-    page = (HERE / "chat.html").read_text(encoding="utf-8")
+    page = (HERE / "server.html").read_text(encoding="utf-8")
     for mark, text in (("/* style */", style), ("/* data */", data.replace("<", "\\u003c")), ("/* script */", script)):
         page = page.replace(mark, text)
     own = f"style-src 'sha256-{_sha256(style)}'; script-src 'sha256-{_sha256(script)}'"
