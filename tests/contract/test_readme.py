@@ -36,9 +36,12 @@ def test_result_table_has_the_figures_that_git_holds(text: str) -> None:
     for model in render_readme.MODELS:
         expected = [render_readme._rate(row) for row in rates if row["model"] == model]
         assert len(expected) >= 3 and table[model][: len(expected)] == expected, model
-    assert [table[model][-3] for model in ("sft", "dpo")] == [f"{metrics[model]['precision']:.2f}" for model in ("sft", "dpo")]
+    precision, repeats, density = (metrics["dpo"][name] for name in ("precision", "repeats", "hits_per_100_words"))
+    assert table["dpo"][-4:-1] == [f"{precision:.2f}", f"{repeats:.2f}", f"{density:.1f}"]
     pair = metrics["dpo_vs_sft"]
-    assert f"dpo over sft {pair['win_rate']:.2f} ({pair['verdict']}, {render_readme._p(pair['p_adjusted'])})" in text
+    whole, level = re.findall(r"dpo over sft (\S+) \(\S+ to \S+; (.+?), p", text)[:2]
+    assert whole[1] == pair["verdict"]
+    assert level == (f"{pair['equal_length']:+.3f}", pair["equal_length_verdict"])
 
 
 @needs_report
@@ -77,8 +80,8 @@ def test_the_table_of_seeds_is_that_of_its_file_and_holds_the_committed_run() ->
     rows = list(csv.DictReader((ROOT / "docs" / "seeds.csv").read_text(encoding="utf-8").splitlines()))
     score = json.loads((ROOT / "metrics" / "score.json").read_text(encoding="utf-8"))
     assert len({row["seed"] for row in rows}) >= 5
-    committed = [score[model]["hit_rate"] for model in render_readme.MODELS]
-    assert [float(rows[0][f"{model}_hit_rate"]) for model in render_readme.MODELS] == committed
+    committed = [score[model]["hit_rate"] for model in ("sft", "dpo")]
+    assert [float(rows[0][f"{model}_hit_rate"]) for model in ("sft", "dpo")] == committed
 
 
 @needs_report
