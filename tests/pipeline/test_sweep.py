@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 
 WIDTH = 160
 BETAS = ["0.05", "0.2"]
-LONGEST = {"verdict": "inconclusive (MDE 12.3 pp at n = 1520)", "health": "displaced"}
+VERDICT = "inconclusive (MDE 12.3 pp at n = 1520)"
+LONGEST = {"verdict": VERDICT, "equal_length_verdict": VERDICT, "health": "displaced"}
 
 # A program named python: the stand-in of the stage, and then numbers by chance under the keys of its metrics.
 WITH_METRICS = """#!PYTHON -IS
@@ -64,7 +65,7 @@ def with_metrics(clone: Clone, keys: dict[str, Any], folder: Path) -> None:
 
 
 def test_sweep_of_beta_is_readable_at_160_columns(tmp_path, monkeypatch) -> None:
-    """Nothing is cut off: the baseline and both experiments have their beta, DPO's hit rate, the win rate and the verdict."""
+    """Nothing is cut off: the baseline and both experiments have their beta, DPO's hit rate, and both verdicts."""
     (tmp_path / "scored").mkdir()
     keys = metric_keys(tmp_path / "scored", monkeypatch)
     assert all(0 < sum(map(len, sections.values())) <= 8 for sections in keys.values())
@@ -79,8 +80,10 @@ def test_sweep_of_beta_is_readable_at_160_columns(tmp_path, monkeypatch) -> None
     table = clone(*shlex.split(command), "--no-pager")
     assert max(map(len, table.splitlines())) <= WIDTH and "…" not in table
     header, *rows = [line.split() for line in table.splitlines() if line.strip(" ─")]
-    assert {"Experiment", "dpo.beta", "dpo.hit_rate", "dpo_vs_sft.win_rate", "dpo_vs_sft.verdict"} <= set(header), table
+    assert {"Experiment", "dpo.beta", "dpo.hit_rate", "dpo_vs_sft.equal_length_verdict", "dpo_vs_sft.verdict"} <= set(header), (
+        table
+    )
     assert len(header) <= 8
     assert sorted(row[-1] for row in rows) == ["0.05", "0.1", "0.2"] and header[-1] == "dpo.beta", table
-    assert table.count(LONGEST["verdict"]) == len(rows)
+    assert table.count(VERDICT) == 2 * len(rows)
     assert json.loads((clone.folder / "metrics/dpo.json").read_text())["dpo"].keys() == set(dpo.HEADLINE["dpo"])
