@@ -114,10 +114,10 @@ def refuse_outdated(folder: Path) -> None:
 
 
 def outdated(folder: Path) -> dict[str, list[str]]:
-    """For each stage, the files, parameters and commands that changed since dvc.lock was written. Missing outputs are ignored."""
+    """For each stage of dvc.yaml, the files, parameters and commands that changed since dvc.lock. Missing outputs are ignored."""
     made = set(locked(folder))
     found = {}
-    for stage, entries in json.loads(output("dvc", "status", "--json", cwd=folder)).items():
+    for stage, entries in json.loads(output("dvc", "status", "--json", "dvc.yaml", cwd=folder)).items():
         changes = []
         for entry in entries:
             if isinstance(entry, str):
