@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aligner.files import read_jsonl, write_csv, write_figures
+from aligner.files import read_jsonl, write_figures
 from aligner.model.chat import Chat
 from aligner.model.loading import check_provenance, load_adapter, load_base, save_adapter
 from aligner.model.runtime import Runtime
@@ -29,7 +29,7 @@ from aligner.run.stage import METHODS, run_stage
 from aligner.training import trl_internals
 from aligner.training.held_out import SFT_ADAPTER, VALIDATION, final_figures
 from aligner.training.log_probs import PAIR, log_probabilities, pair_tokens
-from aligner.training.loop import curve, train
+from aligner.training.loop import train
 from aligner.training.preferences import kto_metrics, preference_metrics
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 from aligner.training.unpaired import COLUMNS, in_training_order, with_rotated_answers
@@ -90,12 +90,10 @@ def main(run: Run) -> None:
             after, held_out["kto"] = logps(trainer.model, single, COLUMNS), logps(trainer.model, pairs, PAIR)
             return preference_metrics(held_out["kto"], held_out["sft"], kto.beta) | kto_metrics(after, before, labels, kto)
 
-        final = train(trainer, checkpoints, run, tokens, kto.eval_steps, measure)
+        final = train(trainer, checkpoints, run, tokens, kto.eval_steps, measure, CURVES)
         save_adapter(trainer.model, ADAPTER, entry.path, setup.provenance)
         measured, _ = final_figures(trainer.model, "kto", final, held_out, pairs, setup, unpadded)
         figures = {"kto": measured | {"validation_kl": round(final["validation_kl"], 4)}}
-        for path, series in CURVES.items():
-            write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
         write_figures(figures, REPORT, METRICS, HEADLINE)
     run.note(metrics=figures)
     run.phase("measure")

@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aligner.files import read_jsonl, write_csv, write_figures
+from aligner.files import read_jsonl, write_figures
 from aligner.model.chat import Chat
 from aligner.model.loading import check_provenance, load_base, save_adapter
 from aligner.model.runtime import Runtime
@@ -29,7 +29,7 @@ from aligner.run.stage import METHODS, run_stage
 from aligner.training import trl_internals
 from aligner.training.held_out import SFT_ADAPTER, VALIDATION, final_figures
 from aligner.training.log_probs import log_probabilities, pair_tokens
-from aligner.training.loop import curve, train
+from aligner.training.loop import train
 from aligner.training.preferences import orpo_metrics, preference_metrics
 from aligner.training.setup import begin, speed_up, trainer_tokenizer, training_arguments
 
@@ -73,12 +73,10 @@ def main(run: Run) -> None:
             after = held_out["orpo"] = log_probabilities(trainer.model, validation, chat.pad_id, unpadded=unpadded)
             return preference_metrics(after, held_out["base"], orpo.beta) | orpo_metrics(after, validation, orpo.beta)
 
-        final = train(trainer, checkpoints, run, tokens, orpo.eval_steps, measure)
+        final = train(trainer, checkpoints, run, tokens, orpo.eval_steps, measure, CURVES)
         save_adapter(trainer.model, ADAPTER, entry.path, setup.provenance)
         measured, _ = final_figures(trainer.model, "orpo", final, held_out, validation, setup, unpadded)
         figures = {"orpo": {**{name: round(final[name], 4) for name in OWN}, **measured}}
-        for path, series in CURVES.items():
-            write_csv(path, ["step", "series", "value"], curve(trainer.state.log_history, series))
         write_figures(figures, REPORT, METRICS, HEADLINE)
     run.note(metrics=figures)
     run.phase("measure")

@@ -1,9 +1,8 @@
-"""Collects the leagues of several seeds in docs/methods.csv, and prints them with each model's cost as a Markdown table.
+"""Adds the last league to docs/methods.csv, and prints the means over its seeds with each model's cost as a Markdown table.
 
-reads   reports/league.json of the last run, and of the newest experiment of each name methods-N; run records in experiments/
-writes  docs/methods.csv: one row per seed and model
-command python tools/methods.py 18 19        (seeds besides the last run's; each is an experiment that has run:
-        dvc exp run --name methods-18 -S seed=18 pipelines/dvc.yaml)
+reads   reports/league.json and the seed of the last run; run records in experiments/
+writes  docs/methods.csv: one row per seed and model; those of this seed are replaced
+command python tools/methods.py        (after each: dvc exp run -S seed=18 pipelines/dvc.yaml)
 
 Seconds and peak memory are those of the newest completed run of each model's own training stage on this machine.
 """
@@ -12,31 +11,40 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
-
-from seeds import experiment
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "methods.csv"
 REPORT = "reports/league.json"
 REFERENCE = "sft"
+WORDS = ("model", "verdict", "verdict_at_equal_length")
 
 
-def main(seeds: list[int]) -> None:
+def main() -> None:
     from ruamel.yaml import YAML
 
-    default = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))["seed"]
-    reports = {default: json.loads((ROOT / REPORT).read_text(encoding="utf-8"))}
-    reports |= {seed: json.loads(experiment(f"methods-{seed}")(REPORT)) for seed in seeds if seed != default}
-    rows = [row for seed, report in reports.items() for row in rows_of(seed, report)]
+    seed = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))["seed"]
+    rows = [row for row in rows_in(TABLE) if row["seed"] != seed]
+    rows += rows_of(seed, json.loads((ROOT / REPORT).read_text(encoding="utf-8")))
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     print(markdown_table(rows, costs(ROOT / "experiments")))
+
+
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of earlier runs; no row if there is no file yet."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{key: value if key in WORDS else number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def number(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def rows_of(seed: int, report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -101,4 +109,4 @@ def averaged(rows: list[dict[str, Any]], key: str, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    main([int(seed) for seed in sys.argv[1:]])
+    main()

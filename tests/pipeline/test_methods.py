@@ -46,6 +46,19 @@ def report(hit_rate, verdict):
     return {"models": {"sft": sft, "kto": kto}, "pairs": {"kto_vs_sft": {**decided, "equal_length": decided}}}
 
 
+def test_each_run_adds_its_seed_to_the_table(tmp_path, monkeypatch):
+    """Two seeds, the first of which is run again: its rows are replaced."""
+    monkeypatch.setattr(methods, "ROOT", tmp_path)
+    monkeypatch.setattr(methods, "TABLE", tmp_path / "methods.csv")
+    (tmp_path / "reports").mkdir()
+    for seed, hit_rate in ((17, 0.7), (18, 0.5), (17, 0.6)):
+        (tmp_path / "params.yaml").write_text(f"seed: {seed}\n", encoding="utf-8")
+        (tmp_path / methods.REPORT).write_text(json.dumps(report(hit_rate, "better")), encoding="utf-8")
+        methods.main()
+    found = [(int(row["seed"]), row["model"], row["hit_rate"]) for row in methods.rows_in(methods.TABLE)]
+    assert sorted(found) == [(17, "kto", 0.6), (17, "sft", 0.5), (18, "kto", 0.5), (18, "sft", 0.5)]
+
+
 def test_seeds_are_averaged_and_verdicts_counted(tmp_path):
     rows = [*methods.rows_of(17, report(0.6, "better")), *methods.rows_of(18, report(0.5, "equivalent"))]
     for name, seconds in (("kto-20260101T000000.000000Z", 50.0), ("kto-20260102T000000.000000Z", 60.0)):

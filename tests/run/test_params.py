@@ -27,7 +27,7 @@ def schema_keys(section=Params, parents=()):
     """(path, type) of every key of the schema that holds a value; "mini" represents every model."""
     for name, field in section.model_fields.items():
         path = (*parents, name)
-        if name == "models":
+        if path == ("models",):
             yield from schema_keys(ModelEntry, (*path, "mini"))
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from schema_keys(field.annotation, path)
