@@ -299,10 +299,12 @@ def trainer_as_built(trainer, **options):
 
 
 def generation_as_built(model, generation_config, input_ids, **options):
-    """The GenerationConfig, the first prompts, and the random seed."""
+    """The GenerationConfig, the first prompts, the penalties, and the random seed."""
     import torch
 
-    return {"config": generation_config.to_dict(), "prompts": input_ids.tolist(), "seed": torch.initial_seed()}
+    penalties = [each.penalty for each in options["logits_processor"]]
+    built = {"config": generation_config.to_dict(), "prompts": input_ids.tolist(), "penalties": penalties}
+    return built | {"seed": torch.initial_seed()}
 
 
 def observed(stage, folder, met):

@@ -146,7 +146,8 @@ def test_every_plot_is_drawn_with_no_network(repository, command, folder):
         drawn = tab.evaluate(DRAWN)
         assert (browser.outside(tab.requests), tab.errors, tab.dialogs) == ([], [], [])
         assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
-    with_data = {path: settings for path, settings in declared().items() if (ROOT / path).is_file()}  # methods may not have run
+    with_data = {path: settings for path, settings in declared().items() if (repository / path).is_file()}
+    drawn = [each for each in drawn if each["titles"]]  # dvc leaves an empty place for a plot of a method that has not run
     assert len(drawn) == len(with_data)
     for settings in with_data.values():
         [plot] = [each for each in drawn if settings["title"] in each["titles"]]

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import io
 import time
+import weakref
+
+import pytest
+from tqdm import tqdm
 
 from aligner.run import terminal
+
+
+@pytest.fixture(autouse=True)
+def no_other_bar(monkeypatch):
+    """A bar that an earlier test of this process left open would take part."""
+    monkeypatch.setattr(tqdm, "_instances", weakref.WeakSet())
 
 
 def run_bar(monkeypatch, seconds: float, steps: int, pause: float) -> list[str]:

@@ -25,7 +25,7 @@ from aligner.training import checkpoints
 STAGES = ("sft", "dpo")
 METHODS = ("kto", "orpo")
 FULL_DISK = OSError(28, "No space left on device")
-KILLS = dict.fromkeys(STAGES, 10) | dict.fromkeys(METHODS, 4)
+KILLS = dict.fromkeys(STAGES, 10) | dict.fromkeys(METHODS, 2)
 
 
 @pytest.fixture(scope="module")
