@@ -111,11 +111,13 @@ def checkpoint_names(folder: Path, stage: str) -> set[str]:
 def kill_and_rerun(stage: str, folder: Path, times: int, steps: int, seed: int = 17) -> list[dict[str, Any]]:
     """Kills a stage that takes `steps` steps `times` times with SIGKILL, then lets it finish; returns where each kill fell.
 
-    Each kill comes a random part of a second after a random step; every second one waits until a checkpoint is being written, the
+    The steps are divided into as many equal parts as there are kills. Each kill comes a random part of a second after a random step
+    near the middle of its part, so the kills are some steps apart; every second one waits until a checkpoint is being written, the
     others until none is.
     """
     source, kills = random.Random(seed), []
-    for number, step in enumerate(sorted(source.sample(range(1, steps - 4), times))):
+    for number in range(times):
+        step = max(1, round((number + source.uniform(0.25, 0.75)) * (steps - 5) / times))
         before = checkpoint_names(folder, stage)
         process = start(stage, folder, slowly=SLOWLY)
         wait_for(lambda before=before, step=step: begun(checkpoint_names(folder, stage) - before) >= step, process)

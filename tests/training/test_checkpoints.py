@@ -88,7 +88,7 @@ def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_bytes(whole, 
     print(kills)
     assert sum(kill["while writing"] for kill in kills) >= times // 2
     steps = [kill["saved step"] for kill in kills]
-    assert steps == sorted(steps) and steps[-1] > steps[0] + times
+    assert steps == sorted(steps) and steps[-1] >= steps[0] + times
     assert killed.outputs(folder, stage) == killed.outputs(whole, stage)
     assert steps_of(folder, stage) == [] and killed.run_folder(folder, stage) is None
 
