@@ -41,6 +41,7 @@ PARAMS = [*parameters.LOADING, "generate", "models.${model}.generate", "seed"]
 PROMPTS = Path("data/prepared/prompts.jsonl")
 ADAPTERS = Path("models")
 OF_FIVE_STAGES = ("base", "sft", "dpo")
+REWARD_MODEL = "reward"  # scores answers and gives none
 GENERATED = Path("data/generated")
 
 

@@ -1,7 +1,7 @@
 """Composes data/raw: SFT examples and preference pairs, by hand and from the concept bank, and the bank's concepts.
 
 reads   data/bank/*.yaml, data/written/*.jsonl (written by hand; on_policy_pairs.jsonl by models/base/on_policy.py)
-writes  data/raw/{sft_examples,dpo_pairs,concepts}.jsonl
+writes  data/raw/{sft_examples,dpo_pairs,concepts,grpo_prompts}.jsonl
 command python models/base/compose.py       (a test asserts that data/raw holds what this writes)
 
 Every sentence is hand-written; this program only composes answers of them. Examples and pairs use only concepts with
@@ -94,6 +94,8 @@ def main() -> None:
     composed = [row for index, concept in enumerate(trained) for row in pair_rows(concept, trained, index)]
     write("dpo_pairs.jsonl", written("dpo_pairs.jsonl") + lines(composed) + written("on_policy_pairs.jsonl"))
     write("concepts.jsonl", lines(map(concept_row, concepts)))
+    by_id = {concept.id: concept for concept in trained}
+    write("grpo_prompts.jsonl", lines(prompt_row(row, by_id[row["concept"]]) for row in composed))
 
 
 def written(name: str) -> str:
@@ -160,6 +162,12 @@ def concept_row(concept: Concept) -> dict:
         "keywords": [{"any": list(keywords), "match": "inflect"} for keywords, _ in concept.facts],
         "text": "\n".join([*concept.definition, *forms, *concept.why, *concept.mistake, concept.example]),
     }
+
+
+def prompt_row(pair: dict, concept: Concept) -> dict:
+    """The prompt of a composed pair, which asks about the concept as a whole, with the concept's key ideas, for grpo."""
+    row = {name: pair[name] for name in ("id", "topic", "concept", "prompt")}
+    return row | {"keywords": concept_row(concept)["keywords"]}
 
 
 def ask(question: str, concept: Concept) -> str:

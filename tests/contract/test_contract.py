@@ -192,7 +192,7 @@ def test_paths_are_those_of_the_script_s_constants(script):
 
 def test_the_base_of_the_default_model_is_a_dep_of_what_loads_it():
     assert PARAMS["models"][PARAMS["model"]]["path"] == BASE
-    loaders = {"prepare", "sft", "dpo", "generate@base", "unpaired", "kto", "orpo"}
+    loaders = {"prepare", "sft", "dpo", "generate@base", "unpaired", "kto", "orpo", "reward", "best_of_n", "grpo"}
     assert {stage for stage in ALL_STAGES if BASE in declared(stage, "deps")} == loaders
 
 
@@ -384,7 +384,7 @@ def test_each_metrics_file_holds_at_most_eight_figures(ran):
 
 
 def test_every_headline_figure_is_in_the_report_too(ran):
-    for stage in ("prepare", "sft", "dpo", "kto", "orpo"):
+    for stage in ("prepare", "sft", "dpo", "kto", "orpo", "reward", "best_of_n", "grpo"):
         headline, report = (
             json.loads((ran / folder / f"{stage}.json").read_text(encoding="utf-8")) for folder in ("metrics", "reports")
         )

@@ -29,14 +29,16 @@ from aligner.run import params as parameters
 from aligner.run import ranks
 from aligner.run.errors import InputError
 from aligner.run.record import Run
+from aligner.training.rewards import REWARDS
 
 VALUES = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
 STAGES = {"prepare": (), "sft": (), "dpo": (), "generate": ("base",), "score": ()}
-STAGES |= {"unpaired": (), "kto": (), "orpo": (), "league": ()}
+STAGES |= {"unpaired": (), "kto": (), "orpo": (), "reward": (), "best_of_n": (), "grpo": (), "league": ()}
 OWN_ROWS = "data/raw/unpaired.jsonl"
 REPOSITORY_ID, REVISIONS = "somebody/model", {"mini": "a" * 40, "zephyr_llama": "b" * 40}
 BAD_ROWS = "data/raw/bad_sft.jsonl"
 LEAKED = "data/raw/leaked_eval.jsonl"
+OTHER_PROMPTS = "data/raw/other_prompts.jsonl"
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}<|end|>{% endfor %}"
 SAMPLING = {"generate.do_sample": True}
 OF_TOKENIZER = ("chat_template", "max_length", "path", "revision")
@@ -76,7 +78,7 @@ RULES = {
     "models.*.generate.batch_size": Rule(3),
     **{
         f"models.*.{method}.{key}": Rule(value)
-        for method in ("kto", "orpo")
+        for method in ("kto", "orpo", "reward", "grpo")
         for key, value in (("learning_rate", 0.03), ("per_device_train_batch_size", 2), ("gradient_accumulation_steps", 2))
     },
     "prepare.sft": Rule("data/raw/other_sft.jsonl"),
@@ -126,12 +128,24 @@ RULES = {
     "orpo.beta": Rule(0.5),
     **{
         f"{method}.{key}": Rule(value)
-        for method in ("kto", "orpo")
+        for method in ("kto", "orpo", "reward", "grpo")
         for key, value in (
             *(("num_train_epochs", 2), ("lr_scheduler_type", "constant"), ("warmup_steps", 2), ("weight_decay", 0.5)),
             *(("max_grad_norm", 0.01), ("logging_steps", 2), ("eval_steps", 1)),
         )
     },
+    "reward.center_rewards_coefficient": Rule(0.5),
+    "best_of_n.n": Rule(3),
+    "best_of_n.temperature": Rule(3.0),
+    "grpo.prompts": Rule(OTHER_PROMPTS),
+    **{f"grpo.reward_weights.{name}": Rule(0.3) for name in REWARDS},
+    "grpo.num_generations": Rule(4),
+    "grpo.max_completion_length": Rule(9),
+    "grpo.temperature": Rule(1.5),
+    "grpo.beta": Rule(0.1),
+    "grpo.loss_type": Rule("dr_grpo"),
+    "grpo.scale_rewards": Rule("none"),
+    "grpo.epsilon": Rule(0.1),
     "league.models": Rule(["base", "sft", "dpo", "kto"]),
     "score.tie_threshold": Rule(1),
     "score.alpha": Rule(0.0001),
@@ -153,6 +167,9 @@ TO_THE_END = {
     ("kto", "kto.desirable_weight"),
     ("orpo", "orpo.eval_steps"),
     ("orpo", "orpo.beta"),
+    ("reward", "reward.eval_steps"),
+    ("grpo", "grpo.eval_steps"),
+    ("grpo", "grpo.reward_weights.length"),
     ("generate", "seed"),
     ("generate", "generate.max_new_tokens"),
     ("generate", "models.*.dtype"),
@@ -197,7 +214,7 @@ def everything():
 def lay_out(folder):
     with pytest.MonkeyPatch.context() as patch:
         workspace = Workspace.copy(finished.with_methods(), folder, patch)
-        for name in ("base", "sft", "dpo", "kto", "orpo"):
+        for name in ("base", "sft", "dpo", "kto", "orpo", "best_of_n", "grpo"):
             path = f"data/generated/{name}.jsonl"
             write_jsonl(Path(path), [{**row, "answer": "the sum" if name == "dpo" else ""} for row in workspace.rows(path)])
     lay_out_alternatives(folder)
@@ -213,6 +230,8 @@ def lay_out_alternatives(folder):
         lines = (folder / path).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / f"data/raw/other_{kind}.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
     (folder / BAD_ROWS).write_text((folder / RAW["sft"]).read_text(encoding="utf-8") + "no JSON\n", encoding="utf-8")
+    prompts = (folder / "data/raw/grpo_prompts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / OTHER_PROMPTS).write_text("".join(prompts[1:]), encoding="utf-8")
     own = [{"prompt": f"Explain {n}.", "completion": "It is.", "label": n % 2 == 0} for n in range(12)]
     write_jsonl(folder / OWN_ROWS, own)
     leaked = {"id": "leaked", "prompt": sft_rows()[0]["prompt"], "topic": "odd", "keywords": ["mean"]}
@@ -330,9 +349,13 @@ def observed(stage, folder, met):
 
 def written(folder):
     """Bytes of every output, and score's report without its settings, which repeat the parameters."""
-    roots = ("data/prepared", "data/generated", "models/sft", "models/dpo", "models/kto", "models/orpo", "metrics", "plots")
+    roots = ("data/prepared", "data/generated", "models/sft", "models/dpo", "models/kto", "models/orpo")
+    roots += ("models/reward", "models/grpo", "metrics", "plots")
     found = [path for root in roots for path in sorted((folder / root).rglob("*")) if path.is_file()]
-    reports = [folder / f"reports/{stage}.json" for stage in ("prepare", "sft", "dpo", "unpaired", "kto", "orpo")]
+    reports = [
+        folder / f"reports/{stage}.json"
+        for stage in ("prepare", "sft", "dpo", "unpaired", "kto", "orpo", "reward", "best_of_n", "grpo")
+    ]
     reports += [folder / "reports/league.html"]
     outputs = {path.relative_to(folder).as_posix(): path.read_bytes() for path in [*found, *reports]}
     score = json.loads((folder / "reports/score.json").read_text(encoding="utf-8"))

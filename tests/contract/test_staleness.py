@@ -25,11 +25,12 @@ pytestmark = pytest.mark.slow
 PRETRAIN = "models/base/dvc.yaml:pretrain"
 GENERATE = ["generate@base", "generate@sft", "generate@dpo"]
 # The stages of pipelines/dvc.yaml, as DVC names them from the root.
-UNPAIRED, KTO, ORPO, LEAGUE = (f"{METHODS}:{stage}" for stage in ("unpaired", "kto", "orpo", "league"))
-ANSWERS = [f"{METHODS}:generate@{model}" for model in ("kto", "orpo")]
-STAGES = ["prepare", "sft", "dpo", *GENERATE, "score", UNPAIRED, KTO, ORPO, *ANSWERS, LEAGUE]
-TRAINERS = ["sft", "dpo", KTO, ORPO]
-LOADERS = [*TRAINERS, *GENERATE, *ANSWERS, "score", LEAGUE]  # load a model; score and the league show its settings
+SIDE = ("unpaired", "kto", "orpo", "reward", "best_of_n", "grpo", "league")
+UNPAIRED, KTO, ORPO, REWARD, BEST_OF_N, GRPO, LEAGUE = (f"{METHODS}:{stage}" for stage in SIDE)
+ANSWERS = [f"{METHODS}:generate@{model}" for model in ("kto", "orpo", "grpo")]
+STAGES = ["prepare", "sft", "dpo", *GENERATE, "score", UNPAIRED, KTO, ORPO, REWARD, BEST_OF_N, GRPO, *ANSWERS, LEAGUE]
+TRAINERS = ["sft", "dpo", KTO, ORPO, REWARD, GRPO]
+LOADERS = [*TRAINERS, BEST_OF_N, *GENERATE, *ANSWERS, "score", LEAGUE]  # load a model; score and the league show its settings
 
 # Parameter or section -> the stages that it stales; the longest name that fits counts. score shows every parameter on its page.
 OF_PARAMS = {
@@ -43,26 +44,31 @@ OF_PARAMS = {
     "models.mini.dtype": LOADERS,
     "models.mini.attn_implementation": LOADERS,
     "models.mini.threads": LOADERS,
-    "models.mini.padding_free": [*TRAINERS, "score"],
+    "models.mini.padding_free": [*TRAINERS, BEST_OF_N, "score"],
     "models.mini.processes": [*TRAINERS, "score"],
     "models.mini.shard": [*TRAINERS, "score"],
-    "models.mini.gradient_checkpointing": [*TRAINERS, "score"],
+    "models.mini.gradient_checkpointing": [*TRAINERS, BEST_OF_N, "score"],
     "models.mini.torch_compile": [*TRAINERS, "score"],
     "models.mini.sft": ["sft", "score"],
     "models.mini.dpo": ["dpo", "score"],
-    "models.mini.generate": [*GENERATE, *ANSWERS, "score"],
+    "models.mini.generate": [*GENERATE, *ANSWERS, BEST_OF_N, "score"],
     "models.mini.kto": [KTO],
     "models.mini.orpo": [ORPO],
+    "models.mini.reward": [REWARD],
+    "models.mini.grpo": [GRPO],
     "models.tinyllama": [],  # not the chosen one
-    "prepare": ["prepare", "score", UNPAIRED],
-    "lora": ["sft", "score", ORPO],  # dpo and kto go on with sft's adapter
+    "prepare": ["prepare", "score", UNPAIRED, GRPO],
+    "lora": ["sft", "score", ORPO, REWARD],  # dpo and kto go on with sft's adapter
     "sft": ["sft", "score"],
     "dpo": ["dpo", "score"],
-    "generate": [*GENERATE, *ANSWERS, "score", LEAGUE],
+    "generate": [*GENERATE, *ANSWERS, BEST_OF_N, "score", LEAGUE],
     "score": ["score", LEAGUE],
     "unpaired": [UNPAIRED],
     "kto": [KTO],
     "orpo": [ORPO],
+    "reward": [REWARD],
+    "best_of_n": [BEST_OF_N],
+    "grpo": [GRPO],
     "league": [LEAGUE],
 }
 # File, or folder with all that is in it -> the stages that it stales. What is neither here nor in src stales nothing.
@@ -70,9 +76,10 @@ OF_FILES = {
     "data/raw/concepts.jsonl": ["prepare"],
     "data/raw/dpo_pairs.jsonl": ["prepare"],
     "data/raw/eval_prompts.jsonl": ["prepare"],
+    "data/raw/grpo_prompts.jsonl": [GRPO],
     "data/raw/sft_examples.jsonl": ["prepare"],
     "requirements.txt": STAGES,
-    "models/base/weights": ["prepare", "sft", "dpo", "generate@base", UNPAIRED, KTO, ORPO, PRETRAIN],
+    "models/base/weights": ["prepare", "sft", "dpo", "generate@base", UNPAIRED, KTO, ORPO, REWARD, BEST_OF_N, GRPO, PRETRAIN],
     "models/base/loss.csv": [PRETRAIN],
     "models/base/corpus.py": [PRETRAIN],
     "models/base/muon.py": [PRETRAIN],

@@ -142,5 +142,5 @@ def test_a_whole_run_compares_trained_models(tmp_path, monkeypatch):
     """The league of the tiny models that all stages have trained."""
     workspace = finished.Workspace.copy(finished.with_methods(), tmp_path, monkeypatch)
     report = workspace.json("reports/league.json")
-    assert set(report["models"]) == {"base", "sft", "dpo", "kto", "orpo"} and len(report["pairs"]) == 10
-    assert all(report["models"][name]["kl"]["estimate"] >= 0 for name in ("sft", "dpo", "kto", "orpo"))
+    assert set(report["models"]) == {"base", "sft", "dpo", "kto", "orpo", "best_of_n", "grpo"} and len(report["pairs"]) == 21
+    assert all(report["models"][name]["kl"]["estimate"] >= 0 for name in ("sft", "dpo", "kto", "orpo", "best_of_n", "grpo"))

@@ -24,7 +24,7 @@ from support.pipeline_files import METHOD_STAGES, STAGES
 from support.workspace import Workspace
 
 # Learning rates at which so small a model learns in a few steps.
-FAST = {f"models.mini.{stage}.learning_rate": 0.02 for stage in ("sft", "dpo", "kto", "orpo")}
+FAST = {f"models.mini.{stage}.learning_rate": 0.02 for stage in ("sft", "dpo", "kto", "orpo", "reward", "grpo")}
 OPENED: list[str] = []
 LISTENING: list[str] = []
 TRACES = "traces.json"

@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 import trl.experimental.orpo  # noqa: F401  (loads what stages import late before the server forks)
 import trl.trainer.dpo_trainer  # noqa: F401
+import trl.trainer.grpo_trainer  # noqa: F401
 import trl.trainer.kto_trainer  # noqa: F401
+import trl.trainer.reward_trainer  # noqa: F401
 import trl.trainer.sft_trainer  # noqa: F401
 
 import sft  # noqa: F401
@@ -29,6 +31,7 @@ from support.workspace import Workspace
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["support.killed"])
+LONGEST_CURVE = {"sft": "sft.csv", "grpo": "grpo_reward.csv"}
 SLOWLY = 0.02  # additional seconds per file of a checkpoint, so a kill can fall between two files
 SPREAD = 0.25  # a kill comes within this many seconds after a step: about one step and its checkpoint
 
@@ -39,14 +42,17 @@ SETTINGS = {
     "lora.lora_dropout": 0.2,
     **{
         f"{stage}.{key}": value
-        for stage in ("sft", "dpo", "kto", "orpo")
+        for stage in ("sft", "dpo", "kto", "orpo", "reward")
         for key, value in {"num_train_epochs": 14.5, "logging_steps": 3, "eval_steps": 4}.items()
     },
     **{
         f"models.mini.{stage}.{key}": value
-        for stage in ("sft", "dpo", "orpo")
+        for stage in ("sft", "dpo", "orpo", "reward")
         for key, value in {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}.items()
     },
+    **{f"grpo.{key}": value for key, value in {"num_train_epochs": 5, "logging_steps": 3, "eval_steps": 4}.items()},
+    "models.mini.grpo.per_device_train_batch_size": 2,
+    "models.mini.grpo.gradient_accumulation_steps": 2,
     "models.mini.kto.per_device_train_batch_size": 2,
     "models.mini.kto.gradient_accumulation_steps": 4,
     "models.mini.dpo.learning_rate": 0.01,
@@ -147,7 +153,7 @@ def begun(names: set[str]) -> int:
 
 def steps_of_curve(folder: Path, stage: str) -> int:
     """The number of steps that a stage took; its curves end with the last one."""
-    with (folder / "plots" / ("sft.csv" if stage == "sft" else f"{stage}_loss.csv")).open(encoding="utf-8", newline="") as file:
+    with (folder / "plots" / (LONGEST_CURVE.get(stage) or f"{stage}_loss.csv")).open(encoding="utf-8", newline="") as file:
         return max(int(row["step"]) for row in csv.DictReader(file))
 
 

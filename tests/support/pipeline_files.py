@@ -11,7 +11,15 @@ from aligner.run.imports import code_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["prepare", "sft", "dpo", "generate", "score"]
-METHOD_SCRIPTS = ["unpaired", "kto", "orpo", "league"]  # of pipelines/dvc.yaml, which uses generate too
+METHOD_SCRIPTS = [
+    "unpaired",
+    "kto",
+    "orpo",
+    "reward",
+    "best_of_n",
+    "grpo",
+    "league",
+]  # of pipelines/dvc.yaml, which uses generate too
 METHODS = "pipelines/dvc.yaml"
 
 

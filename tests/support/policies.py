@@ -20,6 +20,8 @@ PINNED = {
     **trajectories.settings("dpo"),
     **trajectories.settings("kto"),
     **trajectories.settings("orpo"),
+    **trajectories.settings("reward"),
+    **trajectories.settings("grpo"),
     "models.mini.kto.learning_rate": 0.005,
     "dpo.beta": 0.1,
     "dpo.loss_type": "sigmoid",

@@ -54,6 +54,11 @@ SMALL = {
     "lora.r": 4,
     "sft.num_train_epochs": 1,
     "dpo.num_train_epochs": 1,
+    "models.mini.reward.per_device_train_batch_size": 4,
+    "models.mini.grpo.per_device_train_batch_size": 4,
+    "grpo.num_generations": 2,
+    "grpo.max_completion_length": 6,
+    "best_of_n.n": 4,
     "kto.num_train_epochs": 1,
     "orpo.num_train_epochs": 1,
     "generate.max_new_tokens": 6,
@@ -110,6 +115,7 @@ class Workspace:
         rows = {"sft": sft_rows(), "pairs": pair_rows(), "eval": eval_rows(), "concepts": concept_rows()}
         for kind in RAW:
             self.write_rows(kind, rows[kind])
+        self.write_prompts(prompt_rows())
 
     @classmethod
     def reopen(cls, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
@@ -152,6 +158,11 @@ class Workspace:
         path = self.folder / RAW[kind]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+    def write_prompts(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces grpo's prompts."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (self.folder / "data/raw/grpo_prompts.jsonl").write_text(text, encoding="utf-8")
 
     def rows(self, path: str) -> list[dict[str, Any]]:
         """The rows of a JSON-lines file."""
@@ -201,6 +212,20 @@ def eval_rows() -> list[dict[str, Any]]:
             "topic": "even odd".split()[n % 2],
             "concept": word,
             "keywords": [word, "the"],
+        }
+        for n, word in number(WORDS)
+    ]
+
+
+def prompt_rows() -> list[dict[str, Any]]:
+    """Prompts of grpo; the tiny model's answers are noise, so a letter is a key idea."""
+    return [
+        {
+            "id": f"g{n}",
+            "prompt": f"Explain the {word}.",
+            "topic": "all",
+            "concept": word,
+            "keywords": [word, {"any": ["e"], "match": "substring"}],
         }
         for n, word in number(WORDS)
     ]

@@ -23,7 +23,7 @@ from aligner.run.stage import RESTORE
 from aligner.training import checkpoints
 
 STAGES = ("sft", "dpo")
-METHODS = ("kto", "orpo")
+METHODS = ("kto", "orpo", "reward", "grpo")
 FULL_DISK = OSError(28, "No space left on device")
 KILLS = dict.fromkeys(STAGES, 10) | dict.fromkeys(METHODS, 2)
 
@@ -115,6 +115,8 @@ def test_what_is_resumed_is_hard_to_resume(whole):
         ("dpo", {"dpo.loss_type": "ipo"}),
         ("kto", {"kto.undesirable_weight": 0.5}),
         ("orpo", {"orpo.beta": 0.5}),
+        ("reward", {"reward.center_rewards_coefficient": 0.5}),
+        ("grpo", {"grpo.epsilon": 0.1}),
     ],
 )
 def test_a_run_goes_on_from_any_step(whole, tmp_path, monkeypatch, stage, changes):

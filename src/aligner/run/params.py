@@ -101,6 +101,8 @@ class ModelEntry(Section):
     generate: Decoding
     kto: Optimisation
     orpo: Optimisation
+    reward: Optimisation
+    grpo: Optimisation
 
 
 class Prepare(Section):
@@ -167,6 +169,37 @@ class Orpo(Training):
     beta: PositiveFloat
 
 
+class Reward(Training):
+    center_rewards_coefficient: NonNegativeFloat
+
+
+class BestOfN(Section):
+    n: PositiveInt
+    temperature: PositiveFloat
+
+
+class RewardWeights(Section):
+    """The weights of the functions in aligner/training/rewards.py, by name."""
+
+    keyword_hits: Float
+    foreign_ideas: Float
+    repetition: Float
+    length: Float
+    format: Float
+
+
+class Grpo(Training):
+    prompts: Name
+    reward_weights: RewardWeights
+    num_generations: Annotated[Int, Field(ge=2)]
+    max_completion_length: PositiveInt
+    temperature: PositiveFloat
+    beta: NonNegativeFloat
+    loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"]
+    scale_rewards: Literal["group", "batch", "none"]
+    epsilon: PositiveFloat
+
+
 class Generate(Section):
     max_new_tokens: PositiveInt
     do_sample: Flag
@@ -200,6 +233,9 @@ class Shared(Section):
     unpaired: Unpaired
     kto: Kto
     orpo: Orpo
+    reward: Reward
+    best_of_n: BestOfN
+    grpo: Grpo
     league: League
 
 

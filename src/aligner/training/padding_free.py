@@ -95,11 +95,16 @@ def can_unpad(model, gradient_checkpointing: bool) -> bool:
         return False
     config = model.config.get_text_config()
     plain = all(getattr(config, key, None) is None for key in BEFORE_LOGITS)
+    return can_unpad_body(model, gradient_checkpointing) and plain and not model.get_output_embeddings().weight.requires_grad
+
+
+def can_unpad_body(model, gradient_checkpointing: bool) -> bool:
+    """Whether the layers of a model, whatever its head, have replaceable attention that is full and causal."""
+    config = model.config.get_text_config()
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     exchangeable = config._attn_implementation == "sdpa" and model._supports_attention_backend
     dense = getattr(config, "num_experts", None) is None and getattr(config, "num_local_experts", None) is None
-    frozen_head = not model.get_output_embeddings().weight.requires_grad
-    return plain and exchangeable and dense and frozen_head and not windowed and not gradient_checkpointing
+    return exchangeable and dense and not windowed and not gradient_checkpointing
 
 
 def arrange(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, pairs: bool) -> Layout:

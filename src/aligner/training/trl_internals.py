@@ -192,3 +192,63 @@ def restore_unlogged_sums(trainer, sums: dict[str, Any]) -> None:
     trainer._globalstep_last_logged = sums["last_logged"]
     trainer._total_train_tokens = sums["tokens"]
     trainer._metrics["train"].update(sums["metrics"])
+
+
+FLAT_STEPS = 5  # so many steps without any spread of rewards end the run
+
+
+def grpo_trainer_class() -> type:
+    """TRL's GRPOTrainer that can score rows without padding, and ends when the rewards have no spread.
+
+    With `pad_id` set, tokens are scored by the forward pass that `padding_free.unpad` installs. It takes rows padded on the right
+    and knows no temperature, while GRPO's prompts are padded on the left; so rows are rearranged, and scores put back.
+    """
+    import torch
+    from trl import GRPOTrainer
+
+    from aligner.model.batches import padded
+
+    class PreparedGRPOTrainer(GRPOTrainer):
+        pad_id: int | None = None
+        flat_steps = 0
+
+        def _get_per_token_logps_and_entropies(
+            self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
+        ):
+            if self.pad_id is None:
+                stock = super()._get_per_token_logps_and_entropies
+                return stock(model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs)
+            real, prompt = attention_mask.bool(), input_ids.shape[1] - logits_to_keep
+            rows = [ids[mask].tolist() for ids, mask in zip(input_ids, real, strict=True)]
+            ids, mask = padded(rows, self.pad_id, input_ids.device)
+            places = torch.arange(ids.shape[1], device=ids.device)
+            answer = (places >= real[:, :prompt].sum(1, keepdim=True)) & mask.bool()
+            with self.accelerator.autocast():
+                labels = ids.masked_fill(~answer, -100)
+                output = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+            target = real[:, prompt:]
+
+            def put_back(values):
+                return values.new_zeros(target.shape).masked_scatter(target, values[answer[:, 1:]])
+
+            return put_back(output.log_probs), put_back(output.entropy) if compute_entropy else None, None
+
+        def _generate_and_score_completions(self, inputs):
+            output = super()._generate_and_score_completions(inputs)
+            flat = self._metrics["train"]["frac_reward_zero_std"][-1] == 1
+            self.flat_steps = self.flat_steps + 1 if flat else 0
+            if self.flat_steps >= FLAT_STEPS:
+                raise InputError(
+                    f"grpo: for {FLAT_STEPS} steps all answers to a prompt got the same reward, so there is nothing to learn; "
+                    "raise grpo.temperature or grpo.num_generations, or change grpo.reward_weights in params.yaml"
+                )
+            return output
+
+    return PreparedGRPOTrainer
+
+
+def padding_free_rollouts(trainer, entry) -> bool:
+    """Whether a GRPO trainer can score its answers without padding: the model fits, and the temperature is 1."""
+    from aligner.training import padding_free
+
+    return trainer.temperature == 1 and padding_free.fits(trainer.model, entry)
