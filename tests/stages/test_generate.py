@@ -87,6 +87,7 @@ def with_another_end(given):
 @pytest.mark.parametrize("model", MODELS)
 def test_greedy_answers_equal_a_plain_loop_whatever_the_batch_size(tmp_path, monkeypatch, model, penalty):
     changes = {"generate.max_new_tokens": NEW_TOKENS, "generate.repetition_penalty": penalty}
+    changes["generate.no_repeat_ngram_size"] = 0
     workspace = Workspace(tmp_path, monkeypatch, model=model, **changes)
     given = prepared(workspace)
     ends = generate.generation_settings(given.params.generate, given.chat).eos_token_id
@@ -115,7 +116,8 @@ def test_no_run_of_tokens_comes_twice_in_an_answer(tmp_path, monkeypatch, model)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_row_of_a_batch_ends_for_itself(tmp_path, monkeypatch, model):
     """Some answers of a batch end early: each equals the answer alone, followed by an end token and padding."""
-    given = prepared(Workspace(tmp_path, monkeypatch, model=model, **{"generate.max_new_tokens": NEW_TOKENS}))
+    changes = {"generate.max_new_tokens": NEW_TOKENS, "generate.no_repeat_ngram_size": 0}
+    given = prepared(Workspace(tmp_path, monkeypatch, model=model, **changes))
     settings = with_another_end(given)
     lengths = set()
     found = complete(given.model, [row["prompt_ids"] for row in given.prompts], given.chat.pad_id, settings)
