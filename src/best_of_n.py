@@ -3,7 +3,7 @@
 reads   data/prepared/{prompts,references,concepts}.jsonl, chat.json, models/sft, models/reward, the base model
 writes  data/generated/best_of_n.jsonl (the best of the largest n, in the form of the generate stage), reports/best_of_n.json,
         metrics/best_of_n.json, plots/best_of_n_{reward,hit_rate,length}.csv
-params  best_of_n, generate (its limits and penalties), seed, model, the entry's loading keys and generate section
+params  best_of_n, generate's limit and penalties, seed, model, the entry's loading keys and generate section
 command python src/best_of_n.py        (dvc repro pipelines/dvc.yaml:best_of_n)
 
 The curves show over-optimisation: the reward grows with n, the hit rate need not (Gao et al. 2022, arXiv 2210.10760). Each point
@@ -38,7 +38,8 @@ from aligner.training.setup import Setup, begin
 from generate import answer_row, check_room, generation_settings, load_model
 
 PARAMS = [
-    *(*parameters.LOADING, "best_of_n", "generate", "seed"),
+    *(*parameters.LOADING, "best_of_n", "seed"),
+    *(f"generate.{key}" for key in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")),
     *(f"models.${{model}}.{key}" for key in ("generate", "gradient_checkpointing", "padding_free")),
 ]
 PROMPTS = Path("data/prepared/prompts.jsonl")

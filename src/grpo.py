@@ -4,7 +4,7 @@ reads   grpo.prompts (training prompts with keyword groups, in the format of eva
         dpo_validation,sft_validation}.jsonl, chat.json, models/sft, the base model
 writes  models/grpo/ (adapter, provenance), {metrics,reports}/grpo.json,
         plots/grpo_{reward,rewards,held_out,length,entropy,kl,no_spread}.csv
-params  grpo, prepare (rules for bad rows, validation and leakage), seed, model, the entry's loading keys and its grpo section
+params  grpo, prepare's rules for bad rows, validation and leakage, seed, model, the entry's loading keys and its grpo section
 command python src/grpo.py        (dvc repro pipelines/dvc.yaml:grpo)
 
 The policy samples num_generations answers to a prompt. An answer's reward is the weighted sum of the functions in
@@ -45,7 +45,10 @@ from aligner.training.rewards import REWARDS, Prompt, Rewards
 from aligner.training.setup import Setup, begin, speed_up, trainer_tokenizer, training_arguments
 from aligner.training.unpaired import in_training_order
 
-PARAMS = [*parameters.TRAINING, "grpo", "models.${model}.grpo", "prepare", "seed"]
+PARAMS = [
+    *(*parameters.TRAINING, "grpo", "models.${model}.grpo", "seed"),
+    *(f"prepare.{key}" for key in ("max_bad_share", "max_leakage", "on_bad_row", "validation_share")),
+]
 REFERENCES = Path("data/prepared/references.jsonl")
 CONCEPTS = Path("data/prepared/concepts.jsonl")
 ADAPTER = Path("models/grpo")
@@ -122,7 +125,7 @@ def read_prompts(params: StageParams, chat: Chat) -> tuple[list[Prompt], list[Pr
     seen = EvalPrompts(list(read_jsonl(REFERENCES)))
     for value in values:
         seen.look("prompt", value.id, words(value.prompt))
-    require_clean(seen, rules.max_leakage, rules.eval)
+    require_clean(seen, rules.max_leakage, path)
     sides: tuple[list[Prompt], list[Prompt]] = ([], [])
     for value in values:
         scorer = Scorer(value.keywords, value.forbidden, value.prompt)

@@ -20,6 +20,7 @@ from support.workspace import RAW, REPOSITORY, Params, Workspace, checkpoint, sf
 
 import dpo
 import generate
+import grpo
 import kto
 import orpo
 import sft
@@ -29,6 +30,7 @@ from aligner.run import params as parameters
 from aligner.run import ranks
 from aligner.run.errors import InputError
 from aligner.run.record import Run
+from aligner.training import policy_measures, reward_model
 from aligner.training.rewards import REWARDS
 
 VALUES = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
@@ -75,7 +77,7 @@ RULES = {
     "models.*.dpo.learning_rate": Rule(0.03),
     "models.*.dpo.per_device_train_batch_size": Rule(2),
     "models.*.dpo.gradient_accumulation_steps": Rule(2),
-    "models.*.generate.batch_size": Rule(3),
+    "models.*.generate.batch_size": Rule(8),
     **{
         f"models.*.{method}.{key}": Rule(value)
         for method in ("kto", "orpo", "reward", "grpo")
@@ -137,6 +139,7 @@ RULES = {
     "reward.center_rewards_coefficient": Rule(0.5),
     "best_of_n.n": Rule(3),
     "best_of_n.temperature": Rule(3.0),
+    "grpo.logging_steps": Rule(3),
     "grpo.prompts": Rule(OTHER_PROMPTS),
     **{f"grpo.reward_weights.{name}": Rule(0.3) for name in REWARDS},
     "grpo.num_generations": Rule(4),
@@ -170,14 +173,21 @@ TO_THE_END = {
     ("reward", "reward.eval_steps"),
     ("grpo", "grpo.eval_steps"),
     ("grpo", "grpo.reward_weights.length"),
+    ("grpo", "models.*.padding_free"),
+    ("best_of_n", "models.*.gradient_checkpointing"),
+    ("best_of_n", "models.*.padding_free"),
     ("generate", "seed"),
     ("generate", "generate.max_new_tokens"),
     ("generate", "models.*.dtype"),
 }
 
 
-# unpaired reads these for a file of one's own, with the code of prepare (tests/stages/test_unpaired.py).
-NOT_BY_DEFAULT = {"unpaired": {"model", "prepare", *(f"models.${{model}}.{key}" for key in OF_TOKENIZER)}}
+# unpaired reads these for a file of one's own, with the code of prepare (tests/stages/test_unpaired.py); grpo for bad rows and
+# eval prompts in its file (tests/stages/test_grpo.py).
+NOT_BY_DEFAULT = {
+    "unpaired": {"model", "prepare", *(f"models.${{model}}.{key}" for key in OF_TOKENIZER)},
+    "grpo": {"prepare.max_bad_share", "prepare.max_leakage", "prepare.on_bad_row"},
+}
 
 
 def leaves(values, parents=()):
@@ -279,7 +289,7 @@ def spy(patch, to_the_end):
     import torch
     import transformers
 
-    met = {"bases": [], "attention": [], "shapes": [], "compiled": [], "processes": []}
+    met = {"bases": [], "attention": [], "shapes": [], "compiled": [], "processes": [], "unpadded": []}
 
     def noting(*arguments):
         base = loading.load_base(*arguments)
@@ -294,15 +304,28 @@ def spy(patch, to_the_end):
 
         return instead
 
-    for stage in (sft, dpo, kto, orpo, generate):
+    def unpadding(*arguments):
+        met["unpadded"].append(unpad(*arguments))
+        return met["unpadded"][-1]
+
+    unpad = reward_model.unpad
+    patch.setattr(reward_model, "unpad", unpadding)
+    for stage in (sft, dpo, kto, orpo, generate, reward_model, grpo):
         patch.setattr(stage, "load_base", noting)
     patch.setattr(ranks, "start", lambda *wanted: met["processes"].append(wanted))  # test_several_processes.py starts them
     patch.setattr(torch.nn.Module, "compile", lambda layer, **how: met["compiled"].append((type(layer).__name__, how)))
     patch.setattr(torch.compiler, "set_stance", lambda stance: contextlib.nullcontext())
     if not to_the_end:
+        patch.setattr(policy_measures.HeldOut, "measure", unmeasured)
         patch.setattr(transformers.Trainer, "train", stop(trainer_as_built))
         patch.setattr(transformers.GenerationMixin, "generate", stop(generation_as_built))
     return met
+
+
+def unmeasured(held_out, model):
+    """In place of what grpo samples before it trains."""
+    held_out.first = [{"tokens": 1.0} for _ in held_out.prompts]
+    return {}
 
 
 def trainer_as_built(trainer, **options):
@@ -343,6 +366,7 @@ def observed(stage, folder, met):
         "checkpointing": [base.is_gradient_checkpointing for base in met["bases"]],
         "shapes": met["shapes"],
         "compiled": met["compiled"],
+        "unpadded": met["unpadded"],
         "processes": met["processes"],
     }
 

@@ -57,11 +57,19 @@ OF_PARAMS = {
     "models.mini.reward": [REWARD],
     "models.mini.grpo": [GRPO],
     "models.tinyllama": [],  # not the chosen one
-    "prepare": ["prepare", "score", UNPAIRED, GRPO],
+    "prepare": ["prepare", "score", UNPAIRED],
+    **{
+        f"prepare.{key}": ["prepare", "score", UNPAIRED, GRPO]
+        for key in ("max_bad_share", "max_leakage", "on_bad_row", "validation_share")
+    },
     "lora": ["sft", "score", ORPO, REWARD],  # dpo and kto go on with sft's adapter
     "sft": ["sft", "score"],
     "dpo": ["dpo", "score"],
-    "generate": [*GENERATE, *ANSWERS, BEST_OF_N, "score", LEAGUE],
+    "generate": [*GENERATE, *ANSWERS, "score", LEAGUE],
+    **{
+        f"generate.{key}": [*GENERATE, *ANSWERS, BEST_OF_N, "score", LEAGUE]
+        for key in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")
+    },
     "score": ["score", LEAGUE],
     "unpaired": [UNPAIRED],
     "kto": [KTO],

@@ -270,13 +270,21 @@ TRAINING = [
 
 
 def load(names: list[str], path: Path = PARAMS_FILE) -> StageParams:
-    """The values of `names` only, spelled as in dvc.yaml ("seed", "dpo", "models.${model}.path").
+    """The values of `names` only, spelled as in dvc.yaml ("seed", "dpo", "prepare.max_leakage", "models.${model}.path").
 
     Raises InputError with every problem of the file at once.
     """
     params = read(path)
     entry = params.models[params.model]
-    values = {name: getattr(params, name) for name in names if not name.startswith(ENTRY)}
+    values: dict[str, Any] = {}
+    for name in names:
+        section, _, key = name.partition(".")
+        if not key:
+            values[section] = getattr(params, section)
+        elif not name.startswith(ENTRY):
+            whole = getattr(params, section)
+            known = vars(values[section]) if section in values else {}
+            values[section] = type(whole).model_construct(**known, **{key: getattr(whole, key)})
     keys = [name.removeprefix(f"{ENTRY}.") for name in names if name.startswith(f"{ENTRY}.")]
     if ENTRY in names:
         values["model_entry"] = entry
