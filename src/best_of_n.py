@@ -58,7 +58,7 @@ CURVES = {
 HEADLINE: dict[str, tuple[str, ...]] = {
     "best_of_n": (
         *("hit_rate", "hit_rate_gain", "oracle_hit_rate", "precision", "precision_gain", "words"),
-        *("over_optimised", "kl_per_answer_sampled"),
+        *("health", "kl_per_answer_sampled"),
     )
 }
 

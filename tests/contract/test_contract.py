@@ -82,6 +82,8 @@ def constant_paths(script):
     return {path for path in found if path.split("/")[0] in ("data", "metrics", "models", "plots", "reports", "requirements.txt")}
 
 
+# Constants of modules of which a script uses other parts.
+UNREAD = {"best_of_n": {"models", *(f"data/generated/{model}.jsonl" for model in ("base", "sft", "dpo"))}}
 OF_METHODS = [(each, METHODS_PIPELINE) for each in [*METHOD_SCRIPTS, "generate"]]
 
 
@@ -183,8 +185,9 @@ def test_paths_are_those_of_the_script_s_constants(script):
     """Every declared path is a constant or a file of a constant folder, and every constant is declared or such a folder."""
     stages = [stage for stage in ALL_STAGES if stage.partition("@")[0] == script]
     listed = {path for stage in stages for path in data_deps(stage) | declared(stage, "outs", "metrics", "plots")}
-    listed -= {BASE} | ({PARAMS["prepare"][kind] for kind in RAW} if script == "prepare" else set())  # these are in params.yaml
-    constants = constant_paths(script)
+    listed -= {BASE, PARAMS["grpo"]["prompts"]}  # these are in params.yaml
+    listed -= {PARAMS["prepare"][kind] for kind in RAW} if script == "prepare" else set()
+    constants = constant_paths(script) - UNREAD.get(script, set())
     folders = constants - listed
     assert {path for path in listed - constants if str(Path(path).parent) not in folders} == set()
     assert folders <= {str(Path(path).parent) for path in listed}
@@ -320,7 +323,8 @@ def fields(template):
     text = (ROOT / ".dvc/plots" / f"{template}.json").read_text(encoding="utf-8")
     json.loads(text)
     named = set(re.findall(r'"field": "(\w+)"', text)) | set(re.findall(r"datum\.(\w+)", text))
-    return named - set(re.findall(r'"as": "(\w+)"', text)) - {"rev", "label"}
+    inline = set(re.findall(r'"values": \[\{"(\w+)"', text))  # data that the template brings itself
+    return named - inline - set(re.findall(r'"as": "(\w+)"', text)) - {"rev", "label"}
 
 
 def check_columns(file, settings):
@@ -354,7 +358,7 @@ def metric_names(folder):
 
 
 # Undefined where no answer names a key idea, answers hold no text, or prompts leave no room for an answer.
-UNDEFINED = (".precision", "bits_per_byte", "_sampled", "_sampled_low", "_sampled_high", ".samples_cut")
+UNDEFINED = (".precision", ".precision_gain", "bits_per_byte", "_sampled", "_sampled_low", "_sampled_high", ".samples_cut")
 
 
 def check_metrics(found):

@@ -47,13 +47,13 @@ def test_a_reward_that_agrees_with_the_hit_rate_is_as_good_as_the_oracle():
     entries = curves(prompts(lambda reward: reward / 5), [1, 2, 4])
     figures = figures_of(entries)
     assert figures["hit_rate"] == pytest.approx(figures["oracle_hit_rate"]) and figures["best_n"] == 4
-    assert figures["hit_rate_gain_low"] > 0 and not figures["over_optimised"]
+    assert figures["hit_rate_gain_low"] > 0 and figures["health"] == "healthy"
     assert figures["kl_per_answer_sampled"] == pytest.approx(kl_of_best_of_n(4))
 
 
 def test_a_reward_that_grows_while_the_hit_rate_falls_is_over_optimised():
     figures = figures_of(curves(prompts(lambda reward: 0.8 - reward / 10), [1, 4]))
-    assert figures["over_optimised"] and figures["best_n"] == 1 and figures["hit_rate_gain_high"] < 0
+    assert figures["health"] == "over-optimised" and figures["best_n"] == 1 and figures["hit_rate_gain_high"] < 0
 
 
 def test_the_points_of_a_plot_leave_out_what_is_undefined():

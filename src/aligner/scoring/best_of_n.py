@@ -67,22 +67,24 @@ SHOWN = ("reward", "hit_rate", "hit_rate_gain", "oracle_hit_rate", "precision", 
 
 
 def figures_of(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of reports/best_of_n.json for the largest n, and `curve`, the estimates of each n.
+    """The figures of reports/best_of_n.json for the largest n, to four digits, and `curve`, the estimates of each n.
 
-    best_n is the n with the highest hit rate. over_optimised: with the largest n the hit rate or the precision is below that of
-    one sample beyond chance, although the reward, which picks the answers, is higher (Gao et al. 2022, arXiv 2210.10760).
+    best_n is the n with the highest hit rate. health is over-optimised if the hit rate or the precision of the largest n is below
+    that of one sample beyond chance, although the reward, which picks the answers, is higher (Gao et al. 2022, arXiv 2210.10760);
+    otherwise healthy.
     """
     last = entries[-1]
     figures: dict[str, Any] = {"n": last["n"]}
     for name in SHOWN:
         figures |= {name: last[name]["estimate"], f"{name}_low": last[name].get("low"), f"{name}_high": last[name].get("high")}
     highs = [figures[f"{name}_gain_high"] for name in ("hit_rate", "precision")]
-    return figures | {
+    figures |= {
         "best_n": max(entries, key=lambda entry: entry["hit_rate"]["estimate"])["n"],
-        "over_optimised": any(high is not None and high < 0 for high in highs),
         "kl_per_answer_sampled": last["kl"],
-        "curve": list(entries),
     }
+    shown = {name: round(value, 4) + 0.0 if isinstance(value, float) else value for name, value in figures.items()}  # no -0.0
+    health = "over-optimised" if any(high is not None and high < 0 for high in highs) else "healthy"
+    return shown | {"health": health, "curve": list(entries)}
 
 
 def points(entries: Sequence[dict[str, Any]], series: dict[str, str]) -> Iterator[list[Any]]:
