@@ -46,9 +46,9 @@ def prompts(hit_of_reward, n=12):
 def test_a_reward_that_agrees_with_the_hit_rate_is_as_good_as_the_oracle():
     entries = curves(prompts(lambda reward: reward / 5), [1, 2, 4])
     figures = figures_of(entries)
-    assert figures["hit_rate"] == pytest.approx(figures["oracle_hit_rate"]) and figures["best_n"] == 4
+    assert figures["hit_rate"] == pytest.approx(figures["oracle_hit_rate"], abs=1e-4) and figures["best_n"] == 4
     assert figures["hit_rate_gain_low"] > 0 and figures["health"] == "healthy"
-    assert figures["kl_per_answer_sampled"] == pytest.approx(kl_of_best_of_n(4))
+    assert figures["kl_per_answer_sampled"] == pytest.approx(kl_of_best_of_n(4), abs=1e-4)
 
 
 def test_a_reward_that_grows_while_the_hit_rate_falls_is_over_optimised():
