@@ -358,7 +358,16 @@ def metric_names(folder):
 
 
 # Undefined where no answer names a key idea, answers hold no text, or prompts leave no room for an answer.
-UNDEFINED = (".precision", ".precision_gain", ".equal_length_accuracy", "bits_per_byte", "_sampled", "_sampled_low", "_sampled_high", ".samples_cut")
+UNDEFINED = (
+    ".precision",
+    ".precision_gain",
+    ".equal_length_accuracy",
+    "bits_per_byte",
+    "_sampled",
+    "_sampled_low",
+    "_sampled_high",
+    ".samples_cut",
+)
 
 
 def check_metrics(found):
