@@ -350,7 +350,10 @@ FORMATS = (
 
 def recognise(row: dict, kind: str | None) -> Format | None:
     """The first format of this kind (None: of any kind) that suits the row."""
-    return next((form for form in FORMATS if kind in (None, form.kind) and form.suits(row)), None)
+    for form in FORMATS:
+        if (kind is None or kind == form.kind) and form.suits(row):
+            return form
+    return None
 
 
 # ---- Diagnosis of a faulty row --------------------------------------------------------------------------------------

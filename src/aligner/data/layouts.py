@@ -82,7 +82,10 @@ def system_of(row: Row) -> Any:
 
 
 def first(row: Row, keys: tuple[str, ...], otherwise: Any = None) -> Any:
-    return next((row[key] for key in keys if key in row), otherwise)
+    for key in keys:
+        if key in row:
+            return row[key]
+    return otherwise
 
 
 def as_prompt(value: Any) -> list[Message]:
@@ -343,3 +346,9 @@ LAYOUTS = (
 
 def recognise_layout(row: Row) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.suits(row)), None)
+
+
+def shape_of(row: Row) -> tuple:
+    """What `recognise_layout` looks at, so that rows of one shape have one layout: keys, types, whether texts are transcripts."""
+    transcripts = is_transcript(row.get("chosen")) and is_transcript(row.get("rejected"))
+    return (transcripts, *row, *map(type, row.values()))
