@@ -219,7 +219,7 @@ class Format:
         """The record of a row; raises BadRow, also for a label in SFT rows: bad answers would be trained like good ones."""
         if self.kind == "sft" and row.get("label") is not None:
             raise BadRow("labelled_row", LABELLED)
-        if self.kind in TRAINED and any(row[key] in (0, False) for key in EXCLUDED if key in row):
+        if not EXCLUDED.isdisjoint(row) and self.kind in TRAINED and any(row.get(key) in (0, False) for key in EXCLUDED):
             raise BadRow("excluded_row", "its `weight`, `train` or `loss` excludes the row from training; remove the row")
         return self.build(row, id)
 
@@ -360,7 +360,7 @@ def recognise(row: dict, kind: str | None) -> Format | None:
 
 
 TRAINED = ("sft", "pairs", "unpaired")
-EXCLUDED = ("weight", "train", "loss")  # keys whose 0 or false excludes a row
+EXCLUDED = frozenset(("weight", "train", "loss"))  # keys whose 0 or false excludes a row
 REPEATED = (
     "`chosen` and `rejected` repeat the prompt at their beginning, so it would be trained on as a part of the answers; cut it "
     "(python src/convert.py FILE --to pairs does)"
