@@ -2,8 +2,8 @@
 
 Every source is read as a stream. JSON is read here and not by `datasets`: Arrow gives a whole file one schema, which adds nulls
 to rows and refuses a text beside a list of parts, and it holds an array in memory as a whole. CSV is read here since `datasets`
-makes numbers of texts. Parquet is read by Arrow itself, a batch of rows at a time: `datasets` reads ahead, which took 1.3 GB for a
-file of a million rows. `datasets` reads Arrow files, saved folders and the hub.
+makes numbers of texts. Parquet is read by Arrow itself, a batch of rows at a time: `datasets` reads ahead, which took 1.3 GB for
+a file of a million rows. `datasets` reads Arrow files, saved folders and the hub.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def complete(model, prompts: list[list[int]], pad_id: int, settings, repetition_
 def answer_penalty(penalty: float, prompt_tokens: int):
     """transformers' processors that penalise tokens which the answer already holds; none for a penalty of 1.
 
-    Only what follows the first `prompt_tokens` ids counts; as `repetition_penalty` of a GenerationConfig the prompt would count too.
+    Only what follows the first `prompt_tokens` ids counts. As `repetition_penalty` of a GenerationConfig, the prompt would too.
     """
     from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 

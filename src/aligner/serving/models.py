@@ -16,7 +16,7 @@ from aligner.run.errors import InputError
 class Models:
     """Models by name. `load` returns the model of a name.
 
-    settings: the GenerationConfig that conversations start from. penalty: the one on tokens that an answer already holds, 1 is off.
+    settings: the GenerationConfig that conversations start from. penalty: on tokens that an answer already holds; 1 is off.
     """
 
     names: list[str]

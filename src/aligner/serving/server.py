@@ -275,9 +275,7 @@ def chat_handler(models: Models):
         def apply_chat_template(self, conversation, *args, penalty, **kwargs):
             ids = chat.prompt(tuple((message["role"], message["content"]) for message in conversation))
             inputs, processors = torch.tensor([ids]), answer_penalty(penalty, len(ids))
-            return BatchEncoding(
-                {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "logits_processor": processors}
-            )
+            return BatchEncoding({"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "logits_processor": processors})
 
     tokenizer = TrainedTokenizer(tokenizer_object=chat.tokenizer, eos_token=chat.end_token, pad_token=chat.pad_token)
 
