@@ -90,7 +90,7 @@ def write(name: str, folder: Path, format: str, dtype: str | None) -> None:
         checked = gguf_file.check(file, prompts, lambda rows: export.answers(plain[0], rows, chat, bare), chat, bare)
         print(f"{file.name}: {checked}")
         notes.append(f"`{file.name}`: the same weights for llama.cpp; with plain greedy decoding {checked}")
-    write_text(folder / "README.md", card.card(name, entry, parity, notes))
+    write_text(folder / "README.md", card.card(name, entry, parity, notes, params.generate.repetition_penalty))
 
 
 def with_adapter(entry, started, adapter: Path | None, chat):

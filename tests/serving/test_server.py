@@ -10,15 +10,13 @@ import urllib.error
 import urllib.request
 
 import pytest
+import uvicorn
 from support import browser, finished
 from support.browser import needs_browser
 
-pytest.importorskip("fastapi")
-uvicorn = pytest.importorskip("uvicorn")
-
-import chat  # noqa: E402
-from aligner.judging.votes import read_votes  # noqa: E402
-from aligner.serving import server  # noqa: E402
+import chat
+from aligner.judging.votes import read_votes
+from aligner.serving import server
 
 ASKED = [{"role": "user", "content": "What is the mean?"}]
 

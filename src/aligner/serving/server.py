@@ -95,9 +95,7 @@ def serve(models: Models, host: str, port: int) -> None:
     """Serves until Ctrl-C. Raises InputError if a package is missing."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(
-            f"--serve needs {', '.join(missing)}. Run: pip install --constraint requirements.txt 'transformers[serving]'"
-        )
+        raise InputError(f"--serve needs {', '.join(missing)}. Run: pip install --requirement requirements.txt")
     import uvicorn
 
     address = f"http://{host}:{port}"
