@@ -71,10 +71,11 @@ def write_alpaca(path: Path, size: int) -> None:
 
 
 def pairs(size: int) -> Iterator[dict[str, str]]:
-    """Each row's answer as chosen, and its first half as rejected."""
+    """Each row's answer as chosen, and that of the row before as rejected."""
+    rejected = "I do not know."
     for row in rows(size):
-        answer = row["response"]
-        yield {"prompt": row["prompt"], "chosen": answer, "rejected": answer[: len(answer) // 2] + " …"}
+        yield {"prompt": row["prompt"], "chosen": row["response"], "rejected": rejected}
+        rejected = row["response"]
 
 
 def write_pairs(path: Path, size: int) -> None:

@@ -25,7 +25,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from aligner.files import read_jsonl, write_json, write_text
 from aligner.judging import canaries, contest, page, report, verdicts
@@ -62,7 +62,7 @@ def main(arguments: argparse.Namespace, out: TextIO) -> int:
     judge = verdicts.Judge(endpoint.url, arguments.judge, arguments.logprobs)
     bodies = verdicts.requests(judge, tested, orders, arguments.repeats)
     replies = verdicts.Replies(judge, gather(endpoint, bodies, arguments, out))
-    found = {
+    found: dict[str, Any] = {
         "run": answers_fingerprint(references, texts),
         "judge": report.judge_identity(judge, replies),
         "settings": report.judge_settings(rules, arguments.repeats),

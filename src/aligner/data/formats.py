@@ -28,6 +28,7 @@ from aligner.data.fields import (
 from aligner.data.lines import BadRow, json_type
 from aligner.run.terminal import SHOWN_CHARACTERS, printable, shown
 
+BEGINNING = 64  # characters of two answers that usually tell them apart
 MAX_REASON_CHARACTERS = 240  # of the message about a keyword group
 
 
@@ -140,13 +141,22 @@ def label_of(row: dict) -> bool:
 def different_answers(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
     if chosen == rejected:
         raise BadRow("chosen_equals_rejected", "both answers are the same, so the pair teaches nothing; drop it")
-    if seen(chosen) == seen(rejected):
+    if not begin_apart(chosen, rejected) and seen(chosen) == seen(rejected):
         raise BadRow(
             "chosen_equals_rejected",
             "both answers look the same (invisible characters, line ends and the coding of accents aside), so the pair teaches "
             "nothing; drop it",
         )
     return PreferencePair(id, prompt, chosen, rejected)
+
+
+def begin_apart(one: str, other: str) -> bool:
+    """Whether two texts differ as a reader sees them, by their first characters alone; False where these do not tell.
+
+    ASCII characters keep their places in what is seen; only the last one may join an accent that follows.
+    """
+    one, other = one[:BEGINNING], other[:BEGINNING]
+    return one[:-1] != other[:-1] and one.isascii() and other.isascii() and "\r" not in one and "\r" not in other
 
 
 def seen(text: str) -> str:

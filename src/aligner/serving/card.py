@@ -16,10 +16,10 @@ EXPERIMENTS = Path("experiments")
 REPORTS = Path("reports")
 DECODING = """## Decoding
 
-`generation_config.json` holds the decoding of the results below, but for one thing: there, logits of tokens that the answer already
-held were divided by {penalty:g}, those of the prompt not. transformers' `repetition_penalty` would count the prompt too; pass
-`logits_processor=[RepetitionPenaltyLogitsProcessor({penalty:g}, prompt_ignore_length=PROMPT_TOKENS)]` to `generate` for the same
-answers."""
+`generation_config.json` holds the decoding of the results below, but for one thing: there, logits of tokens that the answer
+already held were divided by {penalty:g}, those of the prompt not. transformers' `repetition_penalty` would count the prompt too;
+for the same answers pass to `generate`:
+`logits_processor=[RepetitionPenaltyLogitsProcessor({penalty:g}, prompt_ignore_length=PROMPT_TOKENS)]`"""
 UNKNOWN = "other"  # the hub's word for a licence that is none of its list
 
 
@@ -53,7 +53,7 @@ def licence_of(entry: ModelEntry) -> str:
 
 
 def card(name: str, entry: ModelEntry, parity: Parity, notes: list[str], penalty: float) -> str:
-    """The text of README.md in the hub's format. notes: one line about each further file. penalty: that of the report's answers."""
+    """The text of README.md in the hub's format. notes: one line about each further file. penalty: of the report's answers."""
     record, licence = record_of(name), licence_of(entry)
     base = entry.path + (f" at {entry.revision}" if entry.revision else "")
     parts = [

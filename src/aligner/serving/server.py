@@ -270,9 +270,9 @@ def chat_handler(models: Models):
         The handler passes what this returns on to model.generate, so the penalty of an answer goes the same way.
         """
 
-        def apply_chat_template(self, conversation, *args, penalty, **kwargs):
+        def apply_chat_template(self, conversation, *args, **kwargs):
             ids = chat.prompt(tuple((message["role"], message["content"]) for message in conversation))
-            inputs, processors = torch.tensor([ids]), answer_penalty(penalty, len(ids))
+            inputs, processors = torch.tensor([ids]), answer_penalty(kwargs["penalty"], len(ids))
             return BatchEncoding({"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "logits_processor": processors})
 
     tokenizer = TrainedTokenizer(tokenizer_object=chat.tokenizer, eos_token=chat.end_token, pad_token=chat.pad_token)
