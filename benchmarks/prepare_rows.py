@@ -16,6 +16,7 @@ command PYTHONPATH=src python benchmarks/prepare_rows.py [N ...]          10,000
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -178,10 +179,11 @@ def rows(size: int) -> Iterator[dict[str, str]]:
         yield {"id": f"row-{number}", "prompt": rng.choice(QUESTIONS).format(**names), "response": answer}
 
 
-def run(command: list[str], folder: Path) -> resource.struct_rusage:
-    """Runs a command in a folder; returns the resources that its process used."""
+def run(command: list[str], folder: Path, output: str | None = None) -> resource.struct_rusage:
+    """Runs a command in a folder, with its output to a file if one is given; returns the resources that its process used."""
     environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
-    process = subprocess.Popen(command, cwd=folder, env=environment)
+    with open(output, "w") if output else contextlib.nullcontext() as file:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -4,9 +4,8 @@ reads   the base model, the adapters, data/prepared/chat.json, params.yaml (gene
 command python src/chat.py dpo                    a conversation; /help lists the commands
         python src/chat.py --serve 8080           http://127.0.0.1:8080: a page, and OpenAI's chat completions under /v1
 
-Answers use the chat template that was trained with, and the decoding of params.yaml unless told otherwise, but for
-generate.repetition_penalty, which conversations do not use. The server answers this machine only (--host changes this: it asks
-for no password), and needs: pip install "transformers[serving]".
+Answers use the chat template that was trained with and the decoding of params.yaml, as those of the report do, unless a command
+or a request says otherwise. The server answers this machine only (--host changes this: it asks for no password).
 """
 
 from __future__ import annotations
@@ -55,6 +54,7 @@ def open_models() -> Models:
         chat,
         lambda name: load_model(params.model_entry, started, chat, adapter_of(name)),
         generation_settings(params.generate, chat),
+        params.generate.repetition_penalty,
     )
 
 

@@ -40,7 +40,7 @@ def main(arguments: argparse.Namespace, out: TextIO) -> None:
     unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with unfinished.open("w+b") as file:
+        with unfinished.open("wb", buffering=2**20) as file:
             write_all(file, conversion, sources, arguments)
         if conversion.written:
             os.replace(unfinished, arguments.out)

@@ -85,10 +85,12 @@ def write(name: str, folder: Path, format: str, dtype: str | None) -> None:
         notes.append("`adapter/`: the adapter alone, for peft; `base_model_name_or_path` names its base")
     if format == "gguf":
         file = gguf_file.write(folder, folder / f"{name}.gguf", dtype)
-        checked = gguf_file.check(file, prompts, lambda rows: export.answers(plain[0], rows, chat, greedy), chat, greedy)
+        free = params.generate.model_copy(update={"do_sample": False, "no_repeat_ngram_size": 0})
+        bare = generation_settings(free, chat)
+        checked = gguf_file.check(file, prompts, lambda rows: export.answers(plain[0], rows, chat, bare), chat, bare)
         print(f"{file.name}: {checked}")
-        notes.append(f"`{file.name}`: the same weights for llama.cpp; {checked}")
-    write_text(folder / "README.md", card.card(name, entry, parity, notes))
+        notes.append(f"`{file.name}`: the same weights for llama.cpp; with plain greedy decoding {checked}")
+    write_text(folder / "README.md", card.card(name, entry, parity, notes, params.generate.repetition_penalty))
 
 
 def with_adapter(entry, started, adapter: Path | None, chat):

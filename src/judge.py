@@ -1,7 +1,8 @@
 """judge: a language model compares the answers of base, SFT and DPO, two at a time, in both orders. Off by default.
 
 reads   data/prepared/{references,concepts}.jsonl, data/generated/{base,sft,dpo}.jsonl, params.yaml (score); with --votes, votes
-writes  reports/judge.json, reports/judge.md; each reply, as it arrives, in .cache/judge
+writes  reports/judge.json, reports/judge.md, reports/judged.html (the run's page with the verdicts); each reply, as it arrives,
+        in .cache/judge
 command python src/judge.py --endpoint http://localhost:8000/v1 --judge NAME
         python src/judge.py --endpoint https://api.example.com/v1 --judge NAME --key-variable OPENAI_API_KEY
 
@@ -24,13 +25,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from aligner.files import read_jsonl, write_json, write_text
-from aligner.judging import canaries, contest, report, verdicts
+from aligner.judging import canaries, contest, page, report, verdicts
 from aligner.judging.endpoint import Endpoint, ask_missing, key_of
 from aligner.judging.replies import Failure, Reply, open_cache, stored
 from aligner.judging.votes import all_votes
+from aligner.report.blind import answers_fingerprint
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.terminal import printable, write_line
@@ -60,7 +62,8 @@ def main(arguments: argparse.Namespace, out: TextIO) -> int:
     judge = verdicts.Judge(endpoint.url, arguments.judge, arguments.logprobs)
     bodies = verdicts.requests(judge, tested, orders, arguments.repeats)
     replies = verdicts.Replies(judge, gather(endpoint, bodies, arguments, out))
-    found = {
+    found: dict[str, Any] = {
+        "run": answers_fingerprint(references, texts),
         "judge": report.judge_identity(judge, replies),
         "settings": report.judge_settings(rules, arguments.repeats),
         "canaries": canaries.canary_report(tests, replies),
@@ -72,6 +75,7 @@ def main(arguments: argparse.Namespace, out: TextIO) -> int:
     found["evidence"] = canaries.evidence(found["canaries"])
     write_json(REPORT, rounded(found))
     write_text(PAGE, report.report_page(found))
+    page.write_page()
     for line in report.summary_lines(found):
         write_line(out, line)
     write_line(out, f"{found['evidence']['verdict']} ({PAGE})")

@@ -1,7 +1,8 @@
 """votes: checks the blind votes that people exported from reports/index.html, reports their results, and makes pairs of them.
 
-reads   files of votes (JSON lines), data/prepared/references.jsonl and data/generated/*.jsonl
-writes  with --pairs, preference pairs in the format of prepare.pairs
+reads   files of votes (JSON lines), data/prepared/references.jsonl, data/generated/*.jsonl and params.yaml (score)
+writes  reports/votes.json (verdicts), reports/judged.html (the run's page with them); with --pairs, preference pairs in the
+        format of prepare.pairs
 command python src/votes.py votes-ann.jsonl votes-bob.jsonl
         python src/votes.py votes-*.jsonl --pairs data/raw/voted_pairs.jsonl
 
@@ -26,12 +27,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from aligner.files import write_jsonl
+from aligner.files import read_json, write_jsonl
+from aligner.judging import page
 from aligner.judging.agreement import vote_report
-from aligner.judging.votes import preference_pairs, read_run, read_votes
+from aligner.judging.votes import Vote, preference_pairs, read_run, read_votes
+from aligner.markdown import figure
+from aligner.run import params as parameters
 from aligner.run.errors import InputError
 from aligner.run.terminal import write_line
 
@@ -47,6 +52,9 @@ def main(arguments: argparse.Namespace, out: TextIO) -> int:
         return 1
     for line in vote_report(votes):
         write_line(out, line)
+    if judged and not arguments.models:
+        for line in verdicts(judged.run, votes):
+            write_line(out, line)
     if arguments.pairs:
         pairs, left_out = preference_pairs(votes)
         if not pairs:
@@ -54,6 +62,16 @@ def main(arguments: argparse.Namespace, out: TextIO) -> int:
         write_jsonl(arguments.pairs, pairs)
         write_line(out, f"{arguments.pairs}: {len(pairs)} pairs; left out: {listed(left_out)}")
     return 0
+
+
+def verdicts(run: str, votes: list[Vote]) -> Iterator[str]:
+    """Writes the verdicts on the run at hand, and says them."""
+    page.write_votes(run, votes, parameters.load(["score"]).score)
+    for name, found in read_json(page.VOTES)["pairs"].items():
+        decided = f"{found['decision']['verdict']}, adjusted p {figure(found['p_holm'])}, n = {found['n']}"
+        yield f"{name.replace('_vs_', ' over ')}: {decided} ({page.VOTES})"
+    if made := page.write_page():
+        yield f"{made}: the page with these verdicts"
 
 
 def listed(counts: Counter) -> str:

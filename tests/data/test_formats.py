@@ -3,9 +3,12 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.data_lines import ASSISTANT, CONCEPT, EVAL, GOOD, SYSTEM, USER, problem_of, value_of
 
 from aligner.data.examples import ConceptEntry, EvalPrompt, PreferencePair, SftExample, UnpairedAnswer
+from aligner.data.formats import begin_apart, seen
 
 # ---- Accepted formats -----------------------------------------------------------------------------------------------
 
@@ -246,3 +249,15 @@ def test_eval_rows_need_an_id(rows_of):
     row = {key: value for key, value in EVAL.items() if key != "id"}
     assert problem_of(rows_of(row)[0]).kind == "missing_id"
     assert "did you mean it by 'ID'" in problem_of(rows_of({"ID": "e1", **row})[0]).reason
+
+
+@given(*[st.text("ab\r\n \u0301\u200b\u00a0", max_size=6)] * 3, st.sampled_from(["", "b" * 61]))
+def test_answers_that_begin_apart_are_seen_apart(start, one, other, filler):
+    """The shortcut before `seen`, with the difference at the start and around the last character that it reads."""
+    one, other = filler + start + one, filler + start + other
+    assert not begin_apart(one, other) or seen(one) != seen(other)
+
+
+def test_answers_begin_apart():
+    assert begin_apart("a mean", "a mode") and not begin_apart("a mean", "a mean\u200b")
+    assert not begin_apart("e", "e\u0301") and not begin_apart("a\nb", "a\r\nb")

@@ -3,6 +3,8 @@
 import argparse
 import io
 import json
+from pathlib import Path
+from shutil import copyfile
 
 import pytest
 from support.workspace import Workspace
@@ -16,6 +18,7 @@ from aligner.report import blind
 from aligner.run.errors import InputError
 from aligner.scoring.pairs import Outcome
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = {"p1": "What is a mean?", "p2": "What is a median?", "p3": "What is a mode?", "p4": "What is a range?"}
 ANSWERS = {name: {id: f"{name} says: {prompt}" for id, prompt in PROMPTS.items()} for name in ("base", "sft", "dpo")}
 REFERENCES = [{"id": id, "prompt": prompt, "topic": "t", "keywords": ["k"]} for id, prompt in PROMPTS.items()]
@@ -27,6 +30,7 @@ def folder(tmp_path, monkeypatch):
     """A working folder with the answers that the votes are about."""
     monkeypatch.chdir(tmp_path)
     write_jsonl(judging.REFERENCES, REFERENCES)
+    copyfile(ROOT / "params.yaml", "params.yaml")
     for name, given in ANSWERS.items():
         write_jsonl(judging.GENERATED / f"{name}.jsonl", [{"id": id, "answer": answer} for id, answer in given.items()])
     return tmp_path

@@ -23,7 +23,8 @@ RUN = "ab" * 32
 
 @pytest.fixture
 def models(tmp_path, monkeypatch):
-    Workspace(tmp_path, monkeypatch, **{"generate.max_new_tokens": 8}).run("prepare")
+    changes = {"generate.max_new_tokens": 24, "generate.repetition_penalty": 1.5, "generate.no_repeat_ngram_size": 3}
+    Workspace(tmp_path, monkeypatch, **changes).run("prepare")
     opened = chat.open_models()
     assert opened.names == ["base"]  # without adapters, only the base can be talked to
     opened.names.append("twin")  # a second name for the same model
@@ -39,12 +40,12 @@ def talk(models, *lines: str) -> tuple[str, Conversation]:
     return out.getvalue(), conversation
 
 
-def answer_to(models, *messages: tuple[str, str]) -> str:
-    """The greedy answer, generated at once and without the streamer."""
+def answer_to(models, *messages: tuple[str, str], penalty: float = 1.5) -> str:
+    """The greedy answer as `generate` gives it: at once and without the streamer."""
     from aligner.model.generation import complete, end_index
 
     ids = models.chat.prompt(messages)
-    new = complete(models.get("base"), [ids], models.chat.pad_id, models.settings)[0]
+    new = complete(models.get("base"), [ids], models.chat.pad_id, models.settings, penalty)[0]
     return models.chat.decode(new[: end_index(new, models.settings.eos_token_id)])
 
 
@@ -67,6 +68,16 @@ def test_an_answer_arrives_in_pieces_and_stops_when_the_reader_does(models):
     stream.close()  # returns although the generation had not ended
 
 
+def test_the_penalty_is_that_of_params_until_a_command_changes_it(models):
+    asked = ("user", "What is the mean?")
+    shown, conversation = talk(models, "/penalty 1", "What is the mean?")
+    with_it, without = answer_to(models, asked), answer_to(models, asked, penalty=1)
+    assert with_it != without  # among so many tokens of a random model some repeat
+    assert conversation.said["base"][-1] == ("assistant", without.strip()) and "Penalty 1 (none)." in shown
+    _, conversation = talk(models, "What is the mean?")
+    assert conversation.said["base"][-1] == ("assistant", with_it.strip())
+
+
 def test_commands(models):
     shown, conversation = talk(
         models, "/side-by-side", "What is the sum?", "/temperature 0.5", "/model twin", "/system Be short.", "/help"
@@ -83,6 +94,7 @@ def test_commands(models):
         ("/temperature hot", "must be a number from 0 to 5, not hot"),
         ("/temperature -1", "must be a number from 0 to 5"),
         ("/temperature nan", "must be a number from 0 to 5"),
+        ("/penalty 0.5", "the penalty must be a number from 1 to 5, not 0.5"),
         ("/unknown", "/unknown is not a command"),
         ("word " * 600, "positions; begin a new conversation"),
     ],

@@ -91,7 +91,8 @@ def test_the_card_has_the_figures_of_this_run_and_no_others(workspace):
     from aligner.run import params as parameters
 
     entry = parameters.read().models["mini"]
-    text = card.card("dpo", entry, parity, [])
+    text = card.card("dpo", entry, parity, [], 1.1)
+    assert "RepetitionPenaltyLogitsProcessor(1.1" in text and "Decoding" not in card.card("dpo", entry, parity, [], 1.0)
     hit_rate = workspace.json("reports/score.json")["models"]["dpo"]["hit_rate"]
     assert f"{hit_rate['estimate']:.3f} ({hit_rate['low']:.3f} to {hit_rate['high']:.3f})" in text
     record = card.record_of("dpo")

@@ -10,15 +10,13 @@ import urllib.error
 import urllib.request
 
 import pytest
+import uvicorn
 from support import browser, finished
 from support.browser import needs_browser
 
-pytest.importorskip("fastapi")
-uvicorn = pytest.importorskip("uvicorn")
-
-import chat  # noqa: E402
-from aligner.judging.votes import read_votes  # noqa: E402
-from aligner.serving import server  # noqa: E402
+import chat
+from aligner.judging.votes import read_votes
+from aligner.serving import server
 
 ASKED = [{"role": "user", "content": "What is the mean?"}]
 
@@ -69,6 +67,25 @@ def test_openais_client_streams_the_models_greedy_answer(served):
     assert [model.id for model in client(address).models.list()] == ["base", "sft", "dpo"]
 
 
+def test_the_penalty_is_that_of_params_until_a_request_changes_it(served):
+    address, models = served
+    assert models.penalty > 1
+    asked = (("user", "What is the mean?"),)
+    for penalty in (None, 1, 3):
+        found = client(address).chat.completions.create(
+            model="dpo", messages=ASKED, temperature=0, extra_body={"repetition_penalty": penalty} if penalty else {}
+        )
+        expected = "".join(models.stream("dpo", asked, 0.0, penalty))
+        assert found.choices[0].message.content.strip("\ufffd ") == expected.strip("\ufffd ")
+    assert "".join(models.stream("dpo", asked, 0.0, 3)) != "".join(models.stream("dpo", asked, 0.0, 1))
+
+
+def test_usage_is_sent_with_a_stream(served):
+    options = {"include_usage": True}
+    pieces = list(client(served[0]).chat.completions.create(model="sft", messages=ASKED, stream=True, stream_options=options))
+    assert pieces[-1].usage.completion_tokens > 0
+
+
 def test_special_tokens_that_a_person_types_are_text(served):
     address, models = served
     typed = [{"role": "user", "content": "<|end|><|assistant|>"}]
@@ -85,6 +102,7 @@ def test_special_tokens_that_a_person_types_are_text(served):
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400),
         ({"messages": [{"role": "user", "content": "word " * 1000}]}, 400),
         ({"temperature": -1}, 400),
+        ({"repetition_penalty": 0.5}, 400),
         ({"logit_bias": {"1": 5}}, 400),
         ({"generation_config": "{}"}, 400),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from aligner.run.errors import InputError
@@ -23,6 +25,26 @@ def test_an_unknown_name_or_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install .* wandb"):
         reporting.chosen()
+    monkeypatch.setenv(reporting.VARIABLE, "mlflow")
+    with pytest.raises(InputError, match="pip install .* mlflow-skinny sqlalchemy alembic"):
+        reporting.chosen()
+
+
+@pytest.mark.parametrize(
+    ("name", "integration", "variable"),
+    [("wandb", "WandbCallback", "WANDB_DIR"), ("mlflow", "MLflowCallback", "MLFLOW_TRACKING_URI")],
+)
+def test_files_are_in_experiments_unless_a_variable_names_another_place(name, integration, variable, tmp_path, monkeypatch):
+    from transformers import integrations
+
+    monkeypatch.setattr(integrations, integration, lambda: None)
+    monkeypatch.setenv(variable, "")  # so that it is restored
+    monkeypatch.delenv(variable)
+    reporting.callback(name, tmp_path / "experiments/sft-1")
+    assert str(tmp_path / "experiments") in os.environ[variable]
+    monkeypatch.setenv(variable, "elsewhere")
+    reporting.callback(name, tmp_path / "experiments/sft-1")
+    assert os.environ[variable] == "elsewhere"
 
 
 def test_curves_can_be_watched_while_they_grow(tmp_path):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -18,7 +19,7 @@ import orjson
 from aligner.convert.sources import Source
 from aligner.data.fields import SAFE_ID
 from aligner.data.formats import recognise
-from aligner.data.layouts import Layout, Row, recognise_layout, without_nulls
+from aligner.data.layouts import Layout, Row, recognise_layout, shape_of, without_nulls
 from aligner.data.lines import BadRow, check_characters
 from aligner.data.reader import KINDS
 from aligner.run.terminal import printable
@@ -28,6 +29,7 @@ SHOWN = 3
 TOPICS = ("topic", "category", "dataset", "subject")
 KEPT = frozenset(("id", *TOPICS))
 EVAL_KEYS = ("keywords", "kind", "concept", "forbidden")
+MOST_SHAPES = 1000  # shapes of rows whose layout is remembered
 
 
 class LeftOut:
@@ -51,7 +53,7 @@ class Conversion:
         self._ids: set[int] = set()
         self._known: dict[tuple, Layout | None] = {}
 
-    def lines(self, source: Source, number: int, row: Row | BadRow) -> Iterator[bytes]:
+    def lines(self, source: Source, number: int, row: Row | BadRow) -> list[bytes]:
         """The JSON lines that a row becomes: none if it is left out, two for a pair that becomes labelled answers."""
         self.given += 1
         try:
@@ -63,13 +65,13 @@ class Conversion:
             results = [self._checked(source, number, row, one) for one in KIND_TO[self.target](layout.kind, written, row)]
         except BadRow as bad:
             self._leave_out(source, number, bad)
-            return
+            return []
         self.layouts[layout.name] += 1
-        if row.keys() - layout.keys - KEPT:
-            self.unused.update(row.keys() - layout.keys - KEPT - (set(EVAL_KEYS) if self.target == "eval" else set()))
+        if unused := row.keys() - layout.keys:
+            self.unused.update(unused - KEPT - (set(EVAL_KEYS) if self.target == "eval" else set()))
         if notes:
             self.notes[notes] += 1
-        yield from results
+        return results
 
     def _layout(self, source: Source, row: Row) -> tuple[Layout, Row]:
         row = without_nulls(row)
@@ -78,12 +80,22 @@ class Conversion:
         if source.tags:
             row = {key: [retagged(turn, source.tags) for turn in value] if is_turns(value) else retagged(value, source.tags)
                    if key in ("chosen", "rejected") else value for key, value in row.items()}  # fmt: skip
-        layout = recognise_layout(row)
+        layout = self._recognised(row)
         if layout is None:
             raise BadRow(
                 "unknown_layout", f"no known layout has the keys {', '.join(list(row)[:8])}; name them: --map KEY=COLUMN"
             )
         return layout, row
+
+    def _recognised(self, row: Row) -> Layout | None:
+        """The layout of a row, remembered for rows of the same shape: most files have one or two shapes."""
+        shape = shape_of(row)
+        try:
+            return self._known[shape]
+        except KeyError:
+            if len(self._known) == MOST_SHAPES:
+                self._known.clear()
+            return self._known.setdefault(shape, recognise_layout(row))
 
     def _checked(self, source: Source, number: int, given: Row, written: Row) -> bytes:
         """One line of the output; raises BadRow if the strict reader would refuse it."""
@@ -106,9 +118,8 @@ class Conversion:
         """The row's own id if it is one that prepare takes and is new; else the source's name and the row's number."""
         given = row.get("id", row.get("question_id", row.get("prompt_id")))
         id = str(given) + side if type(given) in (str, int) else ""
-        if not SAFE_ID.fullmatch(id) or id.startswith("line-") or hash(id) in self._ids:
-            stem = re.sub(r"[^A-Za-z0-9_-]", "", source.path.rstrip("/").rsplit("/", 1)[-1].split(".")[0])[:60] or "row"
-            id = f"{stem if stem[0].isalnum() else 'row'}-{number}{side}"
+        if not id or not SAFE_ID.fullmatch(id) or id.startswith("line-") or hash(id) in self._ids:
+            id = f"{stem_of(source.path)}-{number}{side}"
             while hash(id) in self._ids:
                 id += "x"
         self._ids.add(hash(id))
@@ -118,6 +129,13 @@ class Conversion:
         kind, place = bad.problem.kind, f"{printable(source.name)}, row {number}"
         entry = self.left_out.setdefault(kind, LeftOut(place, bad.problem.reason))
         entry.count += 1
+
+
+@lru_cache
+def stem_of(path: str) -> str:
+    """The beginning of the ids that a source's rows get: its name, as far as an id may hold it."""
+    stem = re.sub(r"[^A-Za-z0-9_-]", "", path.rstrip("/").rsplit("/", 1)[-1].split(".")[0])[:60] or "row"
+    return stem if stem[0].isalnum() else "row"
 
 
 def is_turns(value: Any) -> bool:

@@ -28,6 +28,7 @@ from aligner.data.fields import (
 from aligner.data.lines import BadRow, json_type
 from aligner.run.terminal import SHOWN_CHARACTERS, printable, shown
 
+BEGINNING = 64  # characters of two answers that usually tell them apart
 MAX_REASON_CHARACTERS = 240  # of the message about a keyword group
 
 
@@ -140,13 +141,22 @@ def label_of(row: dict) -> bool:
 def different_answers(id: str, prompt: Messages, chosen: str, rejected: str) -> PreferencePair:
     if chosen == rejected:
         raise BadRow("chosen_equals_rejected", "both answers are the same, so the pair teaches nothing; drop it")
-    if seen(chosen) == seen(rejected):
+    if not begin_apart(chosen, rejected) and seen(chosen) == seen(rejected):
         raise BadRow(
             "chosen_equals_rejected",
             "both answers look the same (invisible characters, line ends and the coding of accents aside), so the pair teaches "
             "nothing; drop it",
         )
     return PreferencePair(id, prompt, chosen, rejected)
+
+
+def begin_apart(one: str, other: str) -> bool:
+    """Whether two texts differ as a reader sees them, by their first characters alone; False where these do not tell.
+
+    ASCII characters keep their places in what is seen; only the last one may join an accent that follows.
+    """
+    one, other = one[:BEGINNING], other[:BEGINNING]
+    return one[:-1] != other[:-1] and one.isascii() and other.isascii() and "\r" not in one and "\r" not in other
 
 
 def seen(text: str) -> str:
@@ -219,7 +229,7 @@ class Format:
         """The record of a row; raises BadRow, also for a label in SFT rows: bad answers would be trained like good ones."""
         if self.kind == "sft" and row.get("label") is not None:
             raise BadRow("labelled_row", LABELLED)
-        if self.kind in TRAINED and any(row[key] in (0, False) for key in EXCLUDED if key in row):
+        if not EXCLUDED.isdisjoint(row) and self.kind in TRAINED and any(row.get(key) in (0, False) for key in EXCLUDED):
             raise BadRow("excluded_row", "its `weight`, `train` or `loss` excludes the row from training; remove the row")
         return self.build(row, id)
 
@@ -350,14 +360,17 @@ FORMATS = (
 
 def recognise(row: dict, kind: str | None) -> Format | None:
     """The first format of this kind (None: of any kind) that suits the row."""
-    return next((form for form in FORMATS if kind in (None, form.kind) and form.suits(row)), None)
+    for form in FORMATS:
+        if (kind is None or kind == form.kind) and form.suits(row):
+            return form
+    return None
 
 
 # ---- Diagnosis of a faulty row --------------------------------------------------------------------------------------
 
 
 TRAINED = ("sft", "pairs", "unpaired")
-EXCLUDED = ("weight", "train", "loss")  # keys whose 0 or false excludes a row
+EXCLUDED = frozenset(("weight", "train", "loss"))  # keys whose 0 or false excludes a row
 REPEATED = (
     "`chosen` and `rejected` repeat the prompt at their beginning, so it would be trained on as a part of the answers; cut it "
     "(python src/convert.py FILE --to pairs does)"

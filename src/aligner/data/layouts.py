@@ -82,7 +82,10 @@ def system_of(row: Row) -> Any:
 
 
 def first(row: Row, keys: tuple[str, ...], otherwise: Any = None) -> Any:
-    return next((row[key] for key in keys if key in row), otherwise)
+    for key in keys:
+        if key in row:
+            return row[key]
+    return otherwise
 
 
 def as_prompt(value: Any) -> list[Message]:
@@ -119,15 +122,14 @@ def read_transcripts(row: Row) -> Row:
 
 
 def read_string_pair(row: Row) -> Row:
-    chosen, rejected = (first(row, (side, f"{side}_response")) for side in ("chosen", "rejected"))
-    question, notes = question_of(row), {}
-    if all(type(text) is str for text in (question, chosen, rejected)) and repeats(
-        question.strip(), chosen.strip(), rejected.strip()
-    ):
-        chosen, rejected = (text.strip().removeprefix(question.strip()) for text in (chosen, rejected))
-        notes = {"notes": CUT}
-    earlier = history_of(row.get("history"))
-    return pair(with_system(system_of(row), [*earlier, {"role": "user", "content": question}]), chosen, rejected) | notes
+    chosen, rejected = first(row, ("chosen", "chosen_response")), first(row, ("rejected", "rejected_response"))
+    question = question_of(row)
+    prompt = with_system(system_of(row), [*history_of(row.get("history")), {"role": "user", "content": question}])
+    if type(question) is type(chosen) is type(rejected) is str:
+        beginning, one, other = question.strip(), chosen.strip(), rejected.strip()
+        if repeats(beginning, one, other):
+            return pair(prompt, one.removeprefix(beginning), other.removeprefix(beginning)) | {"notes": CUT}
+    return pair(prompt, chosen, rejected)
 
 
 def read_implicit_pair(row: Row) -> Row:
@@ -343,3 +345,9 @@ LAYOUTS = (
 
 def recognise_layout(row: Row) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.suits(row)), None)
+
+
+def shape_of(row: Row) -> tuple:
+    """What `recognise_layout` looks at, so that rows of one shape have one layout: keys, types, whether texts are transcripts."""
+    transcripts = is_transcript(row.get("chosen")) and is_transcript(row.get("rejected"))
+    return (transcripts, *row, *map(type, row.values()))

@@ -19,25 +19,30 @@ def end_index(new_ids: list[int], ends: Collection[int]) -> int | None:
 
 
 def complete(model, prompts: list[list[int]], pad_id: int, settings, repetition_penalty: float = 1.0) -> list[list[int]]:
-    """The ids that follow each prompt, up to max_new_tokens of them; they are not cut at the end token.
-
-    repetition_penalty: transformers' penalty on tokens that the answer already holds. In `settings` it would also penalise those
-    of the prompt.
-    """
+    """The ids that follow each prompt, up to max_new_tokens of them; they are not cut at the end token."""
     import torch
-    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
     reversed_ids, reversed_mask = padded([ids[::-1] for ids in prompts], pad_id, model.device)
     ids, mask = reversed_ids.flip(1), reversed_mask.flip(1)
-    processors = LogitsProcessorList()
-    if repetition_penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=ids.shape[1]))
+    processors = answer_penalty(repetition_penalty, ids.shape[1])
     with torch.inference_mode():
         cache = preallocated_cache(model.config, ids.shape[1] + settings.max_new_tokens)
         output = model.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings, past_key_values=cache, logits_processor=processors
         )
     return output[:, ids.shape[1] :].tolist()
+
+
+def answer_penalty(penalty: float, prompt_tokens: int):
+    """transformers' processors that penalise tokens which the answer already holds; none for a penalty of 1.
+
+    Only what follows the first `prompt_tokens` ids counts. As `repetition_penalty` of a GenerationConfig, the prompt would too.
+    """
+    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+    if penalty == 1:
+        return LogitsProcessorList()
+    return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(float(penalty), prompt_ignore_length=prompt_tokens)])
 
 
 def preallocated_cache(config, tokens: int):

@@ -14,6 +14,12 @@ from aligner.serving.export import Parity
 
 EXPERIMENTS = Path("experiments")
 REPORTS = Path("reports")
+DECODING = """## Decoding
+
+`generation_config.json` holds the decoding of the results below, but for one thing: there, logits of tokens that the answer
+already held were divided by {penalty:g}, those of the prompt not. transformers' `repetition_penalty` would count the prompt too;
+for the same answers pass to `generate`:
+`logits_processor=[RepetitionPenaltyLogitsProcessor({penalty:g}, prompt_ignore_length=PROMPT_TOKENS)]`"""
 UNKNOWN = "other"  # the hub's word for a licence that is none of its list
 
 
@@ -46,8 +52,8 @@ def licence_of(entry: ModelEntry) -> str:
     return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["license"].lower() if own else UNKNOWN
 
 
-def card(name: str, entry: ModelEntry, parity: Parity, notes: list[str]) -> str:
-    """The text of README.md in the hub's format. notes: one line about each further file."""
+def card(name: str, entry: ModelEntry, parity: Parity, notes: list[str], penalty: float) -> str:
+    """The text of README.md in the hub's format. notes: one line about each further file. penalty: of the report's answers."""
     record, licence = record_of(name), licence_of(entry)
     base = entry.path + (f" at {entry.revision}" if entry.revision else "")
     parts = [
@@ -60,6 +66,7 @@ def card(name: str, entry: ModelEntry, parity: Parity, notes: list[str]) -> str:
         'chat = pipeline("text-generation", model="FOLDER")\n'
         'print(chat([{"role": "user", "content": "What is a median?"}])[0]["generated_text"][-1]["content"])\n```',
         "## Same as the trained model\n\nOn all eval prompts, beside the adapter on its base: " + parity.line() + ".",
+        *([] if penalty == 1 else [DECODING.format(penalty=penalty)]),
         *([] if not notes else ["## Further files\n\n" + "\n".join(f"- {note}" for note in notes)]),
         "## Results\n\n" + results(name),
         "## Training\n\n" + training(name, record),

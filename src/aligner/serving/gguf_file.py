@@ -165,23 +165,27 @@ def check(
 ) -> str:
     """What llama.cpp makes of the file, in words: its encodings and greedy answers beside those of `answer`.
 
-    Without the package llama-cpp-python: "not checked". Raises InputError if most answers differ, as with wrong weights.
+    settings: plain greedy decoding, since llama.cpp knows no no_repeat_ngram_size. Its keys and values are kept in float32 here
+    (float16 by default), so that only the weights and the arithmetic are compared. Without the package llama-cpp-python: "not
+    checked". Raises InputError if most answers differ, as with wrong weights.
     """
     if importlib.util.find_spec("llama_cpp") is None:
         return "not checked with llama.cpp (pip install llama-cpp-python, then export again)"
-    from llama_cpp import Llama
+    from llama_cpp import GGML_TYPE_F32, Llama
 
-    rows = [row["prompt_ids"] for row in prompts[:CHECKED]]
+    rows = [row["prompt_ids"] for row in prompts]
+    asked = rows[:CHECKED]
     longest = max(map(len, rows)) + settings.max_new_tokens
-    model = Llama(str(file), n_ctx=longest, n_batch=longest, verbose=False, n_threads=1)
-    expected = answer(rows)
-    same = sum(llama_answer(model, ids, settings) == wanted for ids, wanted in zip(rows, expected, strict=True))
+    places = {"n_ctx": longest, "n_batch": longest, "type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32}
+    model = Llama(str(file), verbose=False, n_threads=1, **places)
+    same = sum(llama_answer(model, ids, settings) == wanted for ids, wanted in zip(asked, answer(asked), strict=True))
     encoded = sum(
         model.tokenize(chat.tokenizer.decode(ids, skip_special_tokens=False).encode(), add_bos=False, special=True) == ids
         for ids in rows
     )
-    found = f"llama.cpp gives {same} of {len(rows)} greedy answers and {encoded} of {len(rows)} encoded prompts the same"
-    if 2 * same < len(rows):
+    model.close()
+    found = f"llama.cpp gives {same} of {len(asked)} greedy answers and {encoded} of {len(rows)} encoded prompts the same"
+    if 2 * same < len(asked):
         raise InputError(f"nothing was exported: {found}")
     return found
 

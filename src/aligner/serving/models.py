@@ -8,17 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aligner.model.chat import Chat, Messages
+from aligner.model.generation import answer_penalty
 from aligner.run.errors import InputError
 
 
 @dataclass
 class Models:
-    """Models by name. `load` returns the model of a name; `settings` is the GenerationConfig that conversations start from."""
+    """Models by name. `load` returns the model of a name.
+
+    settings: the GenerationConfig that conversations start from. penalty: on tokens that an answer already holds; 1 is off.
+    """
 
     names: list[str]
     chat: Chat
     load: Callable[[str], Any]
     settings: Any
+    penalty: float = 1.0
     _loaded: dict[str, Any] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.Lock)
 
@@ -45,8 +50,8 @@ class Models:
             )
         return ids
 
-    def stream(self, name: str, messages: Messages, temperature: float) -> Iterator[str]:
-        """The answer of a model to a conversation, piece by piece. temperature 0 is greedy.
+    def stream(self, name: str, messages: Messages, temperature: float, penalty: float | None = None) -> Iterator[str]:
+        """The answer of a model to a conversation, piece by piece. temperature 0 is greedy; penalty None is that of `self`.
 
         If the reader stops early, generation stops at the next token.
         """
@@ -59,7 +64,7 @@ class Models:
         decoder: Any = _Decoder(self.chat)
         streamer = TextIteratorStreamer(decoder, skip_prompt=True, timeout=None)
         inputs = torch.tensor([ids], device=model.device)
-
+        processors = answer_penalty(self.penalty if penalty is None else penalty, len(ids))
         failure: list[BaseException] = []
 
         def run() -> None:
@@ -69,6 +74,7 @@ class Models:
                         input_ids=inputs,
                         attention_mask=torch.ones_like(inputs),
                         generation_config=settings,
+                        logits_processor=processors,
                         streamer=streamer,
                         stopping_criteria=[
                             lambda ids, scores, **_: torch.full((ids.shape[0],), stop.is_set(), device=ids.device)

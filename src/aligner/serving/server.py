@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from aligner.model.generation import answer_penalty
 from aligner.report import blind
 from aligner.run.errors import InputError
 from aligner.serving import arena
 from aligner.serving.models import Models, with_temperature
-from aligner.serving.terminal import HIGHEST_TEMPERATURE
+from aligner.serving.terminal import HIGHEST_PENALTY, HIGHEST_TEMPERATURE
 
 HERE = Path(__file__).parent
 PAGE_CSS = HERE.parent / "report" / "page.css"
@@ -41,7 +42,10 @@ class Message(Strict):
 
 
 class Completion(Strict):
-    """The fields of a chat completion that are served. Any other is refused, since ignoring it would change the meaning."""
+    """The fields of a chat completion that are served. Any other is refused, since ignoring it would change the meaning.
+
+    repetition_penalty is no field of OpenAI's; by default it is that of params.yaml, like the temperature.
+    """
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
@@ -52,6 +56,7 @@ class Completion(Strict):
     max_tokens: int | None = Field(None, gt=0)
     max_completion_tokens: int | None = Field(None, gt=0)
     seed: int | None = None
+    repetition_penalty: float | None = Field(None, ge=1, le=HIGHEST_PENALTY)
 
     def new_tokens(self, default: int) -> int:
         return self.max_completion_tokens or self.max_tokens or default
@@ -90,9 +95,7 @@ def serve(models: Models, host: str, port: int) -> None:
     """Serves until Ctrl-C. Raises InputError if a package is missing."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(
-            f"--serve needs {', '.join(missing)}. Run: pip install --constraint requirements.txt 'transformers[serving]'"
-        )
+        raise InputError(f"--serve needs {', '.join(missing)}. Run: pip install --requirement requirements.txt")
     import uvicorn
 
     address = f"http://{host}:{port}"
@@ -129,7 +132,8 @@ class Service:
 
     def __init__(self, models: Models) -> None:
         self.models, self.gate, self.handler = models, Gate(), chat_handler(models)
-        settings = {"temperature": models.settings.temperature, "do_sample": models.settings.do_sample}
+        settings = {name: getattr(models.settings, name) for name in ("temperature", "do_sample", "no_repeat_ngram_size")}
+        settings["repetition_penalty"] = models.penalty
         self.run = arena.run_fingerprint({name: fingerprint(models.get(name)) for name in models.names}, settings)
         self.html, self.policy = page_of(models, self.run)
 
@@ -147,9 +151,11 @@ class Service:
     async def complete(self, request):
         asked = await read(request, Completion)
         check(self.models, asked)
+        body = asked.model_dump(exclude_none=True)
+        body["chat_template_kwargs"] = {"penalty": body.pop("repetition_penalty", self.models.penalty)}
         self.gate.enter()
         try:
-            response = await self.handler.handle_request(asked.model_dump(exclude_none=True), f"chatcmpl-{self.gate.total}")
+            response = await self.handler.handle_request(body, f"chatcmpl-{self.gate.total}")
         except BaseException:
             self.gate.leave()
             raise
@@ -259,12 +265,15 @@ def chat_handler(models: Models):
     chat = models.chat
 
     class TrainedTokenizer(PreTrainedTokenizerFast):
-        """Encodes conversations as in training: special tokens that a person types stay text."""
+        """Encodes conversations as in training: special tokens that a person types stay text.
+
+        The handler passes what this returns on to model.generate, so the penalty of an answer goes the same way.
+        """
 
         def apply_chat_template(self, conversation, *args, **kwargs):
             ids = chat.prompt(tuple((message["role"], message["content"]) for message in conversation))
-            inputs = torch.tensor([ids])
-            return BatchEncoding({"input_ids": inputs, "attention_mask": torch.ones_like(inputs)})
+            inputs, processors = torch.tensor([ids]), answer_penalty(kwargs["penalty"], len(ids))
+            return BatchEncoding({"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "logits_processor": processors})
 
     tokenizer = TrainedTokenizer(tokenizer_object=chat.tokenizer, eos_token=chat.end_token, pad_token=chat.pad_token)
 
@@ -273,7 +282,7 @@ def chat_handler(models: Models):
             return body["model"], models.get(body["model"]), tokenizer
 
         def _build_generation_config(self, body, model_generation_config, use_cb=False):
-            asked = Completion.model_validate(body)
+            asked = Completion.model_validate({key: value for key, value in body.items() if key != "chat_template_kwargs"})
             default = float(models.settings.temperature) if models.settings.do_sample else 0.0
             temperature = default if asked.temperature is None else asked.temperature
             settings = with_temperature(models.settings, temperature, asked.top_p)

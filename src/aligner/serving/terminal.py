@@ -20,10 +20,12 @@ HELP = """\
 /model NAME            talk to another model: {names}
 /side-by-side NAMES    several models answer each message; without names: all of them
 /temperature T         0 is greedy, 1 the model's own distribution
+/penalty P             on tokens that an answer already holds; 1 is none
 /system TEXT           begin anew with a system message; without text: without one
 /new                   begin anew
 /help  /quit           (also Ctrl-D)"""
 HIGHEST_TEMPERATURE = 5.0
+HIGHEST_PENALTY = 5.0
 
 
 class Conversation:
@@ -33,6 +35,7 @@ class Conversation:
         self.models, self.out = models, out
         self.active = [name]
         self.temperature = float(models.settings.temperature) if models.settings.do_sample else 0.0
+        self.penalty = models.penalty
         self.begin()
 
     def begin(self, system: str = "") -> None:
@@ -76,7 +79,7 @@ class Conversation:
                 self.write(f"[{name}] ")
             asked: Messages = (*self.said[name], ("user", text))
             answer = ""
-            for piece in self.models.stream(name, asked, self.temperature):
+            for piece in self.models.stream(name, asked, self.temperature, self.penalty):
                 answer += piece
                 self.write(piece)
             self.write("\n")
@@ -91,8 +94,11 @@ class Conversation:
             self.active = self.known(rest.replace(",", " ").split() or self.models.names)
             return f"{', '.join(self.active)} answer each message."
         if word == "/temperature":
-            self.temperature = temperature_of(rest)
+            self.temperature = number_of(rest, "temperature", 0, HIGHEST_TEMPERATURE)
             return f"Temperature {self.temperature:g}" + (" (greedy)." if self.temperature == 0 else ".")
+        if word == "/penalty":
+            self.penalty = number_of(rest, "penalty", 1, HIGHEST_PENALTY)
+            return f"Penalty {self.penalty:g}" + (" (none)." if self.penalty == 1 else ".")
         if word in ("/new", "/system"):
             self.begin(rest.strip() if word == "/system" else "")
             return "A new conversation."
@@ -113,11 +119,12 @@ class Conversation:
         self.out.flush()
 
 
-def temperature_of(text: str) -> float:
+def number_of(text: str, name: str, low: float, high: float) -> float:
+    """The number of a command; InputError unless it lies between `low` and `high`."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= HIGHEST_TEMPERATURE:
-        raise InputError(f"the temperature must be a number from 0 to {HIGHEST_TEMPERATURE:g}, not {text.strip() or 'nothing'}")
+    if not low <= value <= high:
+        raise InputError(f"the {name} must be a number from {low:g} to {high:g}, not {text.strip() or 'nothing'}")
     return value

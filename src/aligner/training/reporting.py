@@ -1,8 +1,9 @@
 """Where a training reports while it runs: REPORT_TO=tensorboard dvc repro (or wandb, mlflow, dvclive). By default nowhere.
 
 An environment variable and not a parameter, since no output depends on it and a change should rerun nothing. The integrations are
-transformers' own; they get the training figures and the held-out measures. TensorBoard's and DVCLive's files are beside the run's
-record in experiments/.
+transformers' own; they get the training figures and the held-out measures. Files are in experiments/: those of TensorBoard,
+DVCLive and wandb (WANDB_DIR) beside the run's record, MLflow's in mlflow.db (MLFLOW_TRACKING_URI). wandb sends to its service
+unless WANDB_MODE=offline.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from typing import Any
 from aligner.run.errors import InputError
 
 VARIABLE = "REPORT_TO"
-PACKAGES = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "dvclive": "dvclive"}
+# What to install for each. The whole of mlflow asks for older versions of pinned packages: pip would go back to MLflow 1.27.
+PACKAGES = {
+    "none": "",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow-skinny sqlalchemy alembic",
+    "dvclive": "dvclive",
+}
 
 
 def chosen() -> str:
@@ -23,9 +31,8 @@ def chosen() -> str:
     name = os.environ.get(VARIABLE) or "none"
     if name not in PACKAGES:
         raise InputError(f"{VARIABLE} is {name!r}; known are {', '.join(PACKAGES)}")
-    package = PACKAGES[name]
-    if package and importlib.util.find_spec(package) is None:
-        raise InputError(f"{VARIABLE}={name} needs a package. Run: pip install --constraint requirements.txt {package}")
+    if PACKAGES[name] and importlib.util.find_spec(name) is None:
+        raise InputError(f"{VARIABLE}={name} needs a package. Run: pip install --constraint requirements.txt {PACKAGES[name]}")
     return name
 
 
@@ -48,4 +55,9 @@ def callback(name: str, folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
         return integrations.TensorBoardCallback(SummaryWriter(str(folder)))
-    return {"wandb": integrations.WandbCallback, "mlflow": integrations.MLflowCallback}[name]()
+    if name == "wandb":
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DIR", str(folder.absolute()))
+        return integrations.WandbCallback()
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent.absolute() / 'mlflow.db'}")
+    return integrations.MLflowCallback()
