@@ -23,8 +23,8 @@ the rows of the sample, the second the rows that come out: tool calls, images, t
 SPEED = """
 ## Speed and memory
 
-`PYTHONPATH=src python benchmarks/convert_rows.py 1000000` (2026-11-28, one run at raised priority, two cores that 10 to 13 ready
-processes shared; rows of about 120 tokens, pairs of two such answers). Memory does not grow with the file, except for a hash per id.
+`PYTHONPATH=src python benchmarks/convert_rows.py 1000000` (2026-11-28, one run at raised priority on two busy cores, load
+10 to 13; rows of about 120 tokens, pairs of two such answers). Memory does not grow with the file, but for a hash of each id.
 
 | layout | rows | seconds | rows/s | CPU seconds | rows per CPU second | peak memory, MB |
 | --- | --- | --- | --- | --- | --- | --- |
