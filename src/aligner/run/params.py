@@ -74,9 +74,16 @@ class Optimisation(Section):
     gradient_accumulation_steps: PositiveInt
 
 
+class Preparation(Section):
+    """Parameters of prepare that depend on the hardware."""
+
+    processes: Literal["auto"] | PositiveInt
+
+
 class Decoding(Section):
     """Parameters of generation that depend on the model and the hardware."""
 
+    backend: Literal["transformers", "vllm"]
     batch_size: PositiveInt
 
 
@@ -96,6 +103,7 @@ class ModelEntry(Section):
     padding_free: Flag
     gradient_checkpointing: Flag
     torch_compile: Flag
+    prepare: Preparation
     sft: Optimisation
     dpo: Optimisation
     generate: Decoding
