@@ -48,6 +48,7 @@ OF_PARAMS = {
     "models.mini.shard": [*TRAINERS, "score"],
     "models.mini.gradient_checkpointing": [*TRAINERS, "score"],
     "models.mini.torch_compile": [*TRAINERS, "score"],
+    "models.mini.prepare": [],  # changes no output
     "models.mini.sft": ["sft", "score"],
     "models.mini.dpo": ["dpo", "score"],
     "models.mini.generate": [*GENERATE, *ANSWERS, "score"],

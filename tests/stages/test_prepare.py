@@ -422,8 +422,9 @@ def test_a_row_that_the_template_refuses_is_named(workspace, chat):
             raise InputError("no system role")
         return {"id": value.id, "input_ids": []}
 
-    with pytest.raises(InputError, match="rows.jsonl: row b: no system role"), part_of(
-        [{"id": id, "prompt": "x", "response": "y"} for id in "abc"], "sft", 0.5, row_of=row_of
+    with (
+        pytest.raises(InputError, match="rows.jsonl: row b: no system role"),
+        part_of([{"id": id, "prompt": "x", "response": "y"} for id in "abc"], "sft", 0.5, row_of=row_of),
     ):
         pass
 

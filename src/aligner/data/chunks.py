@@ -1,8 +1,8 @@
 """Raw lines to rows that may be kept, chunk by chunk: the part of `prepare` that needs no other rows, for any number of processes.
 
-    make = RowMaker("sft", path, "sft", sft_row, chat, max_length, validation_share, eval_prompts)
-    for outcomes in in_order(make, chunks(path, "sft"), processes):
-        …                                   # what needs the rows before it: ids, copies, counts (part.py)
+make = RowMaker("sft", path, "sft", sft_row, chat, max_length, validation_share, eval_prompts)
+for outcomes in in_order(make, chunks(path, "sft"), processes):
+    …                                   # what needs the rows before it: ids, copies, counts (part.py)
 """
 
 from __future__ import annotations

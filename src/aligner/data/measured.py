@@ -34,7 +34,9 @@ class Measured(NamedTuple):
     length: int  # in tokens
     trained_tokens: int = 0
     desirable: bool = False
-    answers: tuple[int, int, int] | None = None  # of a pair: digests of chosen and rejected with the prompt; tokens chosen is longer
+    answers: tuple[int, int, int] | None = (
+        None  # of a pair: digests of chosen and rejected with the prompt; tokens chosen is longer
+    )
 
 
 def measured(

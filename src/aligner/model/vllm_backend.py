@@ -1,7 +1,7 @@
 """Answers by vLLM in an environment of its own: starts vllm_worker.py with the Python that VLLM_PYTHON names.
 
-    reply = answer({"model": folder, "adapter": None, "prompts": [[1, 5, 9], …], …})        # the keys are in vllm_worker.py
-    reply.new_ids, reply.seconds
+reply = answer({"model": folder, "adapter": None, "prompts": [[1, 5, 9], …], …})        # the keys are in vllm_worker.py
+reply.new_ids, reply.seconds
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Answers by vLLM: token ids in, token ids out. It runs with the Python of vLLM's own environment, whose pins are not this project's.
+"""Answers by vLLM: token ids in, token ids out. It runs with the Python of vLLM's own environment, which has pins of its own.
 
     VLLM_PYTHON src/aligner/model/vllm_worker.py REQUEST.json REPLY.json        (vllm_backend.py writes one and reads the other)
 
-REQUEST: model and adapter (folders; adapter may be null), rank, dtype, compiled, positions, batch_size, prompts (ids), max_new_tokens, ends,
-sampling (temperature and top_p, or null for greedy), seed, repetition_penalty, no_repeat_ngram_size.
+REQUEST: model and adapter (folders; adapter may be null), rank, dtype, compiled, positions, batch_size, prompts (ids), ends,
+max_new_tokens, sampling (temperature and top_p, or null for greedy), seed, repetition_penalty, no_repeat_ngram_size.
 REPLY: new_ids of each prompt, with the end token where there is one; seconds of generation; vllm's version.
 It imports nothing of this project, and vLLM only when it runs.
 """
@@ -17,8 +17,8 @@ import time
 from typing import Any
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks of adapters that vLLM allocates for
-# Offline, silent, and the engine in this process, where a logits processor may be a class of this file. The last three are read on
-# a CPU alone: gigabytes of key-value cache, and threads that are not bound to cores, which others may use.
+# Offline, silent, and the engine in this process, where a logits processor may be a class of this file. On a CPU: gigabytes of
+# key-value cache, and threads that are not bound to cores, which others may use.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
