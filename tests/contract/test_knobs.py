@@ -75,7 +75,7 @@ RULES = {
     "models.*.dpo.gradient_accumulation_steps": Rule(2),
     "models.*.generate.backend": Rule("vllm"),
     "models.*.generate.batch_size": Rule(3),
-    "models.*.prepare.processes": Rule(2),
+    "models.*.prepare.processes": Rule(7),
     **{
         f"models.*.{method}.{key}": Rule(value)
         for method in ("kto", "orpo")
@@ -178,7 +178,11 @@ def leaves(values, parents=()):
 def declared(stage):
     """The keys that a stage declares, down to single values; tests/report/test_page.py checks those that a page only displays."""
     module = importlib.import_module(stage)
-    for name in {*module.PARAMS, *getattr(module, "UNLISTED", ())} - set(module.SHOWN if stage in ("score", "league") else ()) - NOT_BY_DEFAULT.get(stage, set()):
+    for name in (
+        {*module.PARAMS, *getattr(module, "UNLISTED", ())}
+        - set(module.SHOWN if stage in ("score", "league") else ())
+        - NOT_BY_DEFAULT.get(stage, set())
+    ):
         wanted = name.replace("${model}", "*")
         yield from (key for key in KEYS if key == wanted or key.startswith(wanted + "."))
 

@@ -1,4 +1,4 @@
-"""generate on vLLM: what the worker is asked and answers, against a fake of the few calls; one slow test against the engine itself."""
+"""generate on vLLM: what the worker is asked and answers, against a fake of the few calls, and once against the engine."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from aligner.model.vllm_worker import Penalties
 from aligner.run.errors import InputError
 from aligner.run.record import Run
 
-# What the tests use of vLLM. It answers with the prompt's last two ids that end nothing, and an end token, and notes what it was given.
+# A fake. It answers with the prompt's last two ids that end nothing, and an end token, and notes what it was given.
 FAKE = """
 import json, sys
 from types import SimpleNamespace
@@ -38,7 +38,8 @@ class LLM:
     def generate(self, prompts, params, lora_request, use_tqdm):
         processors = [each.__name__ for each in self.settings.pop("logits_processors", [])]
         adapter = None if lora_request is None else vars(lora_request)
-        noted = {"settings": self.settings, "processors": processors, "adapter": adapter, "params": [vars(each) for each in params]}
+        noted = {"settings": self.settings, "processors": processors, "adapter": adapter}
+        noted["params"] = [vars(each) for each in params]
         open("noted.json", "w").write(json.dumps(noted))
         return [
             SimpleNamespace(outputs=[SimpleNamespace(token_ids=[*text_of(prompt, each)[-2:], each.stop_token_ids[0]])])
@@ -156,7 +157,7 @@ def test_a_failure_of_the_engine_is_its_last_line():
     st.sampled_from([1.0, 1.1, 2.0]),
     st.integers(0, 4),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_penalties_are_those_of_transformers(prompt, answer, penalty, size):
     """After every token of an answer, as transformers' two processors compute it for prompt and answer together."""
     penalties = Penalties(penalty, size)

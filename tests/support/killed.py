@@ -111,9 +111,9 @@ def checkpoint_names(folder: Path, stage: str) -> set[str]:
 def kill_and_rerun(stage: str, folder: Path, times: int, steps: int, seed: int = 17) -> list[dict[str, Any]]:
     """Kills a stage that takes `steps` steps `times` times with SIGKILL, then lets it finish; returns where each kill fell.
 
-    The steps are divided into as many equal parts as there are kills. Each kill comes a random part of a second after a random step
-    near the middle of its part, so the kills are some steps apart; every second one waits until a checkpoint is being written, the
-    others until none is.
+    The steps are divided into as many equal parts as there are kills. Each kill comes a random part of a second after a random
+    step near the middle of its part, so the kills are some steps apart; every second one waits until a checkpoint is being
+    written, the others until none is.
     """
     source, kills = random.Random(seed), []
     for number in range(times):

@@ -1,4 +1,4 @@
-"""Raw lines to rows that may be kept, chunk by chunk: the part of `prepare` that needs no other rows, for any number of processes.
+"""Raw lines to rows that may be kept, chunk by chunk: the part of `prepare` that needs no other rows, on any process.
 
 make = RowMaker("sft", path, "sft", sft_row, chat, max_length, validation_share, eval_prompts)
 for outcomes in in_order(make, chunks(path, "sft"), processes):
@@ -37,7 +37,7 @@ class Chunk(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a line: its row without the record; for a good row its id, and what to keep, a refusal, or None (too long)."""
+    """A line: its row without the record; for a good row its id, and what to keep, the template's refusal, or None (too long)."""
 
     row: Row
     id: str | None = None

@@ -34,9 +34,7 @@ class Measured(NamedTuple):
     length: int  # in tokens
     trained_tokens: int = 0
     desirable: bool = False
-    answers: tuple[int, int, int] | None = (
-        None  # of a pair: digests of chosen and rejected with the prompt; tokens chosen is longer
-    )
+    answers: tuple[int, int, int] | None = None  # of a pair: digests of both, and how much longer chosen is
 
 
 def measured(
@@ -46,12 +44,12 @@ def measured(
     parts = {place: list(map(words, texts)) for place, texts in texts_by_part(value).items()}
     joined = {place: list(map(" ".join, texts)) for place, texts in parts.items()}
     looked = [prompts.matches(f"{name} {place}", value.id, text) for place, texts in parts.items() for text in texts]
-    pair = isinstance(value, PreferencePair)
+    pair = value if isinstance(value, PreferencePair) else None
     return Measured(
         held_out=held_out,
         line=line_of(row),
         key=blake2b(orjson.dumps([ids for key, ids in row.items() if key != "id"]), digest_size=16).digest(),
-        texts=line_of([value.id, joined, *([shortened(value.chosen)] if pair else [])]),
+        texts=line_of([value.id, joined, *([shortened(pair.chosen)] if pair else [])]),
         prompt=digest(joined["prompt"]),
         digest=digest([value.id, *chain(*joined.values())]),
         signature=signer.sign(shingles(chain(*parts.values()))),

@@ -19,7 +19,7 @@ RowOf = Callable[[Any, Chat], dict[str, Any]]  # sft_row, pair_row or unpaired_r
 def tokenised(
     values: Sequence[Any], row_of: RowOf, chat: Chat, max_length: int
 ) -> Iterator[tuple[Any, dict[str, Any] | InputError | None]]:
-    """Yields each record with its row of ids, with None if it has more than `max_length` tokens, or with the template's refusal."""
+    """Yields each record with its row of ids, or with None if it exceeds `max_length` tokens, or with the template's refusal."""
     chat.encode_ahead(talk for value in values if not is_huge(value, max_length) for talk in conversations(value))
     for value in values:
         try:
