@@ -85,7 +85,7 @@ def test_the_engine_gets_ids_ends_and_penalties_and_gives_the_rows_of_generate(w
     assert {(row["stop"], row["answer_tokens"]) for row in answers} == {("end", 2)} and run.fields["vllm"] == "fake"
     assert noted["processors"] == ["Penalising"] and noted["adapter"] is None
     given = noted["settings"]
-    assert (given["dtype"], given["max_num_seqs"], given["enforce_eager"]) == ("float32", 80, True)
+    assert (given["dtype"], given["max_num_seqs"], given["enforce_eager"]) == ("float32", 5, True)
     assert not given["trust_remote_code"] and given["generation_config"] == "vllm" and "enable_lora" not in given
     ends = noted["params"][0].pop("stop_token_ids")
     assert noted["params"][0] == {"max_tokens": 12, "ignore_eos": True, "temperature": 0.0, "detokenize": False} and ends
