@@ -109,7 +109,7 @@ def settings(scale: Scale, device: str, model: Path) -> tuple[dict[str, Any], di
         "max_length": max(sum(scale.sft_row), scale.dpo_row[0] + scale.dpo_row[1], 16),
         "sft": batch,
         "dpo": batch,
-        "generate": {"batch_size": scale.prompts},
+        "generate": {"backend": "transformers", "batch_size": scale.prompts},
     }
     return entry, {"max_new_tokens": scale.new_tokens, "do_sample": False}
 

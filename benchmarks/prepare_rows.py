@@ -38,6 +38,7 @@ from legs import BYTES_PER_UNIT, ROOT
 WEIGHTS = ROOT / "models/base/weights"
 LONGEST = 256  # tokens; the base's own
 SEED = 17
+TOGETHER = 250  # rows, about as many as in a chunk of prepare
 QUESTIONS = (
     "What {be} {name}?",
     "Tell me about {name}.",
@@ -121,10 +122,12 @@ def our_tokeniser(written: list[dict[str, str]], folder: Path) -> Callable[[], l
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
     values = [row.value for row in read_rows(path, "sft")]
+    batches = [values[start : start + TOGETHER] for start in range(0, len(values), TOGETHER)]
 
     def tokenise() -> list[dict[str, Any]]:
-        rows = (row for _, row in tokenised(str(path), iter(values), sft_row, Chat.load(WEIGHTS), LONGEST))
-        return [row for row in rows if row is not None]
+        chat = Chat.load(WEIGHTS)
+        rows = (row for batch in batches for _, row in tokenised(batch, sft_row, chat, LONGEST))
+        return [row for row in rows if isinstance(row, dict)]
 
     return tokenise
 

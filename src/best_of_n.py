@@ -40,7 +40,7 @@ from generate import answer_row, check_room, generation_settings, load_model
 PARAMS = [
     *(*parameters.LOADING, "best_of_n", "seed"),
     *(f"generate.{key}" for key in ("max_new_tokens", "no_repeat_ngram_size", "repetition_penalty")),
-    *(f"models.${{model}}.{key}" for key in ("generate", "gradient_checkpointing", "padding_free")),
+    *(f"models.${{model}}.{key}" for key in ("generate.batch_size", "gradient_checkpointing", "padding_free")),
 ]
 PROMPTS = Path("data/prepared/prompts.jsonl")
 ANSWERS = Path("data/generated/best_of_n.jsonl")

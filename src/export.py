@@ -67,7 +67,7 @@ def write(name: str, folder: Path, format: str, dtype: str | None) -> None:
     adapter = adapter_of(name)
     adapted = with_adapter(entry, started, adapter, chat)
     prompts = export.with_texts(read_jsonl(PROMPTS), read_jsonl(REFERENCES))
-    check_room(adapted, prompts, params.generate.max_new_tokens)
+    check_room(adapted.config.max_position_embeddings, prompts, params.generate.max_new_tokens)
 
     full = dataclasses.replace(started, dtype=torch.float32)  # merged in full precision, then rounded once
     merged = with_adapter(entry, full, adapter, chat)

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from aligner.files import read_json, read_jsonl, write_jsonl
-from aligner.model import runtime
+from aligner.model import runtime, vllm_backend
 from aligner.model.batches import batches
 from aligner.model.chat import Chat
 from aligner.model.generation import complete, end_ids, end_index
 from aligner.model.loading import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     PREPARED_CHAT,
     base_fingerprint,
+    base_folder,
     check_chat,
     check_provenance,
     load_adapter,
@@ -51,14 +53,17 @@ def main(run: Run, name: str) -> None:
     started = runtime.start(params.model_entry, params.seed)
     chat = load_chat(params.model_entry)
     check_chat(chat, read_json(PREPARED_CHAT))
-    model = load_model(params.model_entry, started, chat, adapter_of(name))
     prompts = list(read_jsonl(PROMPTS))
-    check_room(model, prompts, params.generate.max_new_tokens)
     run.note(device=started.device, dtype=str(started.dtype), threads=started.threads)
-    run.phase("load")
-
-    answers = dict(answer_all(model, prompts, chat, params, name))
-    seconds = run.phase("generate")
+    adapter = adapter_of(name)
+    if params.model_entry.generate.backend == "vllm":
+        answers, seconds = answers_of_vllm(run, params, started, chat, adapter, prompts)
+    else:
+        model = load_model(params.model_entry, started, chat, adapter)
+        check_room(model.config.max_position_embeddings, prompts, params.generate.max_new_tokens)
+        run.phase("load")
+        answers = dict(answer_all(model, prompts, chat, params, name))
+        seconds = run.phase("generate")
     write_jsonl(GENERATED / f"{name}.jsonl", (answers[row["id"]] for row in prompts))
     tokens = sum(answer["answer_tokens"] for answer in answers.values())
     run.note(answers=len(answers), tokens_per_second=round(tokens / seconds))
@@ -87,14 +92,17 @@ def load_model(entry: ModelEntry, runtime: Runtime, chat: Chat, adapter: Path | 
     base.generation_config = GenerationConfig()  # else transformers takes unset values from the model's own
     if adapter is None:
         return base.eval()
-    check_provenance(adapter, {"base": base_fingerprint(entry), "chat": chat.fingerprint})
+    check_adapter(adapter, entry, chat)
     return load_adapter(base, adapter).merge_and_unload().eval()
 
 
-def check_room(model, prompts: list[dict[str, Any]], max_new_tokens: int) -> None:
+def check_adapter(adapter: Path, entry: ModelEntry, chat: Chat) -> None:
+    check_provenance(adapter, {"base": base_fingerprint(entry), "chat": chat.fingerprint})
+
+
+def check_room(positions: int, prompts: list[dict[str, Any]], max_new_tokens: int) -> None:
     """InputError if the longest prompt and an answer exceed the model's positions; what lies beyond them would be noise."""
     longest = max(len(row["prompt_ids"]) for row in prompts)
-    positions = model.config.max_position_embeddings
     if longest + max_new_tokens > positions:
         raise InputError(
             f"params.yaml: generate.max_new_tokens is {max_new_tokens}, but the longest prompt has {longest} tokens and the "
@@ -116,6 +124,38 @@ def answer_all(model, prompts: list[dict], chat: Chat, params: StageParams, name
             tokens += sum(row["answer_tokens"] for row in rows)
             progress.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
             progress.update(len(rows))
+
+
+def answers_of_vllm(
+    run: Run, params: StageParams, started: Runtime, chat: Chat, adapter: Path | None, prompts: list[dict]
+) -> tuple[dict[str, dict], float]:
+    """The answer rows by id, and the seconds that vLLM took for them after it had loaded the model."""
+    entry, settings, ends = params.model_entry, params.generate, end_ids(chat)
+    folder = base_folder(entry)
+    positions = read_json(folder / "config.json")["max_position_embeddings"]
+    check_room(positions, prompts, settings.max_new_tokens)
+    if adapter is not None:
+        check_adapter(adapter, entry, chat)
+    request = {
+        "model": str(folder),
+        "adapter": None if adapter is None else str(adapter),
+        "rank": 0 if adapter is None else read_json(adapter / ADAPTER_CONFIG)["r"],
+        "compiled": started.device == "cuda",  # on a CPU, compiling takes longer than the answers
+        "dtype": str(started.dtype).removeprefix("torch."),
+        "positions": positions,
+        "batch_size": entry.generate.batch_size,
+        "prompts": [row["prompt_ids"] for row in prompts],
+        "max_new_tokens": settings.max_new_tokens,
+        "ends": ends,
+        "sampling": {"temperature": settings.temperature, "top_p": settings.top_p} if settings.do_sample else None,
+        "seed": params.seed,
+        "repetition_penalty": settings.repetition_penalty,
+        "no_repeat_ngram_size": settings.no_repeat_ngram_size,
+    }
+    reply = vllm_backend.answer(request)
+    run.note(vllm=reply.vllm)
+    run.phase("generate")
+    return {row["id"]: answer_row(row, ids, chat, ends) for row, ids in zip(prompts, reply.new_ids, strict=True)}, reply.seconds
 
 
 def generation_settings(generate: Generate, chat: Chat):

@@ -3,7 +3,7 @@
 reads   the four files that prepare names in params.yaml (sft, pairs, eval, concepts) and the tokenizer of the chosen model
 writes  data/prepared/ (ids for sft, dpo and generate; references and concepts for score), reports/{prepare,data}.json,
         reports/data.md, metrics/prepare.json
-params  prepare, model, the entry's path, revision, chat_template and max_length
+params  prepare, model, the entry's path, revision, chat_template, max_length and prepare
 command python src/prepare.py            the stage, as dvc repro runs it
         python src/prepare.py --check data/raw/sft_examples.jsonl …    only checks your own data files
 """
@@ -27,6 +27,7 @@ from aligner.model.chat import Chat
 from aligner.model.hub import TOKENIZER_FILES, model_folder
 from aligner.run import params as parameters
 from aligner.run.errors import InputError
+from aligner.run.pool import cores
 from aligner.run.record import Run
 from aligner.run.stage import run_stage
 
@@ -38,6 +39,8 @@ PARAMS = [
     "models.${model}.max_length",
     "prepare",
 ]
+# It changes the time alone and no output, so dvc.yaml does not list it, and another value makes nothing stale.
+UNLISTED = ["models.${model}.prepare"]
 PREPARED = Path("data/prepared")
 METRICS = Path("metrics/prepare.json")
 FIGURES = Path("reports/prepare.json")
@@ -52,9 +55,10 @@ HEADLINE = {
 
 
 def main(run: Run) -> None:
-    params = parameters.load(PARAMS)
-    run.note(params=params)
+    params = parameters.load([*PARAMS, *UNLISTED])
     entry, rules = params.model_entry, params.prepare
+    processes = cores(entry.prepare.processes)
+    run.note(params=params, processes=processes)
     chat = Chat.load(model_folder(entry.path, entry.revision, TOKENIZER_FILES), entry.chat_template)
     eval_file, concept_file = RawFile(rules.eval, "eval", rules), RawFile(rules.concepts, "concepts", rules)
     with Scratch() as scratch:
@@ -63,8 +67,8 @@ def main(run: Run) -> None:
         seen = EvalPrompts(references)
         sft = Part("sft", RawFile(rules.sft, "sft", rules), scratch, seen)
         dpo = Part("dpo", RawFile(rules.pairs, "pairs", rules), scratch, seen)
-        sft.fill(sft_row, chat, entry.max_length)
-        dpo.fill(pair_row, chat, entry.max_length)
+        sft.fill(sft_row, chat, entry.max_length, processes)
+        dpo.fill(pair_row, chat, entry.max_length, processes)
         sft.require_both_sides()
         dpo.require_both_sides()
         concepts = [concept_row(value) for value in concept_file.all_values()]

@@ -77,7 +77,9 @@ RULES = {
     "models.*.dpo.learning_rate": Rule(0.03),
     "models.*.dpo.per_device_train_batch_size": Rule(2),
     "models.*.dpo.gradient_accumulation_steps": Rule(2),
+    "models.*.generate.backend": Rule("vllm"),
     "models.*.generate.batch_size": Rule(8),
+    "models.*.prepare.processes": Rule(7),
     **{
         f"models.*.{method}.{key}": Rule(value)
         for method in ("kto", "orpo", "reward", "grpo")
@@ -203,7 +205,11 @@ def leaves(values, parents=()):
 def declared(stage):
     """The keys that a stage declares, down to single values; tests/report/test_page.py checks those that a page only displays."""
     module = importlib.import_module(stage)
-    for name in set(module.PARAMS) - set(module.SHOWN if stage in ("score", "league") else ()) - NOT_BY_DEFAULT.get(stage, set()):
+    for name in (
+        {*module.PARAMS, *getattr(module, "UNLISTED", ())}
+        - set(module.SHOWN if stage in ("score", "league") else ())
+        - NOT_BY_DEFAULT.get(stage, set())
+    ):
         wanted = name.replace("${model}", "*")
         yield from (key for key in KEYS if key == wanted or key.startswith(wanted + "."))
 
@@ -361,7 +367,7 @@ def observed(stage, folder, met):
     return {
         "built": built,
         "files": written(folder),
-        "runtime": {name: run.fields.get(name) for name in ("device", "dtype", "threads")},
+        "runtime": {name: run.fields.get(name) for name in ("device", "dtype", "threads", "processes")},
         "attention": met["attention"],
         "checkpointing": [base.is_gradient_checkpointing for base in met["bases"]],
         "shapes": met["shapes"],

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # SHA-256 of the text with its two blanks
 FOLDERS = ("src", "tests", "benchmarks", "tools", "docs", "data", "models")
 # tools/fuzz_rows.py says why; the others are optional: the program that imports one says what to install.
-NOT_REQUIRED = {"atheris", "dvclive", "gguf", "llama_cpp"}
+NOT_REQUIRED = {"atheris", "dvclive", "gguf", "llama_cpp", "vllm"}
 
 
 def read(name: str) -> str:

@@ -49,9 +49,11 @@ OF_PARAMS = {
     "models.mini.shard": [*TRAINERS, "score"],
     "models.mini.gradient_checkpointing": [*TRAINERS, BEST_OF_N, "score"],
     "models.mini.torch_compile": [*TRAINERS, "score"],
+    "models.mini.prepare": [],  # changes no output
     "models.mini.sft": ["sft", "score"],
     "models.mini.dpo": ["dpo", "score"],
-    "models.mini.generate": [*GENERATE, *ANSWERS, BEST_OF_N, "score"],
+    "models.mini.generate": [*GENERATE, *ANSWERS, "score"],
+    "models.mini.generate.batch_size": [*GENERATE, *ANSWERS, BEST_OF_N, "score"],
     "models.mini.kto": [KTO],
     "models.mini.orpo": [ORPO],
     "models.mini.reward": [REWARD],

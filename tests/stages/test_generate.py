@@ -274,11 +274,10 @@ def test_the_models_own_generation_settings_play_no_part(workspace):
 
 def test_an_answer_must_fit_behind_the_longest_prompt():
     """With 512 positions, a prompt of 500 tokens leaves 12."""
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=512))
     rows = [{"prompt_ids": [1] * length} for length in (3, 500, 7)]
-    generate.check_room(model, rows, 12)
+    generate.check_room(512, rows, 12)
     with pytest.raises(InputError, match=r"generate\.max_new_tokens is 13, .* 500 tokens .* 512 positions; set it to 12 or less"):
-        generate.check_room(model, rows, 13)
+        generate.check_room(512, rows, 13)
 
 
 def test_too_long_an_answer_is_refused_before_anything_is_written(workspace):

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from support.workspace import RAW, Workspace, pair_rows, sft_rows
 
 import prepare
-from aligner.data import raw_file, row_store, tokenise
+from aligner.data import chunks, part, raw_file, row_store
 from aligner.data.examples import PreferencePair, SftExample
 from aligner.data.leakage import EvalPrompts
 from aligner.data.part import Part
 from aligner.data.raw_file import RawFile
 from aligner.data.split import in_validation
-from aligner.data.tokenise import pair_row, sft_row, text_batches, tokenised, unpaired_row
+from aligner.data.tokenise import pair_row, sft_row, tokenised, unpaired_row
 from aligner.model.chat import Chat
 from aligner.model.loading import check_chat
 from aligner.run.errors import InputError
@@ -89,7 +89,7 @@ def rules_of(**changes):
 
 
 @contextlib.contextmanager
-def part_of(rows, kind, share, max_length=100):
+def part_of(rows, kind, share, max_length=100, row_of=None):
     """The rows of a raw file as a Part splits them, with a stand-in for the tokenizer."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_store, "FOLDER", folder)
@@ -98,7 +98,7 @@ def part_of(rows, kind, share, max_length=100):
         with row_store.Scratch() as scratch:
             file = RawFile(str(path), kind, rules_of(validation_share=share))
             part = Part("sft" if kind == "sft" else "dpo", file, scratch, EvalPrompts([]))
-            part.fill(sft_row if kind == "sft" else pair_row, WordsChat(), max_length)
+            part.fill(row_of or (sft_row if kind == "sft" else pair_row), WordsChat(), max_length)
             yield part
 
 
@@ -362,7 +362,7 @@ def test_a_missing_file_is_an_input_error_that_names_it(workspace):
 
 def kept(value, row_of, chat, limit):
     """Whether a record gets a row under this limit of tokens."""
-    [(_, row)] = tokenised("rows.jsonl", iter([value]), row_of, chat, limit)
+    [(_, row)] = tokenised([value], row_of, chat, limit)
     return row is not None
 
 
@@ -392,18 +392,26 @@ def test_a_row_of_very_many_characters_is_too_long_and_never_encoded(workspace, 
         [SftExample(id, (("user", "x"), ("assistant", "y" * size))) for id, size in [("fits", 511), ("huge", 512)]],
         [PreferencePair(id, (("user", "x"),), "z", "y" * size) for id, size in [("fits", 511), ("huge", 512)]],
     ):
-        found = [(value.id, row) for value, row in tokenised("rows.jsonl", iter(values), row_of, chat, 4)]
+        found = [(value.id, row) for value, row in tokenised(values, row_of, chat, 4)]
         assert found == [("fits", {"id": "fits", "input_ids": []}), ("huge", None)]
 
 
-@given(st.lists(st.integers(1, 40), max_size=30))
-def test_batches_hold_all_rows_in_order_and_only_their_last_row_exceeds_the_limit(sizes):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenise, "BATCH_CHARACTERS", 50)
-        values = [SftExample(str(number), (("user", "x" * size),)) for number, size in enumerate(sizes)]
-        found = list(text_batches(iter(values)))
-    assert [value for batch in found for value in batch] == values
-    assert all(sum(len(value.texts()[0]) for value in batch[:-1]) < 50 for batch in found)
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(0, 30))
+def test_chunks_hold_all_lines_in_order_and_say_which_format_earlier_lines_decided(sizes, first):
+    """Lines before the first row of a known format are in chunks without one, since their faults are explained without one."""
+    lines = [b"x" * size + b"\n" for size in sizes]
+    lines[first:first] = [b'{"prompt": "a", "response": "b"}\n']
+    place = lines.index(b'{"prompt": "a", "response": "b"}\n') + 1
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK_BYTES", 50)
+        path = Path(folder) / "rows.jsonl"
+        path.write_bytes(b"".join(lines))
+        found = list(chunks.chunks(str(path), "sft"))
+    assert [line for chunk in found for line in chunk.lines] == lines
+    assert all(sum(map(len, chunk.lines[:-1])) < 50 for chunk in found)
+    for chunk in found:
+        assert chunk.lines[0] == lines[chunk.first - 1]
+        assert chunk.form == (("`prompt` + `completion` (or `response`)", place) if chunk.first > place else None)
 
 
 def test_a_row_that_the_template_refuses_is_named(workspace, chat):
@@ -414,9 +422,37 @@ def test_a_row_that_the_template_refuses_is_named(workspace, chat):
             raise InputError("no system role")
         return {"id": value.id, "input_ids": []}
 
-    values = [SftExample(id, (("user", "x"), ("assistant", "y"))) for id in "abc"]
-    with pytest.raises(InputError, match="rows.jsonl: row b: no system role"):
-        list(tokenised("rows.jsonl", iter(values), row_of, chat, 9))
+    with (
+        pytest.raises(InputError, match="rows.jsonl: row b: no system role"),
+        part_of([{"id": id, "prompt": "x", "response": "y"} for id in "abc"], "sft", 0.5, row_of=row_of),
+    ):
+        pass
+
+
+def faulty_rows():
+    """Rows of every fate, many enough for some chunks: copies, repeated ids, rows without an id, long and damaged ones."""
+    for number in range(300):
+        row = {"id": f"r{number}", "prompt": f"What is the mean of {number % 250}?", "response": f"It is {number % 250}."}
+        yield json.dumps(row | ({"id": "r1"} if number == 200 else {}))
+        if number % 50 == 7:
+            yield from (json.dumps({"prompt": f"And {number}?", "response": "caf\u00c3\u00a9"}), "no JSON", "")
+    yield json.dumps({"id": "long", "prompt": "x", "response": "y " * 400})
+
+
+def test_any_number_of_processes_writes_the_same_bytes(workspace, monkeypatch):
+    """The faulty file, with bad rows dropped, in chunks of a few rows, on one process and on two."""
+    Path(RAW["sft"]).write_text("\n".join(faulty_rows()) + "\n", encoding="utf-8")
+    workspace.params.update({"prepare.on_bad_row": "drop", "prepare.max_bad_share": 0.5})
+    monkeypatch.setattr(part, "LARGE_BYTES", 1)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2000)
+    outputs = []
+    for processes in (1, 2):
+        workspace.params["models.mini.prepare.processes"] = processes
+        workspace.run("prepare")
+        outputs.append({path: Path(path).read_bytes() for path in PREPARED})
+    assert outputs[0] == outputs[1]
+    counts = workspace.json("reports/prepare.json")["sft_data"]
+    assert (counts["rejected"], counts["duplicate"], counts["too_long"]) == (7, 50, 1) and counts["warned"] == 6
 
 
 def test_pairs_are_kept_whole_or_dropped(workspace, chat):

@@ -81,6 +81,11 @@ def said(folder: Path) -> str:
     return (folder / "said.txt").read_text(encoding="utf-8")
 
 
+def last_line(folder: Path) -> str:
+    """The last line that is not empty; a progress bar that ends writes an empty one."""
+    return [line for line in said(folder).splitlines() if line.strip()][-1]
+
+
 def series(folder: Path, stage: str) -> dict[tuple[str, str], float]:
     """All points of the stage's loss curve: (step, series) -> value."""
     curve = {"sft": "sft", "dpo": "dpo_loss"}[stage]

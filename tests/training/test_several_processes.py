@@ -90,7 +90,7 @@ def test_a_killed_rank_ends_the_stage_and_leaves_no_process(tmp_path, rank):
         assert code == -signal.SIGKILL
         return
     message = f"sft: process {rank} of 3 (RANK={rank}) was killed by SIGKILL, and the others were stopped. Resume: dvc repro"
-    *_, last = several.said(folder).splitlines()
+    last = several.last_line(folder)
     assert code == 1 and last == message and "Traceback" not in several.said(folder)
     (record,) = (json.loads(path.read_text()) for path in (folder / "experiments").glob("sft-*.json"))
     assert record["state"] == "failed" and f"process {rank} of 3" in record["reason"]
@@ -102,7 +102,7 @@ def test_a_killed_rank_ends_the_stage_and_leaves_no_process(tmp_path, rank):
 def test_sigterm_of_any_rank_saves_the_step(tmp_path, rank):
     folder = tmp_path / "run"
     code = killed_at_a_step(several.prepared("plain"), folder, rank, signal.SIGTERM, processes=2)
-    *_, last = several.said(folder).splitlines()
+    last = several.last_line(folder)
     assert code == 130 and several.processes_of(folder) == {}
     assert last.startswith("sft: interrupted; step ") and "is saved. Resume: dvc repro" in last
 
@@ -148,6 +148,6 @@ def test_with_dropout_another_number_of_processes_is_refused(tmp_path):
     killed_at_a_step(several.prepared("plain"), folder, 0, signal.SIGKILL, processes=2, **{"lora.lora_dropout": 0.2})
     Params(folder / "params.yaml", folder / "params.yaml")["models.mini.processes"] = 1
     assert several.start(folder, "sft", pause=0).wait(300) == 1
-    *_, last = several.said(folder).splitlines()
+    last = several.last_line(folder)
     assert "is a checkpoint of 2 processes, and with dropout 1 would train otherwise" in last
     assert "Set models.<name>.processes to 2, or begin anew: rm -r" in last

@@ -1,7 +1,7 @@
 """The quality of the training files: duplicates, contradictions, lengths, damaged texts, and leakage.
 
     audit = Audit("sft", scratch, eval_prompts, warnings)
-    audit.add(example, row, held_out)          # once for every kept row
+    audit.add(measured)          # once for every kept row (measured.py)
     audit.report()
 
 Counts are complete. Lists hold the LISTED smallest entries, so the order of the file plays no part. An audit keeps less than
@@ -12,14 +12,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
-from itertools import chain
 from typing import Any
 
-import orjson
-
-from aligner.data.examples import PreferencePair, TrainingRecord, UnpairedAnswer
-from aligner.data.leakage import EvalPrompts, digest, words
+from aligner.data.leakage import EvalPrompts
+from aligner.data.measured import Measured
 from aligner.data.near_duplicates import (
     BANDS,
     MOST_COMPARED,
@@ -28,21 +24,15 @@ from aligner.data.near_duplicates import (
     SEED,
     SHINGLE_WORDS,
     THRESHOLD,
-    Signer,
     near_duplicates,
     shingles,
 )
 from aligner.data.row_store import Scratch
-from aligner.data.tokenise import length_of
 from aligner.intervals import tango_interval
 
 LISTED = 200
 ON_PAGE = 20
-ANSWER_CHARACTERS = 80
 DAMAGE = ("mojibake", "replacement_character", "control_character", "mixed_scripts")
-
-# "prompt" with "answer", with "completion", or with "chosen" and "rejected" -> texts, as written or as words joined by spaces
-Parts = dict[str, list[str]]
 
 
 class Listed:
@@ -66,16 +56,6 @@ class Listed:
         return {"rows": self.count, "listed": self.entries}
 
 
-def texts_by_part(value: TrainingRecord) -> Parts:
-    """The texts of a row by their part in training; the earlier answers in a pair's conversation belong to its prompt."""
-    if isinstance(value, PreferencePair):
-        return {"prompt": [text for _, text in value.prompt], "chosen": [value.chosen], "rejected": [value.rejected]}
-    if isinstance(value, UnpairedAnswer):
-        return {"prompt": [text for _, text in value.prompt], "completion": [value.completion]}
-    answers = [text for role, text in value.messages if role == "assistant"]
-    return {"prompt": [text for role, text in value.messages if role != "assistant"], "answer": answers}
-
-
 class Audit:
     """Collects the figures of one training file, row by row, and reports them at the end."""
 
@@ -90,7 +70,6 @@ class Audit:
         self.sides: dict[bool, array] = {False: array("Q"), True: array("Q")}
         self._prompts = prompts
         self._texts = scratch.store(f"{name}_texts")
-        self._signer = Signer()
         self._signatures = bytearray()
         self._digests = array("Q")
         self._seen: dict[bytes, int] = {}
@@ -98,45 +77,31 @@ class Audit:
         self._chosen, self._rejected = array("Q"), array("Q")
         self._alike = Listed()
 
-    def is_copy(self, id: str, ids: list[Any]) -> bool:
-        """Whether an earlier row has these token ids. If it returns False, the next row that is added must have them."""
-        key = blake2b(orjson.dumps(ids), digest_size=16).digest()
+    def is_copy(self, id: str, key: bytes) -> bool:
+        """Whether an earlier row has this key of its token ids. If it returns False, the next row that is added must have it."""
         if key in self._seen:
             self._copies.setdefault(self._seen[key], []).append(id)
             return True
         self._seen[key] = len(self._texts)
         return False
 
-    def add(self, value: TrainingRecord, row: dict[str, Any], held_out: bool) -> None:
-        """Adds a kept row: the record, its row of token ids, and whether it is on the validation side."""
-        parts = {place: list(map(words, texts)) for place, texts in texts_by_part(value).items()}
-        for place, texts in parts.items():
-            for text in texts:
-                self._prompts.look(f"{self.name} {place}", value.id, text)
-        joined = {place: list(map(" ".join, texts)) for place, texts in parts.items()}
-        self.sides[held_out].append(digest(joined["prompt"]))
-        self._digests.append(digest([value.id, *chain(*joined.values())]))
-        self._signatures += self._signer.sign(shingles(chain(*parts.values())))
-        if isinstance(value, PreferencePair):
-            self._texts.append([value.id, joined, shortened(value.chosen)])
-            self._add_pair(value.id, joined, row)
-        elif isinstance(value, UnpairedAnswer):
-            self._texts.append([value.id, joined])
-            self.lengths.append(length_of(row))
-            self.desirable += value.label
-        else:
-            self._texts.append([value.id, joined])
-            self.lengths.append(length_of(row))
-            self.trained_tokens += len(row["labels"]) - row["labels"].count(-100)
-
-    def _add_pair(self, id: str, joined: Parts, row: dict[str, Any]) -> None:
-        chosen, rejected = len(row["chosen_ids"]), len(row["rejected_ids"])
-        self.lengths.append(length_of(row))
-        self.gaps.append(chosen - rejected)
-        for place, keys in (("chosen", self._chosen), ("rejected", self._rejected)):
-            keys.append(digest([*joined["prompt"], *joined[place]]))
-        if self._chosen[-1] == self._rejected[-1]:
-            self._alike.add(id)
+    def add(self, id: str, row: Measured) -> None:
+        """Adds a kept row."""
+        self._prompts.note(row.matches)
+        self.sides[row.held_out].append(row.prompt)
+        self._digests.append(row.digest)
+        self._signatures += row.signature
+        self._texts.append_line(row.texts)
+        self.lengths.append(row.length)
+        self.trained_tokens += row.trained_tokens
+        self.desirable += row.desirable
+        if row.answers is not None:
+            chosen, rejected, gap = row.answers
+            self.gaps.append(gap)
+            self._chosen.append(chosen)
+            self._rejected.append(rejected)
+            if chosen == rejected:
+                self._alike.add(id)
 
     @property
     def copies(self) -> int:
@@ -255,10 +220,6 @@ class Audit:
 def median(ordered: list[int]) -> int:
     """The upper median of sorted numbers: always one of them."""
     return ordered[len(ordered) // 2]
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= ANSWER_CHARACTERS else text[:ANSWER_CHARACTERS] + "…"
 
 
 def shared_prompts(audits: Iterable[Audit]) -> int:

@@ -90,15 +90,26 @@ class EvalPrompts:
 
     def look(self, where: str, id: str, text: list[str]) -> None:
         """Records which words of a trained text each prompt shares."""
-        for number in self._whole.get(" ".join(text), ()):
-            self.equal[number] = _first(self.equal[number], Match(-len(text), where, id, 0))
+        self.note(self.matches(where, id, text))
+
+    def matches(self, where: str, id: str, text: list[str]) -> list[tuple[int, Match, bool]]:
+        """What a trained text shares: the number of a prompt, the match, and whether the whole text equals the prompt."""
+        equal = self._whole.get(" ".join(text), ())
+        matches = [(number, Match(-len(text), where, id, 0), True) for number in equal]
         found = grams(text, SHORTEST_RUN)
         if self._places.keys().isdisjoint(found):
-            return
+            return matches
         for place, gram in enumerate(found):
             for number, start in self._places.get(gram, ()):
                 length = _run(self.words[number], start, text, place)
-                self.longest[number] = _first(self.longest[number], Match(-length, where, id, start))
+                matches.append((number, Match(-length, where, id, start), False))
+        return matches
+
+    def note(self, matches: Iterable[tuple[int, Match, bool]]) -> None:
+        """Keeps the best match of each prompt; the order of calls plays no part."""
+        for number, match, whole in matches:
+            best = self.equal if whole else self.longest
+            best[number] = _first(best[number], match)
 
     def level(self, number: int) -> str | None:
         """The first of LEVELS that applies to a prompt; None if it is clean."""

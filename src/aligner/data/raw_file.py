@@ -35,14 +35,23 @@ class RawFile:
 
         After a bad row that must end the run, it yields nothing more and only checks the rest of the file.
         """
-        if problem := other_file(self.path, self.kind):
-            raise UnreadableFile(self.path, problem)
+        self.require_lines()
         with bar(f"prepare {self.kind}", None, "row") as progress:
             for row in read_rows(self.path, self.kind):
                 progress.update()
-                self._note(row)
-                if row.value is not None and not (self.counts.rejected and self.rules.on_bad_row == "error"):
+                self.note(row, None if row.value is None else row.value.id)
+                if row.value is not None and not self.ends_the_run:
                     yield row.value
+
+    def require_lines(self) -> None:
+        """UnreadableFile for a file that is no JSON lines, which must be converted first."""
+        if problem := other_file(self.path, self.kind):
+            raise UnreadableFile(self.path, problem)
+
+    @property
+    def ends_the_run(self) -> bool:
+        """Whether a bad row so far ends the run, once the rest of the file is checked."""
+        return self.counts.rejected > 0 and self.rules.on_bad_row == "error"
 
     def all_values(self) -> list[Any]:
         """The records of the good rows; raises InputError as `require_few_bad_rows` does."""
@@ -63,11 +72,12 @@ class RawFile:
         command = f"See them all: python src/prepare.py --check {self.path}"
         raise InputError("\n".join([f"{self.path}: {rejected} bad rows ({share:.1%}).", *self.problems, *more, command]))
 
-    def _note(self, row: Row) -> None:
+    def note(self, row: Row, id: str | None) -> None:
+        """Counts a row, and keeps its problems; `id` is None for a row that is not good."""
         self.counts.add(row)
-        if row.value is not None:
+        if id is not None:
             for problem in row.problems:
-                self.warnings[problem.kind].add(row.value.id)
+                self.warnings[problem.kind].add(id)
             return
         self.of_other_kinds.update(problem.reason for problem in row.problems if problem.kind == "wrong_kind")
         if len(self.problems) < SHOWN_PROBLEMS:

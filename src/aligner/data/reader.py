@@ -20,7 +20,7 @@ from hashlib import blake2b
 from typing import TextIO
 
 from aligner.data.examples import Record
-from aligner.data.formats import Format, recognise, unrecognised
+from aligner.data.formats import FORMATS, Format, recognise, unrecognised
 from aligner.data.lines import BadRow, Problem, UnreadableFile, decode_line, parse_object, physical_lines
 from aligner.data.other_files import other_file
 from aligner.data.row_warnings import key_warnings, text_warnings
@@ -38,6 +38,11 @@ class Row:
     status: str
     problems: tuple[Problem, ...] = ()
     value: Record | None = None
+    written_id: bool = False  # whether the row itself holds its id
+
+    def plain(self) -> Row:
+        """The row without its record, to send to another process."""
+        return Row(self.file, self.line, self.status, self.problems, None, self.written_id)
 
 
 # ---- The reader -----------------------------------------------------------------------------------------------------
@@ -50,40 +55,43 @@ def read_rows(path: str | os.PathLike, kind: str | None = None) -> Iterator[Row]
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)} or None, got {kind!r}")
-    name, state = str(path), FileState(kind)
-    return (read_line(name, line, raw, state) for line, raw in enumerate(physical_lines(name), start=1))
+    name, form, ids = str(path), FileFormat(kind), Ids()
+    return (ids.checked(read_line(name, line, raw, form)) for line, raw in enumerate(physical_lines(name), start=1))
 
 
-def read_line(name: str, line: int, raw: bytes | None, state: FileState) -> Row:
-    """The row of one physical line; any bytes are allowed."""
+def read_line(name: str, line: int, raw: bytes | None, form: FileFormat) -> Row:
+    """The row of one physical line, whose id another line may have; any bytes are allowed."""
     try:
         text = decode_line(raw)
         if not text or text.isspace():
             return Row(name, line, "skipped")
-        value, warnings = state.record(parse_object(text), line)
+        value, warnings, written = form.record(parse_object(text), line)
     except BadRow as bad:
         return Row(name, line, "rejected", (bad.problem,))
-    return Row(name, line, "warned" if warnings else "accepted", warnings, value)
+    return Row(name, line, "warned" if warnings else "accepted", warnings, value, written)
 
 
-class FileState:
-    """The state that earlier lines of a file leave for later ones: the format, and the ids in use."""
+class FileFormat:
+    """The format of a file, which its first recognised row decides for the lines that follow."""
 
-    def __init__(self, kind: str | None):
+    def __init__(self, kind: str | None, known: tuple[str, int] | None = None):
         self.kind = kind
-        self.format: Format | None = None
-        self.format_line = 0
-        self.ids: set[bytes] = set()
-        self.has_unnamed_rows = False
+        name, self.line = known or (None, 0)
+        self.format: Format | None = next((form for form in FORMATS if form.name == name), None)
 
-    def record(self, row: dict, line: int) -> tuple[Record, tuple[Problem, ...]]:
-        """The record of a JSON object and its warnings; raises BadRow."""
-        form = self.format_of(row, line)
+    @property
+    def known(self) -> tuple[str, int] | None:
+        """The name of the format and the line that decided it, once there is one."""
+        return None if self.format is None else (self.format.name, self.line)
+
+    def record(self, row: dict, line: int) -> tuple[Record, tuple[Problem, ...], bool]:
+        """The record of a JSON object, its warnings, and whether its id is written in it; raises BadRow."""
+        form = self.of(row, line)
         value = form.record(row, form.name_of(row, line))
-        self.claim(value.id, written=form.kind == "concepts" or "id" in row)
-        return value, key_warnings(row, form.keys) + text_warnings("\n".join(value.texts()))
+        warnings = key_warnings(row, form.keys) + text_warnings("\n".join(value.texts()))
+        return value, warnings, form.kind == "concepts" or "id" in row
 
-    def format_of(self, row: dict, line: int) -> Format:
+    def of(self, row: dict, line: int) -> Format:
         """The file's format, which is that of its first recognised row; raises BadRow for a row of another format."""
         if self.format is not None and self.format.suits(row):
             return self.format
@@ -91,26 +99,42 @@ class FileState:
         if self.format is None:
             if found is None:
                 raise unrecognised(row, self.kind)
-            self.format, self.format_line = found, line
+            self.format, self.line = found, line
         elif (other := found or recognise(row, None)) not in (None, self.format):
             raise BadRow(
                 "other_format",
-                f"a row of {other.name} in a file of {self.format.name} (as of line "
-                f"{self.format_line}); one file holds one format: split it",
+                f"a row of {other.name} in a file of {self.format.name} (as of line {self.line}); one file holds one format: "
+                "split it",
             )
         return self.format
 
-    def claim(self, id: str, written: bool) -> None:
-        """Records an id as used; raises BadRow if an earlier row has it, or may have received it as `line-N`."""
+
+class Ids:
+    """The ids in use so far in a file, 16 bytes each."""
+
+    def __init__(self) -> None:
+        self._digests: set[bytes] = set()
+        self._has_unnamed_rows = False
+
+    def checked(self, row: Row) -> Row:
+        """The row, or a rejected one if an earlier row has its id."""
+        if row.value is None:
+            return row
+        problem = self.claim(row.value.id, row.written_id)
+        return row if problem is None else Row(row.file, row.line, "rejected", (problem,))
+
+    def claim(self, id: str, written: bool) -> Problem | None:
+        """Records an id as used; a problem if an earlier row has it, or may have received it as `line-N`."""
         digest = blake2b(id.encode(), digest_size=16).digest()
-        if digest in self.ids:
-            raise BadRow("duplicate_id", f"the id {shown(id)} is also on an earlier line; every row needs its own")
+        if digest in self._digests:
+            return Problem("duplicate_id", f"the id {shown(id)} is also on an earlier line; every row needs its own")
         if not written:
-            self.has_unnamed_rows = True
-        elif self.has_unnamed_rows and id.startswith("line-"):
-            raise BadRow("reserved_id", f"{shown(id)} may name an earlier row without an id; choose another id")
+            self._has_unnamed_rows = True
+        elif self._has_unnamed_rows and id.startswith("line-"):
+            return Problem("reserved_id", f"{shown(id)} may name an earlier row without an id; choose another id")
         else:
-            self.ids.add(digest)
+            self._digests.add(digest)
+        return None
 
 
 # ---- Counts, and the check of files -----------------------------------------------------------------------------------

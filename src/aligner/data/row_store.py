@@ -21,6 +21,11 @@ FOLDER = ".cache"
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # as for the rows that aligner.files writes
 
 
+def line_of(row: Any) -> bytes:
+    """A row as one line of JSON."""
+    return (_ENCODER.encode(row) + "\n").encode()
+
+
 class RowStore:
     """A JSON-lines file to append rows to and to read them from. During an iteration, nothing else may be read or appended."""
 
@@ -32,7 +37,10 @@ class RowStore:
         self._reading = False
 
     def append(self, row: Any) -> None:
-        line = (_ENCODER.encode(row) + "\n").encode()
+        self.append_line(line_of(row))
+
+    def append_line(self, line: bytes) -> None:
+        """Appends a row that `line_of` has written."""
         if self._reading:
             self._file.seek(self._end)
             self._reading = False

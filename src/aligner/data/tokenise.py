@@ -1,8 +1,8 @@
-"""Turns records into rows of token ids, batch by batch."""
+"""Turns records into rows of token ids, many together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -10,8 +10,6 @@ from aligner.data.examples import Messages, PreferencePair, SftExample, Training
 from aligner.model.chat import Chat
 from aligner.run.errors import InputError
 
-# Characters of text to encode together; larger batches are no faster.
-BATCH_CHARACTERS = 2**17
 # The longest tokens of common vocabularies (runs of dashes) have this many; prose has about four per token.
 CHARACTERS_PER_TOKEN = 128
 
@@ -19,19 +17,16 @@ RowOf = Callable[[Any, Chat], dict[str, Any]]  # sft_row, pair_row or unpaired_r
 
 
 def tokenised(
-    path: str, values: Iterator[Any], row_of: RowOf, chat: Chat, max_length: int
-) -> Iterator[tuple[Any, dict[str, Any] | None]]:
-    """Yields each record with its row of ids, or with None if it has more than `max_length` tokens.
-
-    Raises InputError with file and id if the chat template refuses a row.
-    """
-    for batch in text_batches(values):
-        chat.encode_ahead(talk for value in batch if not is_huge(value, max_length) for talk in conversations(value))
-        for value in batch:
-            try:
-                row = None if is_huge(value, max_length) else row_of(value, chat)
-            except InputError as error:
-                raise InputError(f"{path}: row {value.id}: {error}") from None
+    values: Sequence[Any], row_of: RowOf, chat: Chat, max_length: int
+) -> Iterator[tuple[Any, dict[str, Any] | InputError | None]]:
+    """Yields each record with its row of ids, or with None if it exceeds `max_length` tokens, or with the template's refusal."""
+    chat.encode_ahead(talk for value in values if not is_huge(value, max_length) for talk in conversations(value))
+    for value in values:
+        try:
+            row = None if is_huge(value, max_length) else row_of(value, chat)
+        except InputError as error:
+            yield value, error
+        else:
             yield value, row if row is not None and length_of(row) <= max_length else None
 
 
@@ -39,20 +34,6 @@ def is_huge(value: TrainingRecord, max_length: int) -> bool:
     """Whether a record is too long by its number of characters alone: encoding some megabytes would take a gigabyte of memory."""
     longest = max(sum(len(content) for _, content in talk) for talk in conversations(value))
     return longest > CHARACTERS_PER_TOKEN * max_length
-
-
-def text_batches(values: Iterator[Any]) -> Iterator[list[Any]]:
-    """Yields lists of consecutive values of at least BATCH_CHARACTERS characters; the last list may be shorter."""
-    batch: list[Any] = []
-    size = 0
-    for value in values:
-        batch.append(value)
-        size += sum(map(len, value.texts()))
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def conversations(value: TrainingRecord) -> list[Messages]:

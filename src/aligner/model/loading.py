@@ -38,6 +38,13 @@ def check_chat(chat: Chat, prepared: dict[str, Any]) -> None:
         )
 
 
+def base_folder(entry: ModelEntry) -> Path:
+    """The folder that holds a base's files; InputError unless all its weights are safetensors files in it."""
+    folder = model_folder(entry.path, entry.revision, TOKENIZER_FILES + WEIGHT_FILES)
+    check_shards(folder)
+    return folder
+
+
 def load_base(entry: ModelEntry, runtime: Runtime):
     """The base model of an entry, in the precision and on the device of `runtime`.
 
@@ -47,8 +54,7 @@ def load_base(entry: ModelEntry, runtime: Runtime):
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    folder = model_folder(entry.path, entry.revision, TOKENIZER_FILES + WEIGHT_FILES)
-    check_shards(folder)
+    folder = base_folder(entry)
     load_errors = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError)
     try:
         # A pair, because of output_loading_info; transformers' annotation names the model alone.

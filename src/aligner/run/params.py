@@ -74,9 +74,16 @@ class Optimisation(Section):
     gradient_accumulation_steps: PositiveInt
 
 
+class Preparation(Section):
+    """Parameters of prepare that depend on the hardware."""
+
+    processes: Literal["auto"] | PositiveInt
+
+
 class Decoding(Section):
     """Parameters of generation that depend on the model and the hardware."""
 
+    backend: Literal["transformers", "vllm"]
     batch_size: PositiveInt
 
 
@@ -96,6 +103,7 @@ class ModelEntry(Section):
     padding_free: Flag
     gradient_checkpointing: Flag
     torch_compile: Flag
+    prepare: Preparation
     sft: Optimisation
     dpo: Optimisation
     generate: Decoding
@@ -276,21 +284,24 @@ def load(names: list[str], path: Path = PARAMS_FILE) -> StageParams:
     """
     params = read(path)
     entry = params.models[params.model]
-    values: dict[str, Any] = {}
-    for name in names:
-        section, _, key = name.partition(".")
-        if not key:
-            values[section] = getattr(params, section)
-        elif not name.startswith(ENTRY):
-            whole = getattr(params, section)
-            known = vars(values[section]) if section in values else {}
-            values[section] = type(whole).model_construct(**known, **{key: getattr(whole, key)})
-    keys = [name.removeprefix(f"{ENTRY}.") for name in names if name.startswith(f"{ENTRY}.")]
+    of_entry = [name.removeprefix(f"{ENTRY}.") for name in names if name.startswith(f"{ENTRY}.")]
+    values = _parts(params, [name for name in names if not name.startswith(ENTRY)])
     if ENTRY in names:
         values["model_entry"] = entry
-    elif keys:
-        values["model_entry"] = ModelEntry.model_construct(**{key: getattr(entry, key) for key in keys})
+    elif of_entry:
+        values["model_entry"] = ModelEntry.model_construct(**_parts(entry, of_entry))
     return StageParams.model_construct(**values)
+
+
+def _parts(section: Section, names: list[str]) -> dict[str, Any]:
+    """The values of a section by key; for dotted names ("prepare.max_leakage"), subsections with only the keys named."""
+    values: dict[str, Any] = {name: getattr(section, name) for name in names if "." not in name}
+    for name in names:
+        key, _, rest = name.partition(".")
+        if rest:
+            whole, known = getattr(section, key), vars(values[key]) if key in values else {}
+            values[key] = type(whole).model_construct(**known, **_parts(whole, [rest]))
+    return values
 
 
 def read(path: Path = PARAMS_FILE) -> Params:
