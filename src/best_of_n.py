@@ -68,7 +68,7 @@ def main(run: Run) -> None:
     setup = begin(run, params, alone=True)
     prompts, references = list(read_jsonl(PROMPTS)), read_references()
     policy = load_model(params.model_entry, setup.runtime, setup.chat, SFT_ADAPTER)
-    check_room(policy, prompts, params.generate.max_new_tokens)
+    check_room(policy.config.max_position_embeddings, prompts, params.generate.max_new_tokens)
     run.phase("load")
     drawn = draw(policy, prompts, setup, params)
     run.phase("generate")
