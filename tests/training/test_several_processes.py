@@ -13,9 +13,9 @@ from support.workspace import Params
 
 STAGES = ("sft", "dpo")
 TOLERANCE = 1.1e-5  # 1e-5, and the last of the six digits that a curve has
-# They start two or three processes again and again, for some ten minutes on two cores: not part of `make test-all`.
+# All of them start two or three processes again and again, for some ten minutes on two cores; `make test-all` runs three.
 ASKED_FOR = "SEVERAL_PROCESSES"
-pytestmark = pytest.mark.skipif(ASKED_FOR not in os.environ, reason=f"takes ten minutes; to run it: {ASKED_FOR}=1")
+if_asked = pytest.mark.skipif(ASKED_FOR not in os.environ, reason=f"takes minutes; to run it: {ASKED_FOR}=1")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 
 
@@ -44,8 +44,11 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", [False, True], ids=["whole", "sharded"])
-@pytest.mark.parametrize("padding_free", [True, False], ids=["unpadded", "padded"])
+@pytest.mark.parametrize(
+    ("shard", "padding_free"),
+    [(False, True), (True, False), pytest.param(False, False, marks=if_asked), pytest.param(True, True, marks=if_asked)],
+    ids=["whole, unpadded", "sharded, padded", "whole, padded", "sharded, unpadded"],
+)
 def test_two_processes_have_the_losses_of_one(one, tmp_path, shard, padding_free):
     two = trained(several.prepared("plain"), tmp_path / "run", processes=2, shard=shard, padding_free=padding_free)
     for stage in STAGES:
@@ -81,7 +84,7 @@ def killed_at_a_step(source, folder, rank, signum, stage="sft", **changes):
 
 @needs_linux
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=if_asked), pytest.param(2, marks=if_asked)])
 def test_a_killed_rank_ends_the_stage_and_leaves_no_process(tmp_path, rank):
     folder = tmp_path / "run"
     code = killed_at_a_step(several.prepared("plain"), folder, rank, signal.SIGKILL)
@@ -96,6 +99,7 @@ def test_a_killed_rank_ends_the_stage_and_leaves_no_process(tmp_path, rank):
     assert record["state"] == "failed" and f"process {rank} of 3" in record["reason"]
 
 
+@if_asked
 @needs_linux
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
@@ -110,7 +114,9 @@ def test_sigterm_of_any_rank_saves_the_step(tmp_path, rank):
 # ---- Resuming -------------------------------------------------------------------------------------------------------
 
 
+@if_asked
 @needs_linux
+@if_asked
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_run_resumes_to_the_same_bytes_and_on_another_number_to_the_same_losses(one, tmp_path, stage):
@@ -141,7 +147,9 @@ def finish(folder, stage):
     assert f"{stage}: resumes after step" in several.said(folder)
 
 
+@if_asked
 @needs_linux
+@if_asked
 @pytest.mark.slow
 def test_with_dropout_another_number_of_processes_is_refused(tmp_path):
     folder = tmp_path / "run"
