@@ -67,6 +67,8 @@ def repository(tmp_path_factory):
 def test_all_plots_of_a_run_are_declared():
     names = "sft dpo_loss dpo_rewards dpo_accuracy dpo_logps dpo_ranking hit_rate topics outcomes lengths".split()
     names += "kto_loss kto_rewards kto_logps orpo_loss orpo_odds orpo_logps league_length league_kl".split()
+    names += "reward_loss reward_accuracy reward_reliability best_of_n_reward best_of_n_hit_rate best_of_n_length".split()
+    names += [f"grpo_{name}" for name in "reward rewards held_out length entropy kl no_spread".split()]
     assert set(declared()) == {*(f"plots/{name}.csv" for name in names), "models/base/loss.csv"}
 
 
@@ -153,7 +155,7 @@ def test_every_plot_is_drawn_with_no_network(repository, command, folder):
         [plot] = [each for each in drawn if settings["title"] in each["titles"]]
         assert {settings["x_label"], settings["y_label"]} == set(plot["axes"]), plot
         assert plot["marks"] and all(plot["marks"]), plot
-        assert plot["legends"] or settings["template"] == "points_interval", plot  # which writes names beside the points
+        assert plot["legends"] or settings["template"] == "reliability", plot  # which has one series
 
 
 # ---- Pictures -----------------------------------------------------------------------------------------------------------

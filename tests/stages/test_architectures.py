@@ -26,7 +26,7 @@ ROWS = ["sft_train.jsonl", "sft_validation.jsonl", "dpo_train.jsonl", "dpo_valid
 ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "provenance.json"]
 PLOTS = ["sft", "dpo_loss", "dpo_rewards", "dpo_accuracy", "dpo_logps", "dpo_ranking"]
 PLOTS += ["hit_rate", "topics", "outcomes", "lengths"]
-INPUTS = {"params.yaml", "requirements.txt", *RAW.values()}
+INPUTS = {"params.yaml", "requirements.txt", "data/raw/grpo_prompts.jsonl", *RAW.values()}
 OUTPUTS = {
     *(f"data/prepared/{name}" for name in PREPARED + ROWS),
     *(f"data/generated/{model}.jsonl" for model in ("base", "sft", "dpo")),
