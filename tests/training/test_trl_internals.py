@@ -27,6 +27,7 @@ OF_GRPO = {"_generate_and_score_completions", "_get_per_token_logps_and_entropie
 ALIASED = {"_metrics", "_total_train_tokens"}
 # Private attributes that other modules use, each with its owner: a model, a configuration or a module, never a trainer.
 ELSEWHERE = {
+    "aligner/run/pool.py": {"_exit": os},
     "aligner/run/ranks.py": {"_exit": os},
     "aligner/run/terminal.py": {"_instances": tqdm.tqdm},
     "aligner/model/runtime.py": {"_use_triton": trl.trainer.utils},
