@@ -8,10 +8,10 @@ params  grpo, prepare's rules for bad rows, validation and leakage, seed, model,
 command python src/grpo.py        (dvc repro pipelines/dvc.yaml:grpo)
 
 The policy samples num_generations answers to a prompt. An answer's reward is the weighted sum of the functions in
-aligner/training/rewards.py, its advantage A = (r - mean of the group) / standard deviation of the group, and the loss the clipped
-policy gradient -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) + beta KL(policy || SFT) per token (Shao et al. 2024, arXiv
-2402.03300, eq. 3; dapo: Yu et al. 2025, arXiv 2503.14476). With scale_rewards none, A is that of RLOO times (G - 1) / G (Ahmadian
-et al. 2024, arXiv 2402.14740).
+aligner/training/rewards.py, its advantage A = (r - mean of the group) / standard deviation of the group, and the loss the policy
+gradient -rho A + beta KL(policy || SFT) per token (Shao et al. 2024, arXiv 2402.03300, eq. 3; dapo: Yu et al. 2025, arXiv
+2503.14476). Each batch of samples gives one step, so rho = 1 and no ratio is ever clipped. With scale_rewards none, A is that of
+RLOO times (G - 1) / G (Ahmadian et al. 2024, arXiv 2402.14740).
 
 The guard compares start and end on held-out prompts: a reward that rises while the hit rate or the precision falls is `hacked`.
 """
@@ -161,7 +161,6 @@ def build_trainer(params: StageParams, setup: Setup, policy, prompts: list[Promp
         beta=grpo.beta,
         loss_type=grpo.loss_type,
         scale_rewards=grpo.scale_rewards,
-        epsilon=grpo.epsilon,
         num_generations=grpo.num_generations,
         max_completion_length=grpo.max_completion_length,
         temperature=grpo.temperature,

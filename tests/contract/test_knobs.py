@@ -150,7 +150,6 @@ RULES = {
     "grpo.beta": Rule(0.1),
     "grpo.loss_type": Rule("dr_grpo"),
     "grpo.scale_rewards": Rule("none"),
-    "grpo.epsilon": Rule(0.1),
     "league.models": Rule(["base", "sft", "dpo", "kto"]),
     "score.tie_threshold": Rule(1),
     "score.alpha": Rule(0.0001),

@@ -98,17 +98,17 @@ OF_FILES = {
 }
 # Outputs that somebody edits: the stage that made them, and those that read them.
 OF_OUTPUTS = {
-    "data/prepared/prompts.jsonl": ["prepare", *GENERATE, *ANSWERS],
+    "data/prepared/prompts.jsonl": ["prepare", *GENERATE, *ANSWERS, BEST_OF_N],
     "data/prepared/sft_train.jsonl": ["prepare", "sft"],
-    "data/prepared/dpo_train.jsonl": ["prepare", "dpo", UNPAIRED, ORPO],
+    "data/prepared/dpo_train.jsonl": ["prepare", "dpo", UNPAIRED, ORPO, REWARD],
     "data/prepared/unpaired_train.jsonl": [UNPAIRED, KTO],
-    "data/prepared/references.jsonl": ["prepare", "score", UNPAIRED, LEAGUE],
-    "models/sft/weights": ["sft", "dpo", "generate@sft", KTO, ORPO],
+    "data/prepared/references.jsonl": ["prepare", "score", UNPAIRED, BEST_OF_N, GRPO, LEAGUE],
+    "models/sft/weights": ["sft", "dpo", "generate@sft", KTO, ORPO, REWARD, BEST_OF_N, GRPO],
     "models/dpo/weights": ["dpo", "generate@dpo"],
     "models/kto/weights": [KTO, f"{METHODS}:generate@kto"],
     "data/generated/base.jsonl": ["generate@base", "score", LEAGUE],
     "data/generated/orpo.jsonl": [f"{METHODS}:generate@orpo", LEAGUE],
-    "data/prepared/sft_validation.jsonl": ["prepare", *TRAINERS],
+    "data/prepared/sft_validation.jsonl": ["prepare", "sft", "dpo", KTO, ORPO, GRPO],
     "metrics/dpo.json": ["dpo"],
     "metrics/league.json": [LEAGUE],
     "reports/dpo.json": ["dpo", "score", LEAGUE],
@@ -264,27 +264,24 @@ def test_a_source_file_stales_the_stages_that_import_it(checkout: Checkout, path
 
 def test_imports_are_followed() -> None:
     """Some of the expected stages in full."""
-    generate = [*GENERATE, *ANSWERS]
+    generate = [*GENERATE, BEST_OF_N, *ANSWERS]
+    of_pairs, of_text = ["dpo", KTO, ORPO, GRPO], ["score", BEST_OF_N, GRPO, LEAGUE]
     assert [of_source(f"src/{script}.py") for script in SCRIPTS] == [["prepare"], ["sft"], ["dpo"], generate, ["score"]]
-    assert [of_source(f"src/{script}.py") for script in ("unpaired", "kto", "orpo", "league")] == [
-        [UNPAIRED],
-        [KTO],
-        [ORPO],
-        [LEAGUE],
-    ]
-    for shared in ("padding_free", "likelihood", "loop", "trl_internals"):  # a trainer's callback reruns no generate
-        assert of_source(f"src/aligner/training/{shared}.py") == TRAINERS
-    for of_pairs in ("preferences", "held_out", "log_probs"):
-        assert of_source(f"src/aligner/training/{of_pairs}.py") == ["dpo", KTO, ORPO]
-    assert of_source("src/aligner/training/unpaired.py") == [KTO]
-    assert of_source("src/aligner/model/generation.py") == ["dpo", *GENERATE, KTO, ORPO, *ANSWERS]
-    assert of_source("src/aligner/model/chat.py") == ["prepare", "sft", "dpo", *GENERATE, UNPAIRED, KTO, ORPO, *ANSWERS]
-    assert of_source("src/aligner/data/reader.py") == ["prepare", UNPAIRED]
-    assert of_source("src/aligner/keywords/groups.py") == ["prepare", "score", UNPAIRED, LEAGUE]
-    assert of_source("src/aligner/keywords/scorer.py") == ["score", LEAGUE]
+    assert [of_source(f"src/{script}.py") for script in SIDE] == [[f"{METHODS}:{script}"] for script in SIDE]
+    assert of_source("src/aligner/training/loop.py") == TRAINERS  # a trainer's callback reruns no generate
+    for shared in ("preferences", "held_out", "divergence"):
+        assert of_source(f"src/aligner/training/{shared}.py") == of_pairs
+    assert of_source("src/aligner/training/unpaired.py") == [KTO, GRPO]
+    assert of_source("src/aligner/training/reward_model.py") == [REWARD, BEST_OF_N]
+    assert of_source("src/aligner/training/rewards.py") == [GRPO]
+    assert of_source("src/aligner/model/generation.py") == ["dpo", *GENERATE, KTO, ORPO, BEST_OF_N, GRPO, *ANSWERS]
+    assert of_source("src/aligner/model/chat.py") == [stage for stage in STAGES if stage not in ("score", LEAGUE)]
+    assert of_source("src/aligner/data/reader.py") == ["prepare", UNPAIRED, GRPO]
+    assert of_source("src/aligner/keywords/groups.py") == ["prepare", "score", UNPAIRED, BEST_OF_N, GRPO, LEAGUE]
+    assert of_source("src/aligner/keywords/scorer.py") == of_source("src/aligner/text_health.py") == of_text
     assert of_source("src/aligner/report/highlight.py") == ["score", LEAGUE]  # highlighting on the page reruns no prepare
     assert of_source("src/aligner/report/league.py") == of_source("src/aligner/scoring/league.py") == [LEAGUE]
-    assert of_source("src/aligner/statistics.py") == of_source("src/aligner/text_health.py") == ["score", LEAGUE]
+    assert of_source("src/aligner/statistics.py") == ["score", BEST_OF_N, LEAGUE]
     assert of_source("src/aligner/report/page.css") == ["score", LEAGUE]
     assert not any(of_source(f"src/aligner/run/{module}.py") for module in ("params", "record", "stage", "terminal"))
     assert of_source("src/votes.py") == of_source("src/aligner/judging/votes.py") == []

@@ -116,7 +116,7 @@ def test_what_is_resumed_is_hard_to_resume(whole):
         ("kto", {"kto.undesirable_weight": 0.5}),
         ("orpo", {"orpo.beta": 0.5}),
         ("reward", {"reward.center_rewards_coefficient": 0.5}),
-        ("grpo", {"grpo.epsilon": 0.1}),
+        ("grpo", {"grpo.temperature": 1.5}),
     ],
 )
 def test_a_run_goes_on_from_any_step(whole, tmp_path, monkeypatch, stage, changes):

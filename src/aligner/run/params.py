@@ -205,7 +205,6 @@ class Grpo(Training):
     beta: NonNegativeFloat
     loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"]
     scale_rewards: Literal["group", "batch", "none"]
-    epsilon: PositiveFloat
 
 
 class Generate(Section):
