@@ -11,15 +11,8 @@ from aligner.run.imports import code_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["prepare", "sft", "dpo", "generate", "score"]
-METHOD_SCRIPTS = [
-    "unpaired",
-    "kto",
-    "orpo",
-    "reward",
-    "best_of_n",
-    "grpo",
-    "league",
-]  # of pipelines/dvc.yaml, which uses generate too
+# Those of pipelines/dvc.yaml, which uses generate too.
+METHOD_SCRIPTS = ["unpaired", "kto", "orpo", "reward", "best_of_n", "grpo", "league"]
 METHODS = "pipelines/dvc.yaml"
 
 
